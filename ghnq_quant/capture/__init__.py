@@ -1,0 +1,94 @@
+"""From an ``nn.Module`` to the two readings of its graph: :class:`ArchGraph` and :class:`QuantPlan`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, fx, nn
+
+from ghnq_quant.capture.arch_graph import PRIMITIVES, ArchGraph, Node, ShortestPaths
+from ghnq_quant.capture.build_arch_graph import build_arch_graph
+from ghnq_quant.capture.operations import Kind, classify
+from ghnq_quant.capture.quant_plan import QuantPlan, QuantPoint, Unit, build_quant_plan
+from ghnq_quant.capture.shapes import propagate_shapes
+from ghnq_quant.capture.tracer import trace
+
+__all__ = [
+    "PRIMITIVES",
+    "ArchGraph",
+    "Capture",
+    "Kind",
+    "Node",
+    "QuantPlan",
+    "QuantPoint",
+    "ShortestPaths",
+    "Unit",
+    "capture",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """A traced network; everything else is derived from it when asked for.
+
+    Attributes:
+        root: module that the graph's names refer to.
+        graph: the torch.fx graph.
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        return dict(self.root.named_modules(remove_duplicate=False))
+
+    @cached_property
+    def kinds(self) -> dict[fx.Node, Kind]:
+        """What each node of the graph does."""
+        return classify(self.graph, self.modules)
+
+    @cached_property
+    def arch_graph(self) -> ArchGraph:
+        """What the hypernetwork reads."""
+        return build_arch_graph(self.graph, self.kinds, self.modules)
+
+    @cached_property
+    def quant_plan(self) -> QuantPlan:
+        """What a quantization backend executes."""
+        return build_quant_plan(self.graph, self.kinds, self.modules)
+
+    def shapes(self, example_input: Tensor | None = None) -> dict[str, tuple[int, ...]]:
+        """Shape of the value of each node, by the node's name; by default for one 224×224 image."""
+        if example_input is None:
+            example_input = torch.empty(1, self._input_channels(), 224, 224, device="meta")
+        return propagate_shapes(self.root, self.graph, example_input)
+
+    def _input_channels(self) -> int:
+        return next(m.in_channels for m in self.root.modules() if isinstance(m, nn.Conv2d))
+
+
+def capture(model: nn.Module, example_input: Tensor | None = None) -> Capture:
+    """Trace a convolutional network without running its kernels and without changing it.
+
+    Args:
+        model: any network of Conv2d, Linear, norm, activation and pooling layers, as modules or
+            functional calls, that torch.fx can trace in eval mode.
+        example_input: (N, C, H, W); where given, the network is also checked to run on its shape.
+
+    Raises:
+        CaptureError: the network cannot be captured; the message names the module.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> capture(model).arch_graph.counts()
+        {'input': 1, 'conv': 1, 'bias': 1, 'bn': 1}
+        >>> capture(model).quant_plan.units[0].batch_norm
+        '1'
+    """
+    captured = Capture(*trace(model))
+    if example_input is not None:
+        captured.shapes(example_input)
+    return captured

@@ -1,0 +1,131 @@
+"""The graph of a network's operations as the hypernetwork reads it (GHN-2, Knyazev et al. 2021, section 2)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import shortest_path
+
+#: The operations a node can stand for; the position is the row of the hypernetwork's embedding.
+PRIMITIVES = (
+    "max_pool",
+    "avg_pool",
+    "sep_conv",
+    "dil_conv",
+    "conv",
+    "msa",
+    "cse",
+    "sum",
+    "concat",
+    "input",
+    "bias",
+    "bn",
+    "ln",
+    "pos_enc",
+    "glob_avg",
+)
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of an :class:`ArchGraph`.
+
+    Attributes:
+        primitive: one of :data:`PRIMITIVES`.
+        shape: of the node's parameter (a norm layer's: of its weight), ``(1, 1, kh, kw)`` of a pooling
+            layer, None of a node without either.
+        parameters: names of the parameters predicted from this node: a weight or a bias, or a norm
+            layer's weight and bias.
+    """
+
+    primitive: str
+    shape: Shape | None = None
+    parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ShortestPaths:
+    """All pairs (source, target, length) of nodes joined by a directed path of at most some length.
+
+    The three arrays have one element a pair and are sorted by target, then source.
+    """
+
+    source: NDArray[np.int64]
+    target: NDArray[np.int64]
+    length: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class ArchGraph:
+    """A directed acyclic graph of :class:`Node` s in a topological order (node 0 is the input).
+
+    Attributes:
+        nodes: N nodes.
+        edges: (E, 2) array of (from, to) node positions, each ``from < to``, without duplicates.
+        classifier_weight: position of the classification layer's weight, None where there is none.
+        classifier_bias: position of its bias, None where there is none.
+
+    Example:
+        >>> graph = ArchGraph(
+        ...     (Node("input"), Node("conv", (8, 3, 3, 3), ("0.weight",))), np.array([[0, 1]])
+        ... )
+        >>> graph.counts()
+        {'input': 1, 'conv': 1}
+    """
+
+    nodes: tuple[Node, ...]
+    edges: NDArray[np.int64]
+    classifier_weight: int | None = None
+    classifier_bias: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def counts(self) -> dict[str, int]:
+        """How many nodes there are of each primitive that occurs."""
+        return dict(Counter(node.primitive for node in self.nodes))
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of all parameters that the graph's nodes stand for."""
+        return tuple(name for node in self.nodes for name in node.parameters)
+
+    @cached_property
+    def levels(self) -> NDArray[np.int64]:
+        """(N,) length of the longest path from the input: nodes of one level do not depend on each other."""
+        level = [0] * len(self)
+        for source, target in sorted(self.edges.tolist()):
+            level[target] = max(level[target], level[source] + 1)
+        return np.array(level, dtype=np.int64)
+
+    def shortest_paths(self, limit: int) -> ShortestPaths:
+        """The pairs of nodes at most ``limit`` steps apart along the edges (1 for an edge itself)."""
+        cached = self._paths.get(limit)
+        if cached is None:
+            adjacency = csr_matrix(
+                (np.ones(len(self.edges), np.int8), (self.edges[:, 1], self.edges[:, 0])),
+                shape=(len(self), len(self)),
+            )
+            length = shortest_path(adjacency, unweighted=True)
+            target, source = np.nonzero((length >= 1) & (length <= limit))
+            cached = ShortestPaths(source, target, length[target, source].astype(np.int64))
+            self._paths[limit] = cached
+        return cached
+
+    @cached_property
+    def _paths(self) -> dict[int, ShortestPaths]:
+        return {}
+
+    def canonical_form(self) -> str:
+        """A text that is equal for two graphs with the same nodes and edges, whatever their parameters' names."""
+        nodes: list[Sequence[object]] = [(n.primitive, n.shape) for n in self.nodes]
+        return json.dumps([nodes, sorted(self.edges.tolist())], separators=(",", ":"))

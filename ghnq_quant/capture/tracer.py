@@ -1,0 +1,140 @@
+"""torch.fx tracing of a convolutional network, without running it and without changing it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import fx, nn
+
+from ghnq_quant.capture.adapters import Adapter, BatchNormThen, adapters_in_use
+from ghnq_quant.errors import CaptureError
+
+_UNSUPPORTED = (
+    nn.Conv1d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+_STANDARD = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+
+
+def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
+    """Trace ``model`` as it runs in eval mode.
+
+    Returns:
+        the module that the graph's names refer to (``model`` itself, or a copy that shares its tensors
+        where an adapter rewrote layers) and the graph.
+
+    Raises:
+        CaptureError: the model has no 2-d convolution, has a convolution of another rank, or its
+            ``forward`` cannot be traced.
+    """
+    _check_layers(model)
+    adapters = adapters_in_use()
+    root = _rewritten(model, adapters)
+    tracer = _Tracer(adapters)
+    with _eval_mode(root):
+        try:
+            return root, tracer.trace(root)
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise CaptureError(_explain(error, tracer, model)) from error
+
+
+def _check_layers(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"expected an nn.Module, got {type(model).__name__}")
+    has_conv = False
+    for name, module in model.named_modules():
+        if isinstance(module, _UNSUPPORTED):
+            raise CaptureError(
+                f"module {name!r} is a {type(module).__name__}: only Conv2d convolutions are "
+                "supported; replace it, or quantize the part of the model that has none"
+            )
+        has_conv = has_conv or isinstance(module, nn.Conv2d)
+    if not has_conv:
+        raise CaptureError(
+            f"{type(model).__name__} has no nn.Conv2d: ghnq-quant predicts parameters of "
+            "convolutional networks"
+        )
+
+
+def _rewritten(model: nn.Module, adapters: tuple[Adapter, ...]) -> nn.Module:
+    """``model``, or where adapters rewrite some layers, a copy with them replaced and all tensors shared."""
+    names = [n for n, m in model.named_modules() if _rewrite(m, adapters) is not None]
+    if not names:
+        return model
+    tensors = [*model.parameters(), *model.buffers()]
+    root = copy.deepcopy(model, {id(t): t for t in tensors})
+    for name in names:
+        replacement = _rewrite(root.get_submodule(name), adapters)
+        assert replacement is not None
+        root.set_submodule(name, replacement)
+    return root
+
+
+def _rewrite(module: nn.Module, adapters: tuple[Adapter, ...]) -> nn.Module | None:
+    candidates = (adapter.rewrite(module) for adapter in adapters)
+    return next((new for new in candidates if new is not None), None)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    training = [m for m in model.modules() if m.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, adapters: tuple[Adapter, ...]) -> None:
+        super().__init__()
+        self._adapters = adapters
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, _STANDARD):
+            _check_is_standard(m, module_qualified_name)
+            return True
+        return super().is_leaf_module(m, module_qualified_name) or any(
+            adapter.is_leaf(m) for adapter in self._adapters
+        )
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        output = super().call_module(m, forward, args, kwargs)
+        return m.apply_children(output) if isinstance(m, BatchNormThen) else output
+
+
+def _check_is_standard(module: nn.Module, name: str) -> None:
+    base = next(t for t in _STANDARD if isinstance(module, t))
+    if type(module).forward is not base.forward:
+        raise CaptureError(
+            f"module {name!r} ({type(module).__name__}) replaces {base.__name__}.forward, so what it "
+            "computes is unknown; register an adapter for it (entry-point group ghnq_quant.adapters)"
+        )
+
+
+def _explain(error: Exception, tracer: fx.Tracer, model: nn.Module) -> str:
+    name = next(reversed(tracer.module_stack), "") if tracer.module_stack else ""
+    module = model.get_submodule(name) if name else model
+    return (
+        f"cannot trace {f'module {name!r}' if name else 'the model'} ({type(module).__name__}): "
+        f"{type(error).__name__}: {error}. torch.fx records one path through the network, so "
+        "`forward` must not branch on tensor values, sizes or outside state; move such a decision "
+        "out of it, or register an adapter that keeps the module whole (entry-point group "
+        "ghnq_quant.adapters)"
+    )

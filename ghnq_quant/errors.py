@@ -1,0 +1,35 @@
+"""The exceptions and warnings of ghnq-quant; every message names the module, file or value at fault."""
+
+from __future__ import annotations
+
+
+class GhnqError(Exception):
+    """Base class of everything that ghnq-quant raises on purpose."""
+
+
+class CaptureError(GhnqError):
+    """A model's graph cannot be captured or is outside of what the hypernetwork reads."""
+
+
+class PredictionError(GhnqError):
+    """The hypernetwork cannot predict usable parameters for a model."""
+
+
+class SchemeError(GhnqError, ValueError):
+    """A bit width, range or batch-norm setting that no quantizer has."""
+
+
+class BackendError(GhnqError):
+    """An unknown quantization backend, or one whose toolkit is not installed."""
+
+
+class CheckpointError(GhnqError):
+    """A checkpoint that is missing, damaged, unsafe to load, or of another kind."""
+
+
+class DataError(GhnqError):
+    """A data set that is missing, empty, damaged or mismatched."""
+
+
+class GhnqWarning(UserWarning):
+    """Something the user should know that does not stop the work."""

@@ -1,0 +1,80 @@
+"""Node features: what an operation is and the shape of its parameter (GHN-2, Knyazev et al. 2021, appendix B)."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from ghnq_quant.capture import Node
+
+Index = tuple[int, int, int, int]
+
+
+class ShapeEncoder(nn.Module):
+    """Embeds (c_out, c_in, kh, kw) as the concatenation of four vectors of ``hid // 4``.
+
+    Args:
+        hid: size C of the node features.
+        num_classes: number of classes, a channel count with a row of its own.
+        spatial_size: kernel size of the decoder, the largest odd size with a row of its own.
+    """
+
+    def __init__(self, hid: int, num_classes: int, spatial_size: int) -> None:
+        super().__init__()
+        self.channels = _channel_values(num_classes)
+        self.spatial = _spatial_values(spatial_size)
+        self.embed_spatial = nn.Embedding(len(self.spatial) + 1, hid // 4)
+        self.embed_channel = nn.Embedding(len(self.channels) + 1, hid // 4)
+
+    def indices(self, node: Node) -> Index:
+        """Rows of the two tables for a node's shape; the extra last rows where it has none."""
+        shape = node.shape
+        if shape is None:
+            return (len(self.channels),) * 2 + (len(self.spatial),) * 2
+        c_out, c_in, kh, kw = (*shape, *(1,) * (4 - len(shape)))
+        return (
+            _channel_row(c_out, self.channels),
+            _channel_row(c_in, self.channels),
+            _spatial_row(kh, self.spatial),
+            _spatial_row(kw, self.spatial),
+        )
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """(N, 4) rows to (N, C) features."""
+        channel = self.embed_channel(indices[:, :2]).flatten(1)
+        spatial = self.embed_spatial(indices[:, 2:]).flatten(1)
+        return torch.cat((channel, spatial), dim=1)
+
+
+def _channel_values(num_classes: int) -> tuple[int, ...]:
+    fine, middle, coarse = range(8, 64, 8), range(64, 4096, 16), range(4096, 8193, 32)
+    return tuple(sorted({1, 3, num_classes, *fine, *middle, *coarse}))
+
+
+def _spatial_values(size: int) -> tuple[int, ...]:
+    return tuple(sorted({*range(1, max(12, size), 2), 14, 16}))
+
+
+@cache
+def _channel_row(count: int, values: tuple[int, ...]) -> int:
+    if 4 <= count <= 7 and count not in values:
+        count = 8
+    return _nearest(count, values)
+
+
+@cache
+def _spatial_row(size: int, values: tuple[int, ...]) -> int:
+    return _nearest(3 if size == 2 else size, values)
+
+
+def _nearest(value: int, values: tuple[int, ...]) -> int:
+    """Position of the nearest of the sorted ``values``, the smaller one on a tie."""
+    above = bisect_left(values, value)
+    if above == len(values):
+        return above - 1
+    if above == 0 or values[above] == value:
+        return above
+    return above - 1 if value - values[above - 1] <= values[above] - value else above

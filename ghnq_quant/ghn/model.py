@@ -1,0 +1,286 @@
+"""GHN-Q: the hypernetwork as a whole."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from ghnq_quant.capture import PRIMITIVES, ArchGraph, Node
+from ghnq_quant.errors import CheckpointError, PredictionError
+from ghnq_quant.ghn import tiling
+from ghnq_quant.ghn.checkpoints import PpudaCheckpoint, bundled_checkpoint, read_ppuda
+from ghnq_quant.ghn.decoders import ConvDecoder, Shape4d
+from ghnq_quant.ghn.features import ShapeEncoder
+from ghnq_quant.ghn.message_passing import MLP, GatedGNN, schedule
+
+_PRIMITIVE_ROW = {name: row for row, name in enumerate(PRIMITIVES)}
+#: Bit widths that the precision embedding has a row for; 32 is float.
+_PRECISIONS = (2, 3, 4, 5, 6, 7, 8, 32)
+
+
+class GHN(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="ghnq-quant",
+    tags=["graph-hypernetwork", "quantization"],
+    license="mit",
+):
+    """A graph hypernetwork that predicts all parameters of a convolutional network in one pass.
+
+    The architecture, and the names of its parameters, are those of GHN-2 (Knyazev et al., «Parameter
+    Prediction for Unseen Deep Architectures», 2021); finetuned on quantized networks it is GHN-Q.
+
+    Args:
+        max_shape: largest weight (c_out, c_in, kh, kw) that is decoded; larger ones are tiled.
+        num_classes: of the data set it was trained on.
+        hid: size C of the node features.
+        virtual_edges: longest shortest path along which messages pass (s(max)).
+        precision_embedding: whether bit widths are part of the node features.
+        provenance: how the parameters were made; kept in the checkpoint's ``config.json``.
+
+    Example:
+        >>> from ghnq_quant.capture import capture
+        >>> ghn = GHN(virtual_edges=10)
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 10))
+        >>> (parameters,) = ghn([capture(model).arch_graph])
+        >>> parameters["0.weight"].shape
+        torch.Size([8, 3, 3, 3])
+    """
+
+    def __init__(
+        self,
+        max_shape: Sequence[int] = (64, 64, 11, 11),
+        num_classes: int = 10,
+        hid: int = 32,
+        virtual_edges: int = 10,
+        precision_embedding: bool = False,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.max_shape: Shape4d = (max_shape[0], max_shape[1], max_shape[2], max_shape[3])
+        self.num_classes = num_classes
+        self.virtual_edges = virtual_edges
+        self.provenance = provenance
+        self.ln = nn.LayerNorm(hid)
+        self.embed = nn.Embedding(len(PRIMITIVES), hid)
+        self.shape_enc = ShapeEncoder(hid, num_classes, self.max_shape[2])
+        self.gnn = GatedGNN(hid)
+        self.decoder = ConvDecoder(hid, self.max_shape, num_classes)
+        width = max(self.max_shape[:2])
+        self.decoder_1d = MLP((hid, 2 * hid, 2 * width), last_relu=False)
+        self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(width, num_classes))
+        self.precision: nn.Embedding | None = None
+        if precision_embedding:
+            # rows of weight bits, then of activation bits; zero, so that nothing changes until trained
+            self.precision = nn.Embedding(2 * len(_PRECISIONS), hid)
+            nn.init.zeros_(self.precision.weight)
+
+    def forward(
+        self, graphs: Sequence[ArchGraph], bits: Sequence[tuple[int, int]] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Predict the parameters of a batch of networks.
+
+        Args:
+            graphs: one graph a network.
+            bits: (weight, activation) bit widths of each network, 32 for float; read by a hypernetwork
+                with a precision embedding, which takes float where they are not given.
+
+        Returns:
+            a dict for each graph: parameters by name, of the shapes that the graph's nodes tell. A
+            classification layer of another number of classes than ``num_classes`` is left out. Tensors
+            may be views of one another's storage.
+
+        Raises:
+            PredictionError: a kernel larger than ``max_shape`` or a predicted value that is not finite.
+        """
+        graphs = list(graphs)
+        if not graphs:
+            return []
+        x = self._encode(graphs, bits)
+        return _Decoding(self, graphs, x).parameters
+
+    def _encode(
+        self, graphs: list[ArchGraph], bits: Sequence[tuple[int, int]] | None
+    ) -> Tensor:
+        device = self.embed.weight.device
+        nodes = [node for graph in graphs for node in graph.nodes]
+        rows = [(_PRIMITIVE_ROW[n.primitive], *self.shape_enc.indices(n)) for n in nodes]
+        index = torch.tensor(rows, device=device)
+        x = self.embed(index[:, 0]) + self.shape_enc(index[:, 1:])
+        if self.precision is not None:
+            x = x + self._embed_precision(graphs, bits or [(32, 32)] * len(graphs))
+        x = self.gnn(x, schedule(graphs, self.virtual_edges, device))
+        return self.ln(x)  # type: ignore[no-any-return]
+
+    def _embed_precision(
+        self, graphs: list[ArchGraph], bits: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        assert self.precision is not None
+        rows = [
+            (_PRECISIONS.index(weight), len(_PRECISIONS) + _PRECISIONS.index(activation))
+            for weight, activation in bits
+        ]
+        device = self.precision.weight.device
+        sizes = torch.tensor([len(graph) for graph in graphs], device=device)
+        embedded = self.precision(torch.tensor(rows, device=device)).sum(dim=1)
+        return embedded.repeat_interleave(sizes, dim=0)
+
+    @classmethod
+    def from_ppuda(cls, path: str | Path, virtual_edges: int = 50) -> GHN:
+        """Read a GHN-2 checkpoint in the public format (facebookresearch/ppuda).
+
+        Args:
+            path: of the ``.pt`` file; it is read without running any code that it may hold.
+            virtual_edges: s(max) of message passing; GHN-2 was trained with 50.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, holds code, or is not a GHN-2.
+
+        Example:
+            >>> ghn = GHN.from_ppuda("ghn2_cifar10.pt")  # doctest: +SKIP
+        """
+        checkpoint: PpudaCheckpoint = read_ppuda(path)
+        ghn = cls(**checkpoint.sizes, virtual_edges=virtual_edges)
+        try:
+            ghn.load_state_dict(checkpoint.state_dict)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: not the parameters of a GHN-2: {error}") from error
+        return ghn.eval()
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, name_or_path: str | Path = "ghnq-cifar10", **kwargs: Any
+    ) -> GHN:
+        """Load a checkpoint of :meth:`save_pretrained`.
+
+        Args:
+            name_or_path: a folder, the name of a checkpoint that the package ships (``ghnq-cifar10``),
+                or a repository of the Hugging Face Hub.
+            kwargs: as of huggingface_hub's ``PyTorchModelHubMixin.from_pretrained``.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or it is damaged.
+
+        Example:
+            >>> ghn = GHN.from_pretrained("ghnq-cifar10")
+        """
+        source = bundled_checkpoint(str(name_or_path)) or name_or_path
+        try:
+            ghn: GHN = super().from_pretrained(str(source), **kwargs)
+        except Exception as error:
+            raise CheckpointError(
+                f"cannot load the checkpoint {str(name_or_path)!r}: {type(error).__name__}: {error}. "
+                "Give a folder with config.json and model.safetensors, a checkpoint that the package "
+                "ships, or a repository of the Hugging Face Hub"
+            ) from error
+        return ghn.eval()
+
+
+class _Decoding:
+    """Decodes every node's parameters, those of one shape in one go."""
+
+    def __init__(self, ghn: GHN, graphs: list[ArchGraph], x: Tensor) -> None:
+        self.ghn = ghn
+        self.x = x
+        self.parameters: list[dict[str, Tensor]] = [{} for _ in graphs]
+        #: by decoded shape: (position of the node in the batch, graph, node)
+        self.groups: dict[Shape4d, list[tuple[int, int, Node]]] = defaultdict(list)
+        self.vectors: list[tuple[int, int, Node]] = []
+        self.classifiers: dict[int, list[tuple[int, int, Node]]] = defaultdict(list)
+        self.class_biases: list[tuple[int, int, Node]] = []
+        offset = 0
+        for g, graph in enumerate(graphs):
+            for v, node in enumerate(graph.nodes):
+                if node.parameters:
+                    self._assign(offset + v, g, node, v, graph)
+            offset += len(graph)
+        self._decode_weights()
+        self._decode_vectors()
+        self._decode_classifiers()
+
+    def _assign(self, row: int, g: int, node: Node, v: int, graph: ArchGraph) -> None:
+        shape, entry = node.shape, (row, g, node)
+        assert shape is not None
+        if v in (graph.classifier_weight, graph.classifier_bias):
+            if shape[0] == self.ghn.num_classes:
+                if len(shape) == 1:
+                    self.class_biases.append(entry)
+                else:
+                    self.classifiers[min(shape[1], self.ghn.max_shape[1])].append(entry)
+        elif len(shape) == 1:
+            self.vectors.append(entry)
+        else:
+            self.groups[self._decoded_shape(node)].append(entry)
+
+    def _decoded_shape(self, node: Node) -> Shape4d:
+        assert node.shape is not None
+        c_out, c_in, kh, kw = (*node.shape, *(1,) * (4 - len(node.shape)))
+        max_out, max_in, max_kh, max_kw = self.ghn.max_shape
+        if kh > max_kh or kw > max_kw:
+            raise PredictionError(
+                f"{node.parameters[0]!r} has a {kh}×{kw} kernel; the largest that this "
+                f"hypernetwork predicts is {max_kh}×{max_kw}"
+            )
+        return min(c_out, max_out), min(c_in, max_in), kh, kw
+
+    def _rows(self, entries: list[tuple[int, int, Node]]) -> Tensor:
+        return self.x[torch.tensor([row for row, _, _ in entries], device=self.x.device)]
+
+    def _decode_weights(self) -> None:
+        for shape, entries in self.groups.items():
+            w = self.ghn.decoder(self._rows(entries), shape)
+            self._set_weights(w, entries)
+
+    def _decode_classifiers(self) -> None:
+        for c_in, entries in self.classifiers.items():
+            w = self.ghn.decoder.classifier(self._rows(entries), c_in)
+            self._set_weights(w, entries)
+
+    def _set_weights(self, w: Tensor, entries: list[tuple[int, int, Node]]) -> None:
+        _check_finite(w, entries)
+        scales = [tiling.fan_in_scale(node.shape or ()) for _, _, node in entries]
+        if len(set(scales)) == 1:
+            w = (w * scales[0]).contiguous()
+        else:
+            w = w * w.new_tensor(scales).view(-1, *(1,) * (w.dim() - 1))
+        for p, (_, g, node) in zip(w.unbind(0), entries, strict=True):
+            assert node.shape is not None
+            dims = len(node.shape)
+            p = p.flatten(dims - 1) if p.dim() > dims else p
+            self.parameters[g][node.parameters[0]] = tiling.tile(p, node.shape)
+
+    def _decode_vectors(self) -> None:
+        entries = [*self.vectors, *self.class_biases]
+        if not entries:
+            return
+        p = self.ghn.decoder_1d(self._rows(entries)).view(len(entries), 2, -1)
+        count = len(self.vectors)
+        values = torch.stack((tiling.norm_weight(p[:count, 0]), tiling.bias(p[:count, 1])), 1)
+        _check_finite(values, self.vectors)
+        for (_, g, node), pair in zip(self.vectors, values.unbind(0), strict=True):
+            assert node.shape is not None
+            rows = (1,) if node.primitive == "bias" else (0, 1)
+            for name, row in zip(node.parameters, rows, strict=False):
+                self.parameters[g][name] = tiling.tile(pair[row], node.shape)
+        if self.class_biases:
+            class_bias = tiling.bias(self.ghn.bias_class(p[count:, 1]))
+            _check_finite(class_bias, self.class_biases)
+            for (_, g, node), b in zip(self.class_biases, class_bias.unbind(0), strict=True):
+                self.parameters[g][node.parameters[0]] = b
+
+
+def _check_finite(values: Tensor, entries: list[tuple[int, int, Node]]) -> None:
+    if values.isfinite().all():
+        return
+    bad = (~values.isfinite().flatten(1).all(dim=1)).nonzero()[0].item()
+    name = entries[int(bad)][2].parameters[0]
+    raise PredictionError(
+        f"the hypernetwork predicts values that are not finite for {name!r}: its checkpoint is "
+        "damaged or its training diverged; load another one"
+    )

@@ -1,0 +1,55 @@
+"""Keeps ``import torchvision`` working where its compiled operators do not load.
+
+torchvision's registry wheels are built for CUDA. Beside a CPU build of torch their operators cannot be
+loaded, and ``import torchvision`` (so ``import timm``) stops with «operator torchvision::nms does not
+exist». Models, transforms and datasets need only the operators' schemas, which are registered here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import torch
+
+_SCHEMAS = {
+    "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+
+
+def _is_defined(name: str) -> bool:
+    return bool(torch._C._dispatch_has_kernel(f"torchvision::{name}")) or hasattr(
+        torch.ops.torchvision, name
+    )
+
+
+def _compiled_operators_load() -> bool:
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return True  # no torchvision, nothing to repair
+    for library in Path(spec.origin).parent.glob("_C*"):
+        if library.suffix in {".so", ".pyd", ".dylib"}:
+            try:
+                torch.ops.load_library(str(library))
+                return True
+            except OSError:
+                pass
+    return False
+
+
+def define_missing_operators() -> None:
+    """Register the schemas of torchvision's operators if, and only if, the compiled ones do not load.
+
+    Must run before the first ``import torchvision`` of a process; ``import ghnq_quant`` does so.
+
+    Example:
+        >>> define_missing_operators()
+        >>> import torchvision
+    """
+    if "torchvision" in sys.modules or _compiled_operators_load():
+        return
+    for name, schema in _SCHEMAS.items():
+        if not _is_defined(name):
+            torch.library.define(f"torchvision::{name}", schema)

@@ -1,0 +1,32 @@
+"""torchvision's models and layer types for ghnq-quant."""
+
+from __future__ import annotations
+
+from ghnq_quant.torchvision_ops import define_missing_operators
+
+define_missing_operators()
+
+import torchvision  # noqa: E402
+from torch import nn  # noqa: E402
+from torchvision.ops import StochasticDepth  # noqa: E402
+
+__all__ = ["TorchvisionAdapter"]
+
+
+class TorchvisionAdapter:
+    """Keeps torchvision's stochastic depth whole, so that it still depends on train and eval."""
+
+    def is_leaf(self, module: nn.Module) -> bool:
+        return isinstance(module, StochasticDepth)
+
+    def rewrite(self, module: nn.Module) -> nn.Module | None:
+        return None
+
+    def create_model(self, name: str, num_classes: int) -> nn.Module | None:
+        if name not in self.model_names():
+            return None
+        model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        return model
+
+    def model_names(self) -> list[str]:
+        return list(torchvision.models.list_models(module=torchvision.models))
