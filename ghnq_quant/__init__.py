@@ -1,5 +1,43 @@
-"""Parameters for quantized CNNs, predicted by a graph hypernetwork (GHN-Q)."""
+"""Parameters for quantized CNNs, predicted by a graph hypernetwork (GHN-Q).
+
+    >>> import ghnq_quant, torchvision
+    >>> model = torchvision.models.mobilenet_v2(num_classes=10)
+    >>> qat = ghnq_quant.init_quantized(model, bits=4)
+"""
 
 from ghnq_quant.torchvision_ops import define_missing_operators
 
-define_missing_operators()
+define_missing_operators()  # before anything, the user's next line too, imports torchvision
+
+from ghnq_quant.api import init_quantized, predict_parameters, quantize  # noqa: E402
+from ghnq_quant.errors import (  # noqa: E402
+    BackendError,
+    CaptureError,
+    CheckpointError,
+    DataError,
+    GhnqError,
+    GhnqWarning,
+    PredictionError,
+    SchemeError,
+)
+from ghnq_quant.ghn import GHN  # noqa: E402
+from ghnq_quant.quantization import QuantScheme, calibrate  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GHN",
+    "BackendError",
+    "CaptureError",
+    "CheckpointError",
+    "DataError",
+    "GhnqError",
+    "GhnqWarning",
+    "PredictionError",
+    "QuantScheme",
+    "SchemeError",
+    "calibrate",
+    "init_quantized",
+    "predict_parameters",
+    "quantize",
+]

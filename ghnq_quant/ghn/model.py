@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -180,6 +181,15 @@ class GHN(
                 "ships, or a repository of the Hugging Face Hub"
             ) from error
         return ghn.eval()
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, strict: bool, **kwargs: Any) -> GHN:  # type: ignore[override]
+        """The mixin's own loading, but without its line on standard output for a local folder."""
+        if not Path(model_id).is_dir():
+            return super()._from_pretrained(model_id=model_id, strict=strict, **kwargs)
+        init = {k: v for k, v in kwargs.items() if k in inspect.signature(cls).parameters}
+        file = str(Path(model_id) / "model.safetensors")
+        return cls._load_as_safetensor(cls(**init), file, kwargs["map_location"], strict)
 
 
 class _Decoding:

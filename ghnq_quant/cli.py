@@ -1,0 +1,238 @@
+"""``ghnq``: every command reads its arguments and calls one function of the package."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from torch import nn
+
+import ghnq_quant
+from ghnq_quant.capture.adapters import load_adapters
+from ghnq_quant.errors import GhnqError, GhnqWarning, SchemeError
+
+app = typer.Typer(
+    name="ghnq",
+    help="Parameters for quantized CNNs, predicted by a graph hypernetwork (GHN-Q).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Bits = Annotated[
+    str,
+    typer.Option(
+        metavar="W or W/A",
+        help="Bits of weights and activations, 2 to 8 or 32 (off): 4, or 4/8 for weights of 4 "
+        "bits and activations of 8.",
+    ),
+]
+Backend = Annotated[
+    str, typer.Option(help="The toolkit that the quantized model is made of, e.g. brevitas.")
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option("--ghn", help="A GHN checkpoint's folder or name instead of the shipped one."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _ghnq(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"ghnq-quant {ghnq_quant.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    arch: Annotated[
+        str,
+        typer.Argument(
+            metavar="ARCH|MODULE:CALLABLE",
+            help="A torchvision or timm model's name, or a function of yours that returns a "
+            "model, such as mynets:tiny_cnn (mynets.py in this folder).",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where to save: *.safetensors or *.pt.")
+    ],
+    bits: Bits = "4",
+    backend: Backend = "brevitas",
+    num_classes: Annotated[int, typer.Option(min=1, help="Outputs of the model.")] = 10,
+    ghn: Checkpoint = None,
+) -> None:
+    """Predict a model's parameters and save its quantized state_dict.
+
+    Prints one line a layer: how many of its parameters were predicted, and how well its weight
+    survives quantization.
+    """
+    from ghnq_quant.evaluation.layer_report import layer_table
+    from ghnq_quant.training.saving import check_state_path, save_state
+
+    check_state_path(output)
+    precision = parse_bits(bits)
+    hypernetwork = _load_ghn(ghn)
+    model = create_model(arch, num_classes)
+    start = time.perf_counter()
+    quantized = ghnq_quant.init_quantized(model, precision, backend=backend, ghn=hypernetwork)
+    seconds = time.perf_counter() - start
+    metadata = {"arch": arch, "num_classes": str(num_classes), "bits": bits, "backend": backend}
+    save_state(quantized, output, {**metadata, "ghnq_quant": ghnq_quant.__version__})
+    console = Console()
+    console.print(layer_table(model, quantized, title=f"{arch}, {bits} bits", seconds=seconds))
+    console.print(f"Saved to {output}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def quickstart(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits (from scikit-learn, offline), cifar10 (downloaded once), an image folder, "
+            "a folder with CIFAR-10's files, or an .npz."
+        ),
+    ] = "digits",
+    data_name: Annotated[
+        str | None, typer.Option(help="The data set's name in the results.")
+    ] = None,
+    bits: Bits = "4",
+    backend: Backend = "brevitas",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs from each start.")] = 3,
+    max_train: Annotated[
+        int | None, typer.Option(min=1, help="Train on no more than this many images.")
+    ] = None,
+    ghn: Checkpoint = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for results and the trained model.")
+    ] = Path("ghnq-quickstart"),
+) -> None:
+    """Quantization-aware training from GHN-Q's parameters and from PyTorch's initialization.
+
+    The same small CNN, images, order and budget for both. Saves a table (JSON), the curves (PNG)
+    and the trained model. Takes under two minutes on two cores with the default images.
+    """
+    from ghnq_quant.training.quickstart import QuickstartSettings, run_quickstart
+
+    settings = QuickstartSettings(
+        data=data,
+        data_name=data_name,
+        bits=parse_bits(bits),
+        backend=backend,
+        epochs=epochs,
+        seeds=seeds,
+        max_train=max_train,
+    )
+    run_quickstart(settings, output, ghn=_load_ghn(ghn), console=Console())
+
+
+def parse_bits(text: str) -> int | tuple[int, int]:
+    """Read "4" as 4 and "4/8" as (4, 8), weights first.
+
+    Raises:
+        SchemeError: anything but one or two whole numbers.
+    """
+    parts = text.split("/")
+    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+        raise SchemeError(
+            f"--bits {text}: give a number of bits, such as 4, or two, weights/activations, "
+            "such as 4/8"
+        )
+    numbers = [int(part) for part in parts]
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def create_model(arch: str, num_classes: int) -> nn.Module:
+    """Make a float model from a zoo's model name or from ``module:callable``.
+
+    Args:
+        arch: a torchvision name, else a timm name, else one of any other installed adapter's; or
+            ``module:callable``, imported with the working folder on the path. The callable gets
+            ``num_classes`` if it has such a parameter.
+        num_classes: outputs of the model.
+
+    Raises:
+        GhnqError: no such model (with the closest names), module or callable, or the callable
+            returned something else than a module.
+    """
+    if ":" in arch:
+        return _call_by_name(arch, num_classes)
+    adapters = load_adapters()
+    preferred = [name for name in ("torchvision", "timm") if name in adapters]
+    for adapter in [*preferred, *(name for name in adapters if name not in preferred)]:
+        model = adapters[adapter].create_model(arch, num_classes)
+        if model is not None:
+            return model
+    names = {name for adapter in adapters.values() for name in adapter.model_names()}
+    close = difflib.get_close_matches(arch, sorted(names), n=5)
+    hint = f"did you mean {', '.join(close)}?" if close else "or give your own as module:callable"
+    raise GhnqError(f"no model named {arch} in {', '.join(adapters) or 'any adapter'}: {hint}")
+
+
+def _call_by_name(arch: str, num_classes: int) -> nn.Module:
+    module_name, _, callable_name = arch.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module_name), callable_name)
+        parameters = inspect.signature(function).parameters
+    except ModuleNotFoundError as error:
+        raise GhnqError(f"{arch}: {error} (looked in {os.getcwd()} too)") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise GhnqError(f"{arch}: {module_name} has no callable {callable_name}") from error
+    model = function(num_classes=num_classes) if "num_classes" in parameters else function()
+    if not isinstance(model, nn.Module):
+        raise GhnqError(f"{arch} returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _load_ghn(name_or_path: str | None) -> nn.Module | None:
+    if name_or_path is None:
+        return None
+    from ghnq_quant.ghn import GHN
+
+    return GHN.from_pretrained(name_or_path)
+
+
+def main() -> None:
+    """Run ``ghnq``; errors of this package become one line on standard error and exit code 1."""
+    stderr = Console(stderr=True)
+    show_other = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, GhnqWarning):
+            _print_line(stderr, "[yellow]warning:[/yellow]", str(message))
+        else:
+            show_other(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        app()
+    except GhnqError as error:
+        _print_line(stderr, "[red]error:[/red]", str(error))
+        sys.exit(1)
+    finally:
+        warnings.showwarning = show_other
+
+
+def _print_line(console: Console, label: str, text: str) -> None:
+    console.print(f"{label} {escape(text)}", soft_wrap=True, highlight=False)

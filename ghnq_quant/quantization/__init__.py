@@ -1,0 +1,27 @@
+"""Quantizers, batch-norm folding, the reference simulation and the model that every backend emits."""
+
+from ghnq_quant.quantization.affine import (
+    affine_parameters,
+    fake_quantize,
+    quantize_dequantize,
+    tensor_range,
+)
+from ghnq_quant.quantization.backends import Backend, load_backend
+from ghnq_quant.quantization.batch_norm import conv_batch_norm
+from ghnq_quant.quantization.calibration import calibrate
+from ghnq_quant.quantization.model import QuantModel, emit
+from ghnq_quant.quantization.scheme import QuantScheme
+
+__all__ = [
+    "Backend",
+    "QuantModel",
+    "QuantScheme",
+    "affine_parameters",
+    "calibrate",
+    "conv_batch_norm",
+    "emit",
+    "fake_quantize",
+    "load_backend",
+    "quantize_dequantize",
+    "tensor_range",
+]

@@ -1,0 +1,53 @@
+"""Backends: the toolkits whose layers a quantized model can be made of."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Protocol
+
+from torch import nn
+
+from ghnq_quant.errors import BackendError
+from ghnq_quant.quantization.scheme import ActRange, BatchNormMode
+
+
+class Backend(Protocol):
+    """Makes a toolkit's layers; which ones go where is the plan's business, not the backend's.
+
+    Registered under the entry-point group ``ghnq_quant.backends`` by the class that makes it. A layer
+    has the very parameters of the layer it stands for, under the same names.
+    """
+
+    def conv2d(self, conv: nn.Conv2d, weight_bits: int) -> nn.Module:
+        """A convolution with quantized weight, called with the input."""
+
+    def conv2d_batch_norm(
+        self, conv: nn.Conv2d, weight_bits: int, mode: BatchNormMode
+    ) -> nn.Module:
+        """A convolution that folds a batch norm; called with the input and the batch-norm module."""
+
+    def linear(self, linear: nn.Linear, weight_bits: int) -> nn.Module:
+        """A linear layer with quantized weight, called with the input."""
+
+    def activation(self, act_bits: int, act_range: ActRange) -> nn.Module:
+        """A quantizer of an activation tensor."""
+
+
+def load_backend(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        BackendError: there is none, or its toolkit is not installed.
+    """
+    entries = {entry.name: entry for entry in entry_points(group="ghnq_quant.backends")}
+    if name not in entries:
+        raise BackendError(f"unknown backend {name!r}; known are: {', '.join(sorted(entries))}")
+    try:
+        backend: Backend = entries[name].load()()
+    except ImportError as error:
+        missing = error.name or name
+        raise BackendError(
+            f"backend {name!r} needs the package {missing!r}, which is not installed: "
+            f"pip install {missing.partition('.')[0]}"
+        ) from error
+    return backend

@@ -1,0 +1,59 @@
+"""Running statistics and activation ranges from a few batches, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ghnq_quant.errors import DataError
+from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
+from ghnq_quant.quantization.model import QuantModel
+
+
+def calibrate(qmodel: QuantModel, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> QuantModel:
+    """Fill a quantized model's running batch-norm statistics and activation ranges.
+
+    Batch norms start anew and average all batches with equal weight; activation ranges go on with their
+    moving average. Parameters, and the modes of all modules, stay as they are.
+
+    Args:
+        qmodel: of :func:`ghnq_quant.init_quantized`.
+        batches: of images (N, C, H, W) on the model's device, alone or first in a tuple (labels behind
+            them are not used).
+
+    Returns:
+        ``qmodel`` itself.
+
+    Raises:
+        DataError: there is no batch.
+    """
+    modes = {m: m.training for m in qmodel.modules()}
+    norms = [m for m in qmodel.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        qmodel.eval()
+        getattr(qmodel, QUANTIZERS).train()
+        iterator = iter(batches)
+        first = next(iterator, None)
+        if first is None:
+            raise DataError("calibrate got no batch: give at least one of images (N, C, H, W)")
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average
+        with torch.no_grad():
+            _forward(qmodel, first)
+            for batch in iterator:
+                _forward(qmodel, batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, training in modes.items():
+            module.training = training
+    return qmodel
+
+
+def _forward(qmodel: QuantModel, batch: Tensor | tuple[Tensor, ...]) -> None:
+    qmodel(batch if isinstance(batch, Tensor) else batch[0])

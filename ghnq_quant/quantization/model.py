@@ -1,0 +1,124 @@
+"""The quantized model: a network's own module tree run along its traced graph, with quantizers in it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+from ghnq_quant.capture import Capture, QuantPlan
+from ghnq_quant.errors import GhnqWarning
+from ghnq_quant.quantization.backends import Backend
+from ghnq_quant.quantization.batch_norm import has_running_statistics
+from ghnq_quant.quantization.graph_rewrite import QUANTIZERS, quantizer_key, rewrite
+from ghnq_quant.quantization.ranges import EmaRange
+from ghnq_quant.quantization.scheme import FLOAT_BITS, QuantScheme
+
+
+class QuantModel(nn.Module):
+    """A network with quantized layers in place of its own, under the same names.
+
+    It has the module tree, parameters and buffers of the network it was made from, in the same order, and
+    behind them ``activation_quantizers``. Folded batch norms keep their place: they hold the parameters
+    and running statistics that the convolution before them folds in.
+
+    Attributes:
+        scheme: what is quantized to how many bits.
+        plan: the units and quantized activations.
+    """
+
+    def __init__(
+        self, captured: Capture, scheme: QuantScheme, quantizers: dict[str, nn.Module]
+    ) -> None:
+        super().__init__()
+        root = captured.root
+        self._modules.update(root._modules)
+        self._parameters.update(root._parameters)
+        self._buffers.update(root._buffers)
+        self._non_persistent_buffers_set |= root._non_persistent_buffers_set
+        self.add_module(QUANTIZERS, nn.ModuleDict(quantizers))
+        self.training = root.training
+        self.scheme = scheme
+        self.plan: QuantPlan = captured.quant_plan
+        self.graph: fx.Graph = rewrite(captured, self)
+        self._run = _compile(self.graph)
+        self._warned = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.training and not self._warned:
+            self._warn_of_missing_statistics()
+        return self._run(self, *args, **kwargs)
+
+    def _warn_of_missing_statistics(self) -> None:
+        names = [u.batch_norm for u in self.plan.units if u.batch_norm is not None]
+        norms = {n: self.get_submodule(n) for n in names} if self.scheme.bn == "running" else {}
+        missing = [
+            n
+            for n, m in norms.items()
+            if isinstance(m, nn.BatchNorm2d) and not m.training and not has_running_statistics(m)
+        ]
+        missing += [
+            n for n, m in self.named_modules() if isinstance(m, EmaRange) and not m.has_statistics()
+        ]
+        if missing:
+            self._warned = True
+            warnings.warn(
+                f"eval mode without running statistics ({missing[0]!r} and {len(missing) - 1} more): "
+                "the batch's own are used until some exist; train, or call ghnq_quant.calibrate",
+                GhnqWarning,
+                stacklevel=4,
+            )
+
+    def extra_repr(self) -> str:
+        s = self.scheme
+        overrides = f", overrides={dict(s.overrides)}" if s.overrides else ""
+        return f"{s}, tensorwise asymmetric, act_range={s.act_range}, bn={s.bn}{overrides}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in super().__getstate__().items() if k != "_run"}  # type: ignore[misc]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._run = _compile(self.graph)
+
+
+def _compile(graph: fx.Graph) -> Callable[..., Any]:
+    """The Python function that a graph stands for; its first argument is the module."""
+    code = graph.python_code("self")
+    namespace: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, "<quantized forward>", "exec"), namespace)
+    function: Callable[..., Any] = namespace["forward"]
+    return function
+
+
+def emit(captured: Capture, scheme: QuantScheme, backend: Backend) -> QuantModel:
+    """Turn a captured network, whose modules are taken over, into a quantized model of ``backend``.
+
+    Raises:
+        SchemeError: an override that matches no layer.
+        CaptureError: a layer that is called more than once.
+    """
+    plan = captured.quant_plan
+    scheme.check_overrides([*(u.name for u in plan.units), *(p.name for p in plan.points)])
+    quantizers = {}
+    for point in plan.points:
+        bits = scheme.bits_of(point.name)[1]
+        if bits != FLOAT_BITS:
+            quantizers[quantizer_key(point.name)] = backend.activation(bits, scheme.act_range)
+    for unit in plan.units:
+        bits = scheme.bits_of(unit.name)[0]
+        module = captured.modules[unit.name]
+        if isinstance(module, nn.Linear):
+            layer = backend.linear(module, bits)
+        elif unit.batch_norm is None:
+            layer = backend.conv2d(module, bits)  # type: ignore[arg-type]
+        else:
+            layer = backend.conv2d_batch_norm(module, bits, scheme.bn)  # type: ignore[arg-type]
+        layer.train(module.training)
+        captured.root.set_submodule(unit.name, layer)
+    model = QuantModel(captured, scheme, quantizers)
+    parameter = next(model.parameters())
+    getattr(model, QUANTIZERS).to(parameter.device).train(model.training)
+    return model

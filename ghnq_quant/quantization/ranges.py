@@ -1,0 +1,62 @@
+"""Ranges of activations: of the batch at hand, or a moving average of them (design rule «Activation range»)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ghnq_quant.quantization.affine import tensor_range
+from ghnq_quant.quantization.scheme import ActRange
+
+#: Weight of a new batch in the moving average.
+MOMENTUM = 0.1
+
+
+class BatchRange(nn.Module):
+    """The range of each tensor at hand."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return tensor_range(x)
+
+
+class EmaRange(nn.Module):
+    """A moving average of the batches' minima and maxima, frozen in eval.
+
+    It starts at the first batch's range; before that, eval takes the range of the batch at hand.
+
+    Attributes:
+        running_min, running_max: scalars.
+        num_batches_tracked: how many batches the average has seen.
+    """
+
+    running_min: Tensor
+    running_max: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_min", torch.zeros(()))
+        self.register_buffer("running_max", torch.zeros(()))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
+
+    def has_statistics(self) -> bool:
+        """Whether at least one batch was averaged."""
+        return int(self.num_batches_tracked) > 0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.training:
+            low, high = tensor_range(x)
+            # 1 on the first batch, without a branch that would wait for the device
+            momentum = (self.num_batches_tracked == 0).to(low.dtype).clamp_min_(MOMENTUM)
+            self.running_min.lerp_(low.to(self.running_min.dtype), momentum)
+            self.running_max.lerp_(high.to(self.running_max.dtype), momentum)
+            self.num_batches_tracked.add_(1)
+        elif not self.has_statistics():
+            return tensor_range(x)
+        # copies, so that a later batch does not change what this one's quantized tensors refer to
+        return self.running_min.clone(), self.running_max.clone()
+
+
+def make_range(act_range: ActRange) -> BatchRange | EmaRange:
+    """The module that gives an activation quantizer its range."""
+    return EmaRange() if act_range == "ema" else BatchRange()

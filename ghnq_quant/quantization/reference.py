@@ -1,0 +1,106 @@
+"""The reference simulation: the quantized layers as plain PyTorch, the yardstick of all backends."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghnq_quant.quantization.affine import affine_parameters, fake_quantize, quantize_dequantize
+from ghnq_quant.quantization.batch_norm import conv2d_of, conv_batch_norm
+from ghnq_quant.quantization.ranges import make_range
+from ghnq_quant.quantization.scheme import ActRange, BatchNormMode
+
+
+class FakeQuantConv2d(nn.Conv2d):
+    """A convolution with quantized weight and float bias."""
+
+    weight_bits: int
+
+    def quant_weight(self) -> Tensor:
+        """The quantized weight's values."""
+        return fake_quantize(self.weight, self.weight_bits)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.quant_weight(), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weight_bits={self.weight_bits}"
+
+
+class FakeQuantConvBatchNorm2d(FakeQuantConv2d):
+    """A convolution that folds a batch norm into its weight before it is quantized."""
+
+    mode: BatchNormMode
+
+    def forward(self, input: Tensor, bn: nn.BatchNorm2d) -> Tensor:  # type: ignore[override]
+        return conv_batch_norm(
+            input,
+            self.weight,
+            self.bias,
+            bn,
+            conv2d_of(self),
+            lambda w: fake_quantize(w, self.weight_bits),
+            self.mode,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, folded batch norm, eval statistics={self.mode}"
+
+
+class FakeQuantLinear(nn.Linear):
+    """A linear layer with quantized weight and float bias."""
+
+    weight_bits: int
+
+    def quant_weight(self) -> Tensor:
+        """The quantized weight's values."""
+        return fake_quantize(self.weight, self.weight_bits)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.quant_weight(), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weight_bits={self.weight_bits}"
+
+
+class FakeQuantActivation(nn.Module):
+    """A quantizer of an activation tensor."""
+
+    def __init__(self, act_bits: int, act_range: ActRange) -> None:
+        super().__init__()
+        self.act_bits = act_bits
+        self.act_range = act_range
+        self.range = make_range(act_range)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, zero_point = affine_parameters(*self.range(x), self.act_bits)
+        return quantize_dequantize(x, scale, zero_point, self.act_bits)
+
+    def extra_repr(self) -> str:
+        return f"act_bits={self.act_bits}, act_range={self.act_range}"
+
+
+class ReferenceBackend:
+    """Plain PyTorch."""
+
+    def conv2d(self, conv: nn.Conv2d, weight_bits: int) -> nn.Module:
+        return _recast(conv, FakeQuantConv2d, weight_bits=weight_bits)
+
+    def conv2d_batch_norm(
+        self, conv: nn.Conv2d, weight_bits: int, mode: BatchNormMode
+    ) -> nn.Module:
+        return _recast(conv, FakeQuantConvBatchNorm2d, weight_bits=weight_bits, mode=mode)
+
+    def linear(self, linear: nn.Linear, weight_bits: int) -> nn.Module:
+        return _recast(linear, FakeQuantLinear, weight_bits=weight_bits)
+
+    def activation(self, act_bits: int, act_range: ActRange) -> nn.Module:
+        return FakeQuantActivation(act_bits, act_range)
+
+
+def _recast(module: nn.Module, cls: type[nn.Module], **settings: object) -> nn.Module:
+    """``module`` as an instance of its subclass ``cls``: the same tensors, hooks and settings."""
+    layer = cls.__new__(cls)
+    layer.__dict__.update(module.__dict__)
+    layer.__dict__.update(settings)
+    return layer
