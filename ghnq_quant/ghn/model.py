@@ -183,13 +183,15 @@ class GHN(
         return ghn.eval()
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, strict: bool, **kwargs: Any) -> GHN:  # type: ignore[override]
-        """The mixin's own loading, but without its line on standard output for a local folder."""
+    def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> GHN:
+        """The mixin's own loading, always strict, and without its line on standard output for a folder."""
+        kwargs["strict"] = True
         if not Path(model_id).is_dir():
-            return super()._from_pretrained(model_id=model_id, strict=strict, **kwargs)
-        init = {k: v for k, v in kwargs.items() if k in inspect.signature(cls).parameters}
+            ghn: GHN = super()._from_pretrained(model_id=model_id, **kwargs)
+            return ghn
+        sizes = {k: v for k, v in kwargs.items() if k in inspect.signature(cls).parameters}
         file = str(Path(model_id) / "model.safetensors")
-        return cls._load_as_safetensor(cls(**init), file, kwargs["map_location"], strict)
+        return cls._load_as_safetensor(cls(**sizes), file, kwargs.get("map_location", "cpu"), True)
 
 
 class _Decoding:
