@@ -103,8 +103,10 @@ class GHN(
         graphs = list(graphs)
         if not graphs:
             return []
-        x = self._encode(graphs, bits)
-        return _Decoding(self, graphs, x).parameters
+        # small and sensitive: it stays in its own precision under autocast
+        with torch.autocast(self.embed.weight.device.type, enabled=False):
+            x = self._encode(graphs, bits)
+            return _Decoding(self, graphs, x).parameters
 
     def _encode(
         self, graphs: list[ArchGraph], bits: Sequence[tuple[int, int]] | None
@@ -131,6 +133,32 @@ class GHN(
         sizes = torch.tensor([len(graph) for graph in graphs], device=device)
         embedded = self.precision(torch.tensor(rows, device=device)).sum(dim=1)
         return embedded.repeat_interleave(sizes, dim=0)
+
+    def derived(self, **changes: Any) -> GHN:
+        """A hypernetwork with the same parameters and other settings.
+
+        Args:
+            changes: arguments of the constructor that differ. A precision embedding that is added starts
+                at zero, so nothing that is predicted changes.
+
+        Example:
+            >>> GHN().derived(virtual_edges=50).virtual_edges
+            50
+        """
+        settings = {
+            "max_shape": list(self.max_shape),
+            "num_classes": self.num_classes,
+            "hid": self.embed.embedding_dim,
+            "virtual_edges": self.virtual_edges,
+            "precision_embedding": self.precision is not None,
+            "provenance": self.provenance,
+        }
+        ghn = GHN(**{**settings, **changes})
+        state = self.state_dict()
+        if ghn.precision is not None and self.precision is None:
+            state["precision.weight"] = ghn.precision.weight.detach()
+        ghn.load_state_dict(state)
+        return ghn.to(self.embed.weight.device).train(self.training)
 
     @classmethod
     def from_ppuda(cls, path: str | Path, virtual_edges: int = 50) -> GHN:

@@ -1,0 +1,111 @@
+"""One step of finetuning: a meta-batch of networks with predicted parameters, and the gradient of their
+loss on one batch of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ghnq_quant.capture import ArchGraph, capture
+from ghnq_quant.quantization import QuantScheme, emit
+from ghnq_quant.quantization.reference import ReferenceBackend
+from ghnq_quant.training.settings import FLOAT
+
+Predict = Callable[[list[ArchGraph], list[tuple[int, int]]], list[dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Of one meta-batch.
+
+    Attributes:
+        losses, top1: cross-entropy and accuracy of each network that ran to its end.
+        failed: how many did not, for want of memory or because their loss was not finite.
+    """
+
+    losses: tuple[float, ...]
+    top1: tuple[float, ...]
+    failed: int
+
+
+def simulated(network: nn.Module, bits: tuple[int, int]) -> nn.Module:
+    """``network`` as it trains at a precision: itself in float, else its reference simulation with ranges
+    and batch-norm statistics of the batch; its modules are taken over.
+
+    Example:
+        >>> simulated(nn.Sequential(nn.Conv2d(3, 8, 3)), (4, 8)).scheme.weight_bits
+        4
+    """
+    if bits == FLOAT:
+        return network
+    scheme = QuantScheme(*bits, act_range="batch", bn="batch")
+    return emit(capture(network), scheme, ReferenceBackend())
+
+
+def backward_meta_batch(
+    predict: Predict,
+    graphs: Sequence[ArchGraph],
+    networks: Sequence[nn.Module],
+    bits: tuple[int, int],
+    images: Tensor,
+    labels: Tensor,
+    loss_scale: float = 1.0,
+) -> StepResult:
+    """Add the gradient of the networks' mean loss to the hypernetwork's parameters.
+
+    Each network runs and is differentiated on its own, down to its predicted parameters; the
+    hypernetwork's backward then runs once for all. So the memory is that of one network, and a network
+    that fails costs its own part of the gradient alone.
+
+    Args:
+        predict: the hypernetwork, or a wrapper of it.
+        graphs: M graphs.
+        networks: their M networks, on the images' device, in train mode.
+        bits: (weight, activation) precision that the networks run at.
+        images: (N, C, H, W).
+        labels: (N,).
+        loss_scale: factor on the gradient (of mixed precision in float16).
+    """
+    predicted = predict(list(graphs), [bits] * len(graphs))
+    roots: list[Tensor] = []
+    gradients: list[Tensor] = []
+    losses, top1, failed = [], [], 0
+    for network, parameters in zip(networks, predicted, strict=True):
+        leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+        try:
+            loss, accuracy = _run(simulated(network, bits), leaves, images, labels)
+            (loss * (loss_scale / len(networks))).backward()
+            finite = bool(loss.isfinite())
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            finite = False
+        if finite:
+            losses.append(float(loss.detach()))
+            top1.append(accuracy)
+        else:
+            failed += 1
+        for name, p in parameters.items():
+            gradient = leaves[name].grad
+            roots.append(p)
+            # zeros keep every process of a distributed run in step
+            gradients.append(gradient if finite and gradient is not None else torch.zeros_like(p))
+    torch.autograd.backward(roots, gradients)
+    return StepResult(tuple(losses), tuple(top1), failed)
+
+
+def _run(
+    network: nn.Module, parameters: dict[str, Tensor], images: Tensor, labels: Tensor
+) -> tuple[Tensor, float]:
+    logits = functional_call(network, parameters, (images,)).float()
+    top1 = (logits.detach().argmax(1) == labels).float().mean()
+    return F.cross_entropy(logits, labels), float(top1)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

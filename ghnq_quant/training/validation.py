@@ -1,0 +1,66 @@
+"""Accuracy on held-out networks and held-out training images, to choose the best checkpoint of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.func import functional_call
+
+from ghnq_quant.design_space import NetworkItem
+from ghnq_quant.ghn import GHN
+from ghnq_quant.training.batches import evaluation_batches
+from ghnq_quant.training.images import Images
+from ghnq_quant.training.step import simulated
+
+
+def hold_out(images: Images, fraction: float = 0.1, seed: int = 0) -> tuple[Images, Images]:
+    """Split training images into those to train on and those to validate on, at random.
+
+    Example:
+        >>> from ghnq_quant.training import load_images
+        >>> train, val = hold_out(load_images("digits").train)
+        >>> len(train), len(val)
+        (1294, 143)
+    """
+    order = torch.from_numpy(np.random.default_rng((seed, 2)).permutation(len(images)))
+    count = max(1, int(len(images) * fraction))
+    return _subset(images, order[count:]), _subset(images, order[:count])
+
+
+def _subset(images: Images, index: torch.Tensor) -> Images:
+    index = index.to(images.labels.device)
+    return Images(
+        images.images[index], images.labels[index], images.classes, images.mean, images.std
+    )
+
+
+def validate(
+    ghn: GHN,
+    networks: Sequence[NetworkItem],
+    images: Images,
+    precisions: Sequence[tuple[int, int]],
+    limit: int,
+) -> float:
+    """Mean top-1 accuracy, in [0, 1], over networks and precisions, with the statistics of batches of 64.
+
+    Args:
+        ghn: predicts each network's parameters for each precision.
+        networks: of the design space.
+        images: validation images.
+        precisions: (weight, activation) bits.
+        limit: how many images are used.
+    """
+    device = images.labels.device
+    correct, seen = 0, 0
+    for item in networks:
+        for bits in precisions:
+            with torch.no_grad():
+                (parameters,) = ghn([item.graph], [bits])
+                model = simulated(item.build(initialize=False).to(device), bits).train()
+                for x, y in evaluation_batches(images, 64, limit=limit):
+                    logits = functional_call(model, parameters, (x,))
+                    correct += int((logits.argmax(1) == y).sum())
+                    seen += len(y)
+    return correct / seen
