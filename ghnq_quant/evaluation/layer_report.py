@@ -1,0 +1,114 @@
+"""What was predicted for each quantized layer, and how much of its weight survives quantization."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from ghnq_quant.quantization import fake_quantize
+
+REPORTED_BITS = (8, 4, 2)
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One conv or linear layer.
+
+    Attributes:
+        name: the layer's name in the model.
+        shape: its weight's shape.
+        predicted: how many of its parameters, weight and bias, the hypernetwork predicted.
+        snr_db: the weight's quantization signal-to-noise ratio in dB at each bit width.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    predicted: int
+    snr_db: dict[int, float]
+
+
+def signal_to_noise_db(weight: Tensor, bits: int) -> float:
+    """10 · log10(Σ w² / Σ (w − Q(w))²), with Q the tensorwise asymmetric quantizer.
+
+    Returns:
+        dB; infinite where quantization changes nothing, NaN for an all-zero tensor.
+
+    Example:
+        >>> import torch
+        >>> round(signal_to_noise_db(torch.linspace(-1, 1, 1001), bits=8), 1)
+        48.1
+    """
+    w = weight.detach().double()
+    noise = (w - fake_quantize(weight.detach(), bits).double()).square().sum().item()
+    signal = w.square().sum().item()
+    if noise == 0:
+        return math.inf if signal else math.nan
+    return 10 * math.log10(signal / noise)
+
+
+def layer_report(before: nn.Module, after: nn.Module) -> list[LayerRow]:
+    """One row for each conv and linear layer of a quantized model.
+
+    The weights are taken as predicted, before a batch norm is folded into them: the folded weight
+    is another one for every batch.
+
+    Args:
+        before: the float model as it was given.
+        after: what ``init_quantized`` made of it: same module and parameter names.
+    """
+    old = dict(before.named_parameters())
+    rows = []
+    for name, layer in after.named_modules():
+        weight = getattr(layer, "weight", None)
+        if not isinstance(weight, Tensor) or weight.ndim < 2:
+            continue
+        predicted = sum(
+            parameter.numel()
+            for key, parameter in layer.named_parameters(name, recurse=False)
+            if not _same(parameter, old.get(key))
+        )
+        snr = {bits: signal_to_noise_db(weight, bits) for bits in REPORTED_BITS}
+        rows.append(LayerRow(name, tuple(weight.shape), predicted, snr))
+    return rows
+
+
+def layer_table(before: nn.Module, after: nn.Module, *, title: str, seconds: float) -> Table:
+    """:func:`layer_report` for the terminal.
+
+    Args:
+        before: the float model as it was given.
+        after: what ``init_quantized`` made of it.
+        title: above the table.
+        seconds: how long the prediction took, for the line below it.
+    """
+    table = Table(title=title, caption=_caption(before, after, seconds))
+    table.add_column("layer", overflow="fold")
+    table.add_column("weight", no_wrap=True)
+    table.add_column("predicted", justify="right")
+    for bits in REPORTED_BITS:
+        table.add_column(f"{bits} bits\n(dB)", justify="right")
+    for row in layer_report(before, after):
+        shape = "×".join(map(str, row.shape))
+        snr = (f"{row.snr_db[bits]:.1f}" for bits in REPORTED_BITS)
+        table.add_row(row.name, shape, f"{row.predicted:,}", *snr)
+    return table
+
+
+def _caption(before: nn.Module, after: nn.Module, seconds: float) -> str:
+    old = dict(before.named_parameters())
+    parameters = dict(after.named_parameters())
+    total = sum(p.numel() for p in parameters.values())
+    predicted = sum(p.numel() for n, p in parameters.items() if not _same(p, old.get(n)))
+    return (
+        f"{predicted:,} of {total:,} parameters predicted (batch norms included) "
+        f"in {seconds:.1f} s.\ndB: the weight's quantization signal-to-noise ratio."
+    )
+
+
+def _same(parameter: Tensor, old: Tensor | None) -> bool:
+    """Whether the parameter still has the value that the model came with."""
+    return old is not None and torch.equal(parameter.detach().cpu(), old.detach().cpu())
