@@ -1,0 +1,56 @@
+"""Precisions by their names in the paper: ``float``, ``W8/A8``, ``W4/A8``, …"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from ghnq_quant.errors import SchemeError
+from ghnq_quant.quantization.scheme import FLOAT_BITS, as_pair
+
+#: (weight bits, activation bits)
+Precision = tuple[int, int]
+
+FLOAT: Precision = (FLOAT_BITS, FLOAT_BITS)
+#: The rows of the paper's Table 1.
+PAPER_PRECISIONS = ("float", "W8/A8", "W4/A8", "W4/A4", "W2/A2")
+
+
+def parse_precision(text: str) -> Precision:
+    """Weight and activation bits of a precision's name.
+
+    Raises:
+        SchemeError: not a name of that form, or a bit width that does not exist.
+
+    Example:
+        >>> parse_precision("W4/A8"), parse_precision("float")
+        ((4, 8), (32, 32))
+    """
+    if text.strip().lower() == "float":
+        return FLOAT
+    match = re.fullmatch(r"[Ww]([0-9]+)/[Aa]([0-9]+)", text.strip())
+    if match is None:
+        raise SchemeError(f"precision {text!r}: write it as float or as W4/A8")
+    return as_pair((int(match[1]), int(match[2])), f"precision {text!r}")
+
+
+def precision_name(precision: Precision) -> str:
+    """The name that :func:`parse_precision` reads.
+
+    Example:
+        >>> precision_name((4, 8)), precision_name((32, 32))
+        ('W4/A8', 'float')
+    """
+    return "float" if precision == FLOAT else f"W{precision[0]}/A{precision[1]}"
+
+
+def parse_precisions(names: Iterable[str]) -> tuple[Precision, ...]:
+    """Several precisions without repetition, float first: everything else is compared with it.
+
+    Float is put in where it is not named.
+
+    Example:
+        >>> parse_precisions(["W4/A4", "W8/A8"])
+        ((32, 32), (4, 4), (8, 8))
+    """
+    return tuple(dict.fromkeys((FLOAT, *(parse_precision(name) for name in names))))

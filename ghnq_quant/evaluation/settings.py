@@ -1,0 +1,106 @@
+"""What an evaluation is, as data: everything that decides its numbers."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ghnq_quant.errors import GhnqError
+from ghnq_quant.evaluation.precision import (
+    FLOAT,
+    PAPER_PRECISIONS,
+    Precision,
+    parse_precisions,
+    precision_name,
+)
+
+#: Images in a batch, whose statistics batch norm uses (the paper's section 3).
+BATCH_SIZE = 64
+#: The order of the images and the initializations that predicted parameters are compared with.
+SEED = 0
+#: The splits of Table 1 in the paper's order, and the one that its discussion asks for.
+TABLE_SPLITS = ("test", "deep", "wide", "bn_free", "mobile")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Which networks are evaluated, at which precisions, with which parameters and on which images.
+
+    Attributes:
+        data: see :func:`ghnq_quant.training.load_images`.
+        data_name: the data set's name in the results; None for its own.
+        ghn: the checkpoint's folder or name.
+        splits: of ConvNets-250K; none where a named model is evaluated.
+        model: a torchvision or timm model's name, in place of splits.
+        trained: a trained ``state_dict`` of ``model``, to compare distributions with.
+        precisions: (weight, activation) bits, float first.
+        num_nets: the first so many networks of each split; None for all.
+        num_images: the first so many test images of their fixed mixed order; None for all.
+
+    Raises:
+        GhnqError: settings that contradict each other.
+    """
+
+    data: str
+    data_name: str | None = None
+    ghn: str = "ghnq-cifar10"
+    splits: tuple[str, ...] = TABLE_SPLITS
+    model: str | None = None
+    trained: str | None = None
+    precisions: tuple[Precision, ...] = parse_precisions(PAPER_PRECISIONS)
+    num_nets: int | None = None
+    num_images: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (not self.splits):
+            raise GhnqError("evaluate either splits of ConvNets-250K or one named model")
+        if self.trained is not None and self.model is None:
+            raise GhnqError("--trained is the state_dict of one model: name it with --model")
+        if self.model is not None and self.num_nets is not None:
+            raise GhnqError("--num-nets counts the networks of a split; a named model is one")
+        if len(set(self.splits)) < len(self.splits):
+            raise GhnqError(f"a split is named twice: {', '.join(self.splits)}")
+        if self.precisions[:1] != (FLOAT,):
+            raise GhnqError("the first precision must be float: the others are compared with it")
+        if self.num_nets is not None and self.num_nets < 1:
+            raise GhnqError(f"--num-nets {self.num_nets}: evaluate at least one network")
+        if self.num_images is not None and self.num_images < BATCH_SIZE:
+            raise GhnqError(
+                f"--num-images {self.num_images}: the protocol takes batch statistics over "
+                f"{BATCH_SIZE} images, so at least one such batch is needed"
+            )
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The table's columns: the splits, or the model's name."""
+        return self.splits or (str(self.model),)
+
+    @property
+    def precision_names(self) -> tuple[str, ...]:
+        """The table's rows."""
+        return tuple(precision_name(p) for p in self.precisions)
+
+    def command(self) -> str:
+        """The command line that gives these settings."""
+        words = ["ghnq", "evaluate", "--ghn", self.ghn, "--data", self.data]
+        optional: Sequence[tuple[str, object]] = (
+            ("--data-name", self.data_name),
+            ("--split", ",".join(self.splits) or None),
+            ("--model", self.model),
+            ("--trained", self.trained),
+            ("--precision", ",".join(self.precision_names)),
+            ("--num-nets", self.num_nets),
+            ("--num-images", self.num_images),
+        )
+        for option, value in optional:
+            if value is not None:
+                words += [option, str(value)]
+        return shlex.join(words)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain lists, numbers and texts, with what the protocol fixes."""
+        plain = asdict(self)
+        plain.update(splits=list(self.splits), precisions=list(self.precision_names))
+        return {**plain, "batch_size": BATCH_SIZE, "seed": SEED}
