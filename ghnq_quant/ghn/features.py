@@ -60,9 +60,8 @@ def _spatial_values(size: int) -> tuple[int, ...]:
 
 @cache
 def _channel_row(count: int, values: tuple[int, ...]) -> int:
-    if 4 <= count <= 7 and count not in values:
-        count = 8
-    return _nearest(count, values)
+    # 4 to 7 share a row even where num_classes is one of them, as in the public code
+    return _nearest(8 if 4 <= count <= 7 else count, values)
 
 
 @cache
