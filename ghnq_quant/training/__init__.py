@@ -2,12 +2,16 @@
 
 from ghnq_quant.training.batches import Augmentation, evaluation_batches, training_batch
 from ghnq_quant.training.images import Images, ImageSet, load_images
+from ghnq_quant.training.loop import finetune
+from ghnq_quant.training.settings import FinetuneSettings
 
 __all__ = [
     "Augmentation",
+    "FinetuneSettings",
     "ImageSet",
     "Images",
     "evaluation_batches",
+    "finetune",
     "load_images",
     "training_batch",
 ]

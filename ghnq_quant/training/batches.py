@@ -68,7 +68,7 @@ def training_batch(
     batch = images.images[index]
     if augment is not None:
         batch = _augmented(batch, augment, np.random.default_rng((seed, 1, step)))
-    return _shrunk(images.normalize(batch), size), images.labels[index]
+    return shrink(images.normalize(batch), size), images.labels[index]
 
 
 def evaluation_batches(
@@ -90,7 +90,7 @@ def evaluation_batches(
     """
     order = _order(len(images), 0, 0)[:limit].to(images.labels.device)
     for index in order.split(batch_size):
-        yield _shrunk(images.normalize(images.images[index]), size), images.labels[index]
+        yield shrink(images.normalize(images.images[index]), size), images.labels[index]
 
 
 @lru_cache(maxsize=8)
@@ -126,7 +126,7 @@ def _augmented(batch: Tensor, augment: Augmentation, rng: np.random.Generator) -
     return cropped.permute(0, 3, 1, 2).contiguous()
 
 
-def _shrunk(batch: Tensor, size: int | None) -> Tensor:
+def shrink(batch: Tensor, size: int | None) -> Tensor:
     height, width = batch.shape[2:]
     if size is None or (height, width) == (size, size):
         return batch

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ghnq_quant.design_space import ConvNets250K, NetworkItem
+from ghnq_quant.design_space import ConvNets250K, SampledNetwork
 from ghnq_quant.errors import DataError, GhnqError
 from ghnq_quant.ghn import GHN
-from ghnq_quant.training.batches import training_batch
+from ghnq_quant.training.batches import shrink, training_batch
 from ghnq_quant.training.images import ImageSet
 from ghnq_quant.training.order import network_indices, precision_index
 from ghnq_quant.training.progress import Progress
@@ -173,12 +173,9 @@ class _Run:
         settings, step = self.settings, self.counters.step
         items = self._items(step)
         images, labels = training_batch(
-            self.train,
-            step,
-            settings.image_batch_size,
-            settings.seed,
-            size=settings.image_size_at(fraction),
+            self.train, step, settings.image_batch_size, settings.seed
         )
+        small = shrink(images, settings.image_size_at(fraction))
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr_at(fraction)
         self.optimizer.zero_grad()
@@ -189,7 +186,8 @@ class _Run:
                 [item.graph for item in items],
                 [self._build(item) for item in items],
                 settings.bits[precision_index(len(settings.bits), step, settings.seed)],
-                images,
+                # a flattened head takes images of one size only
+                [small if item.description.any_size else images for item in items],
                 labels,
                 loss_scale=1.0 if scaler is None else scaler.get_scale(),
             )
@@ -200,13 +198,13 @@ class _Run:
         self.counters.failed_networks += result.failed
         return result, grad_norm
 
-    def _items(self, step: int) -> list[NetworkItem]:
+    def _items(self, step: int) -> list[SampledNetwork]:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         size = self.settings.meta_batch_size
         indices = network_indices(len(self.networks), step, size * world, self.settings.seed)
         return [self.networks[i] for i in indices[rank * size : (rank + 1) * size]]
 
-    def _build(self, item: NetworkItem) -> nn.Module:
+    def _build(self, item: SampledNetwork) -> nn.Module:
         return item.build(initialize=False).to(self.accelerator.device).train()
 
     def _update(self, grad_norm: float) -> None:
@@ -301,6 +299,7 @@ def _make_accelerator(mixed_precision: str) -> Accelerator:
             "finetuning needs accelerate and tensorboard: pip install 'ghnq-quant[train]'"
         ) from error
     return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # several processes on CPU need it said
         mixed_precision=mixed_precision,
         # a meta-batch need not reach every parameter, as one without biases does not
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from ghnq_quant.design_space import NetworkItem
+from ghnq_quant.design_space import SampledNetwork
 from ghnq_quant.ghn import GHN
 from ghnq_quant.training.batches import evaluation_batches
 from ghnq_quant.training.images import Images
@@ -38,7 +38,7 @@ def _subset(images: Images, index: torch.Tensor) -> Images:
 
 def validate(
     ghn: GHN,
-    networks: Sequence[NetworkItem],
+    networks: Sequence[SampledNetwork],
     images: Images,
     precisions: Sequence[tuple[int, int]],
     limit: int,

@@ -1,0 +1,289 @@
+"""The finetuning loop: gradients, order, precision, resuming, and what it does when steps fail."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+from torch.func import functional_call
+
+from ghnq_quant import GHN
+from ghnq_quant.design_space import ConvNets250K, SampledNetwork
+from ghnq_quant.errors import CheckpointError, DataError, GhnqError, SchemeError
+from ghnq_quant.training import ImageSet, finetune, load_images
+from ghnq_quant.training.batches import training_batch
+from ghnq_quant.training.order import network_indices, precision_index
+from ghnq_quant.training.settings import FinetuneSettings, parse_bits, parse_image_sizes
+from ghnq_quant.training.step import backward_meta_batch, simulated
+from ghnq_quant.training.validation import hold_out, validate
+
+SETTINGS = FinetuneSettings(
+    steps=6,
+    meta_batch_size=2,
+    image_batch_size=8,
+    log_every=1,
+    checkpoint_every=2,
+    validate_every=3,
+    val_networks=2,
+    val_images=64,
+)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageSet:
+    return load_images("digits")
+
+
+def gradients(ghn: GHN) -> dict[str, torch.Tensor]:
+    return {n: p.grad.clone() for n, p in ghn.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("bits", [(32, 32), (4, 8)])
+def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
+    digits: ImageSet, bits: tuple[int, int]
+) -> None:
+    train = ConvNets250K("train")
+    items = [train[i] for i in (0, 1, 2)]
+    x, y = training_batch(digits.train, 0, 8, seed=0)
+    ghn = GHN.from_pretrained()
+    networks = [item.build(initialize=False).train() for item in items]
+    result = backward_meta_batch(ghn, [i.graph for i in items], networks, bits, [x] * 3, y)
+    two_stage = gradients(ghn)
+
+    ghn.zero_grad()
+    losses = []
+    for item in items:
+        (parameters,) = ghn([item.graph])
+        network = simulated(item.build(initialize=False).train(), bits)
+        losses.append(F.cross_entropy(functional_call(network, parameters, (x,)), y))
+    torch.stack(losses).mean().backward()
+
+    assert result.losses == pytest.approx([loss.item() for loss in losses], rel=1e-5)
+    assert result.failed == 0
+    for name, gradient in gradients(ghn).items():
+        torch.testing.assert_close(two_stage[name], gradient, rtol=1e-3, atol=1e-5 * gradient.norm())
+
+
+def failing(item: SampledNetwork, error: Exception) -> nn.Module:
+    """The item's network, which fails when it is run."""
+
+    def fail(module: nn.Module, args: object) -> None:
+        raise error
+
+    network = item.build(initialize=False)
+    network.register_forward_pre_hook(fail)
+    return network
+
+
+def test_a_network_that_runs_out_of_memory_costs_its_own_gradient_alone(digits: ImageSet) -> None:
+    item = ConvNets250K("train")[0]
+    x, y = training_batch(digits.train, 0, 8, seed=0)
+    ghn = GHN.from_pretrained()
+    network = item.build(initialize=False).train()
+    backward_meta_batch(ghn, [item.graph], [network], (32, 32), [x], y)
+    alone = gradients(ghn)
+    ghn.zero_grad()
+    networks = [network, failing(item, torch.OutOfMemoryError("no memory left"))]
+    result = backward_meta_batch(ghn, [item.graph] * 2, networks, (32, 32), [x, x], y)
+    assert result.failed == 1
+    assert len(result.losses) == 1
+    for name, gradient in gradients(ghn).items():
+        torch.testing.assert_close(gradient, alone[name] / 2, rtol=1e-4, atol=1e-7)
+
+
+def test_another_error_is_not_swallowed(digits: ImageSet) -> None:
+    item = ConvNets250K("train")[0]
+    x, y = training_batch(digits.train, 0, 8, seed=0)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        backward_meta_batch(
+            GHN.from_pretrained(),
+            [item.graph],
+            [failing(item, RuntimeError("a mistake"))],
+            (32, 32),
+            [x],
+            y,
+        )
+
+
+def test_a_run_whose_steps_all_fail_stops_with_a_message(digits: ImageSet, tmp_path: Path) -> None:
+    broken = replace(digits.train, std=torch.zeros(3))  # images of infinities and NaN
+    with pytest.raises(GhnqError, match="25 steps in a row"):
+        finetune(
+            GHN.from_pretrained(),
+            replace(digits, train=broken),
+            replace(SETTINGS, steps=100, meta_batch_size=1, image_batch_size=2),
+            tmp_path,
+            show_progress=False,
+        )
+
+
+def test_every_network_comes_once_an_epoch_in_an_order_of_its_own() -> None:
+    epochs = [
+        [i for step in range(5) for i in network_indices(20, 5 * epoch + step, 4, seed=1)]
+        for epoch in range(2)
+    ]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
+    assert epochs[0] != epochs[1]
+
+
+def test_precisions_are_drawn_evenly() -> None:
+    drawn = [precision_index(3, step, seed=0) for step in range(3000)]
+    assert all(abs(drawn.count(k) - 1000) < 100 for k in range(3))
+
+
+def test_schedule() -> None:
+    settings = FinetuneSettings(epochs=100, image_sizes=((16, 0.5), (32, 1.0)))
+    assert settings.total_steps(50_000) == 156_250
+    assert [settings.lr_at(f) for f in (0, 0.7499, 0.75, 1)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
+    assert [settings.image_size_at(f) for f in (0, 0.4999, 0.5, 1)] == [16, 16, 32, 32]
+    assert (settings.betas, settings.weight_decay, settings.clip) == ((0.9, 0.999), 1e-5, 5)
+
+
+def test_command_line_forms() -> None:
+    assert parse_bits("8,4,2") == ((8, 8), (4, 4), (2, 2))
+    assert parse_bits("float, 4/8") == ((32, 32), (4, 8))
+    assert parse_image_sizes("16@0.5,32") == ((16, 0.5), (32, 1.0))
+    for wrong in ("4/", "x", "1", "4/8/2"):
+        with pytest.raises(SchemeError):
+            parse_bits(wrong)
+    with pytest.raises(GhnqError):
+        parse_image_sizes("small")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": None},
+        {"epochs": 1},
+        {"steps": 0},
+        {"checkpoint_every": 15, "log_every": 10},
+        {"image_sizes": ((32, 0.5),)},
+    ],
+)
+def test_settings_that_contradict_themselves(wrong: dict[str, object]) -> None:
+    with pytest.raises(GhnqError):
+        replace(FinetuneSettings(steps=10), **wrong)
+
+
+def test_an_added_precision_embedding_changes_nothing_until_it_is_trained() -> None:
+    graph = ConvNets250K("train")[0].graph
+    ghn = GHN.from_pretrained()
+    with torch.no_grad():
+        (plain,) = ghn([graph])
+        told = ghn.derived(precision_embedding=True)
+        (four,) = told([graph], [(4, 8)])
+        assert all(torch.equal(four[n], p) for n, p in plain.items())
+        assert told.precision is not None
+        told.precision.weight.normal_()
+        pairs = [told([graph], [bits])[0] for bits in ((4, 8), (8, 4), (4, 8))]
+    assert not torch.equal(pairs[0]["stem.conv.weight"], pairs[1]["stem.conv.weight"])
+    assert torch.equal(pairs[0]["stem.conv.weight"], pairs[2]["stem.conv.weight"])
+
+
+def test_validation_is_the_mean_accuracy_of_networks_in_batches_of_64(digits: ImageSet) -> None:
+    items = [ConvNets250K("val")[i] for i in range(2)]
+    ghn = GHN.from_pretrained()
+    train, val = hold_out(digits.train)
+    assert len(train) + len(val) == len(digits.train)
+    correct = 0
+    order = torch.from_numpy(np.random.default_rng((0, 0, 0)).permutation(len(val)))
+    for item in items:
+        network = item.build(initialize=False).train()
+        with torch.no_grad():
+            (parameters,) = ghn([item.graph])
+            for index in order[:128].split(64):
+                logits = functional_call(network, parameters, (val.normalize(val.images[index]),))
+                correct += int((logits.argmax(1) == val.labels[index]).sum())
+    assert validate(ghn, items, val, [(32, 32)], limit=128) == correct / 256
+
+
+def run_script(folder: Path, settings: FinetuneSettings, resume: bool = False) -> str:
+    return (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from ghnq_quant import GHN\n"
+        "from ghnq_quant.training import finetune, load_images\n"
+        "from ghnq_quant.training.settings import FinetuneSettings\n"
+        f"settings = {settings!r}\n"
+        f"finetune(GHN.from_pretrained(), load_images('digits'), settings, {str(folder)!r},"
+        f" resume={resume}, show_progress=False)\n"
+    )
+
+
+def test_a_killed_run_that_is_resumed_gives_what_an_uninterrupted_one_gives(
+    digits: ImageSet, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, bits=((32, 32), (4, 4)), precision_embedding=True, steps=7)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", run_script(killed, settings)])
+    history = killed / "history.csv"
+    deadline = time.monotonic() + 120
+    while not (history.exists() and len(history.read_text().splitlines()) > 3):
+        assert process.poll() is None, "the run ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    # processes of their own: kernels may be chosen by what ran in a process before
+    for script in (run_script(killed, settings, resume=True), run_script(whole, settings)):
+        subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=240)
+
+    a, b = (load_file(f / "state.safetensors") for f in (killed, whole))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert _columns(killed) == _columns(whole)
+    for name in ("best", "last"):
+        files = [load_file(f / name / "model.safetensors") for f in (killed, whole)]
+        assert all(torch.equal(files[0][k], files[1][k]) for k in files[0])
+    ghn = GHN.from_pretrained()
+    with pytest.raises(CheckpointError, match=r"lr=0\.001"):
+        finetune(ghn, digits, replace(settings, lr=2e-3), killed, resume=True, show_progress=False)
+    with pytest.raises(GhnqError, match="already holds a run"):
+        finetune(ghn, digits, settings, killed, show_progress=False)
+
+
+def _columns(folder: Path) -> list[dict[str, str]]:
+    with (folder / "history.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_two_processes_get_the_gradient_of_one_with_twice_the_meta_batch(tmp_path: Path) -> None:
+    one = replace(SETTINGS, steps=1, meta_batch_size=4, clip=1e9, validate_every=10)
+    two = replace(one, meta_batch_size=2)
+    script = tmp_path / "run.py"
+    script.write_text(run_script(tmp_path / "two", two))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*launcher, str(script)], check=True, capture_output=True, timeout=240)
+    finetune(
+        GHN.from_pretrained(), load_images("digits"), one, tmp_path / "one", show_progress=False
+    )
+    a, b = (load_file(tmp_path / f / "state.safetensors") for f in ("one", "two"))
+    moments = [k for k in a if k.endswith(".exp_avg")]  # a tenth of the gradient after one step
+    assert moments
+    for key in moments:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-5 * float(a[key].norm()) + 1e-12)
+
+
+def test_nothing_to_resume(digits: ImageSet, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no run to resume"):
+        finetune(GHN.from_pretrained(), digits, SETTINGS, tmp_path, resume=True)
+    (tmp_path / "state.safetensors").write_bytes(b"half a file")
+    with pytest.raises(CheckpointError, match="damaged"):
+        finetune(GHN.from_pretrained(), digits, SETTINGS, tmp_path, resume=True)
+
+
+def test_a_data_set_of_other_classes(digits: ImageSet, tmp_path: Path) -> None:
+    ghn = GHN(num_classes=3)
+    with pytest.raises(DataError, match="10 classes"):
+        finetune(ghn, digits, SETTINGS, tmp_path)
