@@ -79,7 +79,7 @@ def mean_cell(summary: Summary) -> str:
     if summary.mean is None:
         return "–"
     error = "" if summary.standard_error is None else f"±{summary.standard_error:.1f}"
-    return f"{summary.mean:.1f}{error}"
+    return f"{summary.mean:.1f}{error}".replace("-", "−")
 
 
 def table_cells(evaluation: Evaluation, metric: str) -> list[list[str]]:
