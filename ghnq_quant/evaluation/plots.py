@@ -108,25 +108,24 @@ def _chance_line(axes: Axes, evaluation: Evaluation) -> None:
     axes.axhline(chance, color="0.45", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
 
 
-def comparison_panels(
-    evaluations: dict[str, Evaluation], metric: str = "top1", ylabel: str = "mean top-1 (%)"
-) -> list[Panel]:
-    """For each split that all have, the means of several evaluations side by side."""
-    first = next(iter(evaluations.values()))
+def comparison_panels(evaluations: dict[str, Evaluation]) -> list[Panel]:
+    """For each split that all have, the mean top-1 of several evaluations side by side."""
+    precisions = shared_precisions(evaluations)
     colour = colours(list(evaluations))
+    summaries = {name: evaluation.summaries() for name, evaluation in evaluations.items()}
     panels = []
     for group in shared_groups(evaluations):
-        panel = Panel(group_title(group), "", ylabel)
-        precisions = shared_precisions(evaluations)
-        for i, (name, evaluation) in enumerate(evaluations.items()):
-            of = evaluation.summaries()[group]
+        panel = Panel(group_title(group), "", "mean top-1 (%)")
+        for i, (name, of) in enumerate(summaries.items()):
             shift = (i - (len(evaluations) - 1) / 2) * 0.5 / len(evaluations)
             for x, precision in enumerate(precisions):
-                _mean_and_error(panel.axes, x + shift, of[precision][metric], colour[name])
+                _mean_and_error(panel.axes, x + shift, of[group][precision]["top1"], colour[name])
         _precision_axis(panel.axes, precisions)
-        _chance_line(panel.axes, first)
-        panel.axes.set_ylim(bottom=0)
+        _chance_line(panel.axes, next(iter(evaluations.values())))
         panels.append(panel)
+    top = max((panel.axes.get_ylim()[1] for panel in panels), default=1.0)
+    for panel in panels:
+        panel.axes.set_ylim(0, top)
     return panels
 
 
