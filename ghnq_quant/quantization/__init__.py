@@ -1,4 +1,4 @@
-"""Quantizers, batch-norm folding, the reference simulation and the model that every backend emits."""
+"""Quantizers, batch-norm folding, the reference simulation, the model that backends emit."""
 
 from ghnq_quant.quantization.affine import (
     affine_parameters,

@@ -1,4 +1,4 @@
-"""The tensorwise, asymmetric, uniform quantizer (design rule «Quantizer»; Jacob et al. 2018, section 2.1)."""
+"""The tensorwise, asymmetric, uniform quantizer (Jacob et al. 2018, section 2.1)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ from ghnq_quant.quantization.scheme import FLOAT_BITS, check_bits
 
 def tensor_range(x: Tensor) -> tuple[Tensor, Tensor]:
     """[min(x, 0), max(x, 0)] of a tensor of any shape, as two scalars without gradient."""
-    low, high = x.detach().aminmax()
+    low, high = _in_memory_order(x.detach()).aminmax()
     return low.clamp_max_(0), high.clamp_min_(0)
+
+
+def _in_memory_order(x: Tensor) -> Tensor:
+    """The elements of a dense tensor as a flat view; ``x`` itself where its layout has gaps."""
+    if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return x.as_strided((x.numel(),), (1,))
+    return x
 
 
 def affine_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the levels 0 … 2^bits − 1 over the range [low, high] around zero.
 
-    scale = (high − low) / (2^bits − 1) and zero point = round(−low / scale), clamped to the levels; an
-    empty range has scale 1. Both are scalars of the range's dtype.
+    scale = (high − low) / (2^bits − 1) and zero point = round(−low / scale), clamped to the
+    levels; an empty range has scale 1. Both are scalars of the range's dtype.
 
     Example:
         >>> affine_parameters(torch.tensor(-1.0), torch.tensor(2.0), bits=2)
@@ -28,30 +35,47 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Ten
     """
     levels = 2**bits - 1
     span = high - low
-    # a span of more than the largest float is halved before it overflows
+    # a span of more than the largest float is divided before it overflows
     scale = torch.where(span.isinf(), high / levels - low / levels, span / levels)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     zero_point = (-low / scale).round_().clamp_(0, levels)
-    return scale, zero_point
+    # the ends of the levels lie up to half a level outside of the range, which must not be infinite
+    most = torch.maximum(zero_point, levels - zero_point)
+    return torch.minimum(scale, 0.999999 * torch.finfo(scale.dtype).max / most), zero_point
 
 
 def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """x̂ = (clamp(round(x / scale) + zero point, 0, 2^bits − 1) − zero point) · scale.
 
-    Rounds half to even; the gradient passes straight through. ``scale`` and ``zero_point`` are scalars
-    without gradient.
+    Rounds half to even; the gradient passes straight through. ``scale`` and ``zero_point`` are
+    scalars without gradient.
     """
     result: Tensor = _StraightThrough.apply(x, scale, zero_point, 2**bits - 1)
     return result
 
 
+#: Elements that a CPU thread takes through all passes at a time: source and result fit its cache.
+_PIECE = 2**17
+
+
 class _StraightThrough(torch.autograd.Function):
-    # On CPU these in-place passes take a tenth of the time of torch's own fake quantization,
-    # which computes and saves a mask that a straight-through gradient has no use for.
+    # On CPU these in-place passes take less than a tenth of the time of torch's own fake
+    # quantization, which computes and saves a mask that a straight-through gradient has no use for.
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tensor:
-        q = torch.div(x, scale)
-        return q.round_().add_(zero_point).clamp_(0, levels).sub_(zero_point).mul_(scale)
+        result = torch.empty_like(x)
+        low: Any = -zero_point
+        high: Any = levels - zero_point
+        pieces = [(x, result)]
+        if x.device.type == "cpu":
+            low, high = low.item(), high.item()  # faster, and there is no device to wait for
+            size = _PIECE * torch.get_num_threads()
+            flat = _in_memory_order(x), _in_memory_order(result)
+            if x.numel() > size and x.stride() == result.stride() and flat[0].dim() == 1:
+                pieces = list(zip(flat[0].split(size), flat[1].split(size), strict=True))
+        for source, target in pieces:
+            torch.div(source, scale, out=target).round_().clamp_(low, high).mul_(scale)
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

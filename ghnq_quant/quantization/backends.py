@@ -14,8 +14,8 @@ from ghnq_quant.quantization.scheme import ActRange, BatchNormMode
 class Backend(Protocol):
     """Makes a toolkit's layers; which ones go where is the plan's business, not the backend's.
 
-    Registered under the entry-point group ``ghnq_quant.backends`` by the class that makes it. A layer
-    has the very parameters of the layer it stands for, under the same names.
+    Registered under the entry-point group ``ghnq_quant.backends`` by the class that makes it. A
+    layer has the very parameters of the layer it stands for, under the same names.
     """
 
     def conv2d(self, conv: nn.Conv2d, weight_bits: int) -> nn.Module:
@@ -24,7 +24,7 @@ class Backend(Protocol):
     def conv2d_batch_norm(
         self, conv: nn.Conv2d, weight_bits: int, mode: BatchNormMode
     ) -> nn.Module:
-        """A convolution that folds a batch norm; called with the input and the batch-norm module."""
+        """A convolution that folds a batch norm; called with the input and the batch norm."""
 
     def linear(self, linear: nn.Linear, weight_bits: int) -> nn.Module:
         """A linear layer with quantized weight, called with the input."""

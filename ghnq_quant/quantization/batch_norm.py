@@ -1,19 +1,23 @@
-"""Folding of batch norm into the convolution before it, anew on every batch (design rule «Batch norm»).
+"""Folding of batch norm into the convolution before it, anew on every batch (design rule «Batch
+norm»).
 
-The paper's equation 1: w_fold = γ w / sqrt(σ² + ε), quantized after folding; with the statistics of the
-batch at hand the convolution runs twice, once with the float weight to find them.
+The paper's equation 1: w_fold = γ w / sqrt(σ² + ε), quantized after folding; with the statistics
+of the batch at hand the convolution runs twice, once with the float weight to find them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghnq_quant.quantization.scheme import BatchNormMode
 
-Conv = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+Quantize = Callable[[Tensor], Tensor]
 
 
 def has_running_statistics(bn: nn.BatchNorm2d) -> bool:
@@ -25,59 +29,208 @@ def has_running_statistics(bn: nn.BatchNorm2d) -> bool:
 
 def conv_batch_norm(
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    conv: nn.Conv2d,
     bn: nn.BatchNorm2d,
-    conv: Conv,
-    quantize: Callable[[Tensor], Tensor],
+    quantize: Quantize,
     mode: BatchNormMode,
+    *,
+    straight_through: bool = True,
 ) -> Tensor:
     """Convolution with batch norm folded into its quantized weight.
 
     Args:
         x: (N, C_in, H, W), quantized.
-        weight: (C_out, C_in / groups, kh, kw), float.
-        bias: (C_out,) of the convolution, or None.
+        conv: the convolution; its own ``forward`` is not called.
         bn: the batch norm; its parameters and running statistics are used and updated as by its own
             forward, and it alone decides (``bn.training``) whether this batch's statistics count.
-        conv: the convolution as a function of input, weight and bias.
         quantize: of the folded weight.
         mode: statistics in eval; those of the batch are used too while there are no running ones.
+        straight_through: whether the gradient of ``quantize`` is the identity and it has no
+            parameters of its own, so that forward and backward can share most of their work.
 
     Returns:
         (N, C_out, H', W')
+
+    Example:
+        >>> conv, bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        >>> conv_batch_norm(torch.zeros(2, 3, 8, 8), conv, bn, torch.round, "running").shape
+        torch.Size([2, 8, 6, 6])
     """
-    if bn.training or mode == "batch" or not has_running_statistics(bn):
-        variance, mean = _batch_statistics(conv(x, weight, bias), bn)
+    x = _fast_layout(x, conv.weight)
+    if not bn.training and mode == "running" and has_running_statistics(bn):
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
+        mean, variance = bn.running_mean, bn.running_var
     else:
-        assert bn.running_mean is not None and bn.running_var is not None
-        variance, mean = bn.running_var, bn.running_mean
-    factor = (variance + bn.eps).rsqrt()
-    if bn.weight is not None:
-        factor = factor * bn.weight
-    shift = -mean if bias is None else bias - mean
-    b_fold = shift * factor if bn.bias is None else torch.addcmul(bn.bias, shift, factor)
-    return conv(x, quantize(weight * factor.view(-1, 1, 1, 1)), b_fold)
+        if straight_through and not torch.is_autocast_enabled(x.device.type):
+            return _fused(x, conv, bn, quantize)
+        z = conv._conv_forward(x, conv.weight, conv.bias)
+        variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
+        _update_running_statistics(bn, mean.detach(), variance.detach(), z.numel() // z.shape[1])
+    factor, shift = _fold(mean, variance, bn.weight, bn.bias, bn.eps)
+    if conv.bias is not None:
+        shift = torch.addcmul(shift, conv.bias, factor)
+    return conv._conv_forward(x, quantize(_scaled(conv.weight, factor)), shift)
 
 
-def _batch_statistics(z: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Biased variance and mean of each channel of z (N, C, H, W); updates running ones in training."""
-    variance, mean = torch.var_mean(z, dim=(0, 2, 3), correction=0)
-    if bn.training and bn.running_mean is not None and bn.running_var is not None:
-        count = z.numel() // z.shape[1]
-        with torch.no_grad():
-            momentum = bn.momentum
-            if bn.num_batches_tracked is not None:
-                bn.num_batches_tracked.add_(1)
-            if momentum is None:
-                assert bn.num_batches_tracked is not None
-                momentum = 1.0 / float(bn.num_batches_tracked)
-            bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
-            unbiased = variance * (count / max(count - 1, 1))
-            bn.running_var.lerp_(unbiased.to(bn.running_var.dtype), momentum)
-    return variance, mean
+def _fold(
+    mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Batch norm as z · factor + shift."""
+    factor = (variance + eps).rsqrt()
+    if gamma is not None:
+        factor = factor * gamma
+    return factor, -mean * factor if beta is None else torch.addcmul(beta, -mean, factor)
 
 
-def conv2d_of(module: nn.Conv2d) -> Conv:
-    """``module``'s convolution (stride, padding, groups, …) as a function of input, weight and bias."""
-    return module._conv_forward
+def _scaled(weight: Tensor, factor: Tensor) -> Tensor:
+    return weight * factor.view(-1, 1, 1, 1)
+
+
+def _fast_layout(x: Tensor, weight: Tensor) -> Tensor:
+    """On CPU, ``x`` in the memory layout in which its convolution and batch norm are fastest.
+
+    Convolutions, and more so channel statistics, like channels-last; but oneDNN then brings the
+    weight into that layout on each call, which costs more than it gains where the weight is large.
+    """
+    if x.device.type != "cpu":
+        return x
+    channels_last = x.numel() >= 2 * weight.numel()
+    return x.contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
+
+
+def _update_running_statistics(
+    bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int
+) -> None:
+    """What ``bn``'s own forward does with mean and biased variance of ``count`` values."""
+    if not bn.training or bn.running_mean is None or bn.running_var is None:
+        return
+    momentum = bn.momentum
+    if bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+    if momentum is None:
+        assert bn.num_batches_tracked is not None
+        momentum = 1.0 / float(bn.num_batches_tracked)
+    bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
+    unbiased = variance * (count / max(count - 1, 1))
+    bn.running_var.lerp_(unbiased.to(bn.running_var.dtype), momentum)
+
+
+class _Geometry(NamedTuple):
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+def _fused(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, quantize: Quantize) -> Tensor:
+    """With the statistics of the batch."""
+    padding = conv.padding
+    if isinstance(padding, str) or conv.padding_mode != "zeros":
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        x = F.pad(x, conv._reversed_padding_repeated_twice, mode)
+        padding = (0, 0)
+    geometry = _Geometry(conv.stride, padding, conv.dilation, conv.groups)
+    y, mean, variance = _ConvBatchNorm.apply(
+        x, conv.weight, conv.bias, bn.weight, bn.bias, bn.eps, geometry, quantize
+    )
+    with torch.no_grad():
+        mean = mean if conv.bias is None else mean + conv.bias
+        _update_running_statistics(bn, mean, variance, y.numel() // y.shape[1])
+    result: Tensor = y
+    return result
+
+
+class _ConvBatchNorm(torch.autograd.Function):
+    """Float convolution, its statistics, folding, quantization and the quantized convolution in
+    one.
+
+    With a straight-through quantizer the gradient is that of a plain convolution and batch norm,
+    plus that of the quantization error's convolution with respect to the input. So one gradient of
+    the weight serves both convolutions.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        eps: float,
+        geometry: _Geometry,
+        quantize: Quantize,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        z = F.conv2d(x, weight, None, *geometry)  # its bias would only shift the mean
+        mean, variance = batch_statistics(z)
+        factor, shift = _fold(mean, variance, gamma, beta, eps)
+        folded = _scaled(weight, factor)
+        quantized = quantize(folded)
+        y = F.conv2d(x, quantized, shift, *geometry)
+        error = None
+        if ctx.needs_input_grad[0] and quantized is not folded:
+            error = torch.sub(quantized, folded, out=folded)
+        ctx.save_for_backward(x, weight, bias, gamma, z, mean, (variance + eps).rsqrt_(), error)
+        ctx.eps, ctx.geometry = eps, geometry
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, gamma, z, mean, inverse_std, error = ctx.saved_tensors
+        of_x, of_weight, of_bias, of_gamma, of_beta, *_ = ctx.needs_input_grad
+        grad = _like(grad, z)
+        of_norm = [True, of_gamma, of_beta]
+        through_norm, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
+            grad, z, gamma, None, None, mean, inverse_std, True, ctx.eps, of_norm
+        )
+        wanted = (of_x, of_weight)
+        grad_x, grad_weight = _convolution_backward(through_norm, x, weight, ctx.geometry, wanted)
+        if grad_x is not None and error is not None:
+            through_error, _unused = _convolution_backward(
+                grad, x, error, ctx.geometry, (True, False)
+            )
+            grad_x.add_(through_error)
+        grad_bias = torch.zeros_like(bias) if of_bias else None
+        return grad_x, grad_weight, grad_bias, grad_gamma, grad_beta, None, None, None
+
+
+def _like(grad: Tensor, z: Tensor) -> Tensor:
+    channels_last = z.is_contiguous(memory_format=torch.channels_last)
+    return grad.contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
+
+
+def _convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, wanted: tuple[bool, bool]
+) -> tuple[Any, Any]:
+    """Gradient of the input and of the weight, None for one that is not wanted."""
+    stride, padding, dilation, groups = geometry
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, dilation, False, (0, 0), groups, [*wanted, False]
+    )
+    return grad_x, grad_weight
+
+
+def batch_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel of z (N, C, H, W), without gradient."""
+    if z.device.type != "cpu":
+        variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
+        return mean, variance
+    channels = z.shape[1]
+    groups = 1
+    if z.is_contiguous(memory_format=torch.channels_last):
+        # Rows of several pixels make shorter sums, so less rounding, and longer vectors.
+        count = z.numel() // channels
+        groups = math.gcd(count, 64)
+        z = z.permute(0, 2, 3, 1).reshape(count // groups, groups * channels, 1, 1)
+    mean, variance = torch.batch_norm_update_stats(z, None, None, 0.0)
+    if groups == 1:
+        return mean, variance
+    of_mean, total = torch.var_mean(mean.view(groups, channels), 0, correction=0)
+    return total, variance.view(groups, channels).mean(0).add_(of_mean)

@@ -15,13 +15,13 @@ from ghnq_quant.quantization.model import QuantModel
 def calibrate(qmodel: QuantModel, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> QuantModel:
     """Fill a quantized model's running batch-norm statistics and activation ranges.
 
-    Batch norms start anew and average all batches with equal weight; activation ranges go on with their
-    moving average. Parameters, and the modes of all modules, stay as they are.
+    Batch norms start anew and average all batches with equal weight; activation ranges go on with
+    their moving average. Parameters, and the modes of all modules, stay as they are.
 
     Args:
         qmodel: of :func:`ghnq_quant.init_quantized`.
-        batches: of images (N, C, H, W) on the model's device, alone or first in a tuple (labels behind
-            them are not used).
+        batches: of images (N, C, H, W) on the model's device, alone or first in a tuple (labels
+            behind them are not used).
 
     Returns:
         ``qmodel`` itself.

@@ -20,14 +20,15 @@ def quantizer_key(point_name: str) -> str:
 def rewrite(captured: Capture, model: nn.Module) -> fx.Graph:
     """A copy of the graph in which convolutions fold their batch norms and points are quantized.
 
-    ``model`` holds the layers and the quantizers that the graph will call; a functional dropout gets a
-    module in it, so that it follows train and eval as the traced code did.
+    ``model`` holds the layers and the quantizers that the graph will call; a functional dropout
+    gets a module in it, so that it follows train and eval as the traced code did.
     """
     graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     output = graph.graph_copy(captured.graph, mapping)
     graph.output(output)
     copies = {old.name: new for old, new in mapping.items()}
+    _allow_any_layout(graph)
     _fold_batch_norms(graph, captured, copies)
     _restore_dropout(graph, copies, model)
     quantizers = getattr(model, QUANTIZERS)
@@ -37,6 +38,13 @@ def rewrite(captured: Capture, model: nn.Module) -> fx.Graph:
             _quantize(graph, copies[point.node], f"{QUANTIZERS}.{key}")
     graph.lint()
     return graph
+
+
+def _allow_any_layout(graph: fx.Graph) -> None:
+    """``view`` as ``reshape``: on CPU the layers pass channels-last tensors on."""
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target == "view":
+            node.target = "reshape"
 
 
 def _fold_batch_norms(graph: fx.Graph, captured: Capture, copies: dict[str, fx.Node]) -> None:

@@ -1,4 +1,4 @@
-"""The quantized model: a network's own module tree run along its traced graph, with quantizers in it."""
+"""The quantized model: a network's own module tree, run along its traced graph."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ghnq_quant.quantization.scheme import FLOAT_BITS, QuantScheme
 class QuantModel(nn.Module):
     """A network with quantized layers in place of its own, under the same names.
 
-    It has the module tree, parameters and buffers of the network it was made from, in the same order, and
-    behind them ``activation_quantizers``. Folded batch norms keep their place: they hold the parameters
-    and running statistics that the convolution before them folds in.
+    It has the module tree, parameters and buffers of the network it was made from, in the same
+    order, and behind them ``activation_quantizers``. Folded batch norms keep their place: they
+    hold the parameters and running statistics that the convolution before them folds in.
 
     Attributes:
         scheme: what is quantized to how many bits.
@@ -65,8 +65,9 @@ class QuantModel(nn.Module):
         if missing:
             self._warned = True
             warnings.warn(
-                f"eval mode without running statistics ({missing[0]!r} and {len(missing) - 1} more): "
-                "the batch's own are used until some exist; train, or call ghnq_quant.calibrate",
+                f"eval mode without running statistics ({missing[0]!r} and {len(missing) - 1} "
+                "more): the batch's own are used until some exist; train, or call "
+                "ghnq_quant.calibrate",
                 GhnqWarning,
                 stacklevel=4,
             )
@@ -77,7 +78,7 @@ class QuantModel(nn.Module):
         return f"{s}, tensorwise asymmetric, act_range={s.act_range}, bn={s.bn}{overrides}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in super().__getstate__().items() if k != "_run"}  # type: ignore[misc]
+        return {k: v for k, v in super().__getstate__().items() if k != "_run"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -1,4 +1,4 @@
-"""Ranges of activations: of the batch at hand, or a moving average of them (design rule «Activation range»)."""
+"""Ranges of activations: of the batch at hand, or a moving average of them."""
 
 from __future__ import annotations
 

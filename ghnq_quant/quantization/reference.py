@@ -1,4 +1,4 @@
-"""The reference simulation: the quantized layers as plain PyTorch, the yardstick of all backends."""
+"""The reference simulation: quantized layers as plain PyTorch, the yardstick of backends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghnq_quant.quantization.affine import affine_parameters, fake_quantize, quantize_dequantize
-from ghnq_quant.quantization.batch_norm import conv2d_of, conv_batch_norm
+from ghnq_quant.quantization.batch_norm import conv_batch_norm
 from ghnq_quant.quantization.ranges import make_range
 from ghnq_quant.quantization.scheme import ActRange, BatchNormMode
 
@@ -34,13 +34,7 @@ class FakeQuantConvBatchNorm2d(FakeQuantConv2d):
 
     def forward(self, input: Tensor, bn: nn.BatchNorm2d) -> Tensor:  # type: ignore[override]
         return conv_batch_norm(
-            input,
-            self.weight,
-            self.bias,
-            bn,
-            conv2d_of(self),
-            lambda w: fake_quantize(w, self.weight_bits),
-            self.mode,
+            input, self, bn, lambda w: fake_quantize(w, self.weight_bits), self.mode
         )
 
     def extra_repr(self) -> str:
@@ -73,7 +67,8 @@ class FakeQuantActivation(nn.Module):
         self.range = make_range(act_range)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale, zero_point = affine_parameters(*self.range(x), self.act_bits)
+        low, high = self.range(x)
+        scale, zero_point = affine_parameters(low, high, self.act_bits)
         return quantize_dequantize(x, scale, zero_point, self.act_bits)
 
     def extra_repr(self) -> str:

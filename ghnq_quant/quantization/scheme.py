@@ -26,10 +26,10 @@ class QuantScheme:
         weight_bits: 2 to 8, or 32 for float.
         act_bits: 2 to 8, or 32 for float.
         overrides: other bits for the layers whose name matches a glob pattern, as one number or as
-            (weight, activation); of several matching patterns the last one counts. A layer's activation
-            is its unit's output (after batch norm and activation function).
-        act_range: of activations: ``"ema"``, a moving average of the batches' ranges with momentum 0.1,
-            frozen in eval; ``"batch"``, the range of each tensor at hand.
+            (weight, activation); of several matching patterns the last one counts. A layer's
+            activation is its unit's output (after batch norm and activation function).
+        act_range: of activations: ``"ema"``, a moving average of the batches' ranges with momentum
+            0.1, frozen in eval; ``"batch"``, the range of each tensor at hand.
         bn: statistics that batch norm folds in eval: ``"running"`` or those of the ``"batch"``.
 
     Raises:
@@ -82,7 +82,11 @@ class QuantScheme:
 
 def check_bits(bits: object, what: str = "bits") -> int:
     """``bits`` itself where it is a bit width; raises SchemeError where it is none."""
-    if isinstance(bits, int) and not isinstance(bits, bool) and (2 <= bits <= 8 or bits == FLOAT_BITS):
+    if (
+        isinstance(bits, int)
+        and not isinstance(bits, bool)
+        and (2 <= bits <= 8 or bits == FLOAT_BITS)
+    ):
         return bits
     raise SchemeError(
         f"{what}={bits!r}: a bit width is an integer from 2 to 8, or {FLOAT_BITS} for float"

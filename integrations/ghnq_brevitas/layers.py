@@ -7,12 +7,13 @@ from typing import Any
 from brevitas.nn import QuantConv2d
 from torch import Tensor, nn
 
-from ghnq_quant.quantization.batch_norm import conv2d_of, conv_batch_norm
+from ghnq_quant.quantization.batch_norm import conv_batch_norm
 from ghnq_quant.quantization.scheme import BatchNormMode
 
 
 class QuantConvBatchNorm2d(QuantConv2d):
-    """``brevitas.nn.QuantConv2d`` whose weight quantizer sees the weight with a batch norm folded in.
+    """``brevitas.nn.QuantConv2d`` whose weight quantizer sees the weight with a batch norm folded
+    in.
 
     Args:
         args, kwargs: as of ``QuantConv2d``.
@@ -24,9 +25,7 @@ class QuantConvBatchNorm2d(QuantConv2d):
         self.mode = mode
 
     def forward(self, input: Tensor, bn: nn.BatchNorm2d) -> Tensor:
-        return conv_batch_norm(
-            input, self.weight, self.bias, bn, conv2d_of(self), self._quantize, self.mode
-        )
+        return conv_batch_norm(input, self, bn, self._quantize, self.mode)
 
     def _quantize(self, weight: Tensor) -> Tensor:
         quantized = self.weight_quant(weight)

@@ -33,7 +33,8 @@ class AffineTensorQuant(nn.Module):
         self.register_buffer("bit_width", torch.tensor(float(bit_width)), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        scale, zero_point = affine_parameters(*self.range(x), self.bits)
+        low, high = self.range(x)
+        scale, zero_point = affine_parameters(low, high, self.bits)
         y = quantize_dequantize(x, scale, zero_point, self.bits)
         return y, scale, zero_point, self.bit_width  # type: ignore[return-value]
 
@@ -55,7 +56,7 @@ def weight_quantizer(bits: int) -> type[ShiftedUint8WeightPerTensorFloat]:
 def activation_quantizer(
     bits: int, act_range: Literal["ema", "batch"]
 ) -> type[ShiftedUint8ActPerTensorFloat]:
-    """Brevitas's ``ShiftedUint8ActPerTensorFloat`` at ``bits`` bits, with the range ``act_range``."""
+    """Brevitas's ``ShiftedUint8ActPerTensorFloat`` at ``bits`` bits over ``act_range``."""
     return type(
         f"ShiftedUint{bits}ActPerTensorFloat",
         (ShiftedUint8ActPerTensorFloat,),

@@ -1,0 +1,118 @@
+"""The quantized simulation in its naive form: the design's formulas, a node of the graph at a time.
+
+It shares the trace and the plan with the package, and no code that computes anything: the
+quantizer is PyTorch's own, batch norm is folded by its formula and differentiated by autograd.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ghnq_quant import QuantScheme
+from ghnq_quant.capture import Capture, capture
+
+
+def quantize_over(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """x over [low, high] with ``torch.fake_quantize_per_tensor_affine``, straight through."""
+    if bits == 32:
+        return x
+    levels = 2**bits - 1
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = (high - low) / levels
+    if not scale > 0:
+        return x
+    zero_point = int((-low / scale).round().clamp(0, levels))
+    quantized = torch.fake_quantize_per_tensor_affine(
+        x.detach(), scale.item(), zero_point, 0, levels
+    )
+    return x + (quantized - x.detach())
+
+
+def quantize(x: Tensor, bits: int) -> Tensor:
+    """x over its own range."""
+    return quantize_over(x, x.detach().min(), x.detach().max(), bits)
+
+
+class NaiveSimulation(fx.Interpreter):
+    """A float network run as its quantized simulation.
+
+    Args:
+        model: float; its modes (train, eval) are those of the simulation, and its running
+            statistics are updated by it.
+        scheme: bit widths and ranges.
+    """
+
+    def __init__(self, model: nn.Module, scheme: QuantScheme) -> None:
+        captured: Capture = capture(model)
+        super().__init__(captured.root, graph=captured.graph)
+        self.model, self.scheme, plan = model, scheme, captured.quant_plan
+        self.units = {unit.node: unit for unit in plan.units}
+        self.folded = {unit.batch_norm_node for unit in plan.units if unit.batch_norm_node}
+        self.points = {point.node: point.name for point in plan.points}
+        self.ranges: dict[str, tuple[Tensor, Tensor]] = {}
+        self.seen: dict[str, tuple[Tensor, Tensor]] = {}  # unit: its input and its quantized output
+
+    def __call__(self, x: Tensor) -> Any:
+        return self.run(x)
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name in self.units:
+            x = self.fetch_args_kwargs_from_env(n)[0][0]
+            value = self._layer(x, n.name)
+        elif n.name in self.folded:
+            value = self.env[n.args[0]]
+        else:
+            value = super().run_node(n)
+        if n.name in self.points:
+            value = self._activation(value, self.points[n.name])
+        return value
+
+    def _layer(self, x: Tensor, node: str) -> Tensor:
+        unit = self.units[node]
+        bits = self.scheme.bits_of(unit.name)[0]
+        layer = self.module.get_submodule(unit.name)
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, quantize(layer.weight, bits), layer.bias)
+        assert isinstance(layer, nn.Conv2d)
+        if unit.batch_norm is None:
+            return layer._conv_forward(x, quantize(layer.weight, bits), layer.bias)
+        norm = self.module.get_submodule(unit.batch_norm)
+        assert isinstance(norm, nn.BatchNorm2d)
+        return conv_batch_norm(x, layer, norm, bits, self.scheme.bn)
+
+    def _activation(self, x: Tensor, name: str) -> Tensor:
+        bits = self.scheme.bits_of(name)[1]
+        low, high = x.detach().min().clamp(max=0), x.detach().max().clamp(min=0)
+        if self.scheme.act_range == "ema":
+            if self.model.training and name in self.ranges:
+                old_low, old_high = self.ranges[name]
+                low, high = 0.9 * old_low + 0.1 * low, 0.9 * old_high + 0.1 * high
+            elif name in self.ranges:
+                low, high = self.ranges[name]
+            if self.model.training:
+                self.ranges[name] = low, high
+        return quantize_over(x, low, high, bits)
+
+
+def conv_batch_norm(
+    x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, bits: int, mode: str
+) -> Tensor:
+    """The design's rule «Batch norm», word for word."""
+    if norm.training or mode == "batch" or norm.running_mean is None:
+        z = conv._conv_forward(x, conv.weight, conv.bias)
+        mean = z.mean((0, 2, 3))
+        variance = (z - mean.view(1, -1, 1, 1)).square().mean((0, 2, 3))
+        if norm.training:
+            norm(z.detach())  # moves the running statistics
+    else:
+        mean, variance = norm.running_mean, norm.running_var
+    gamma = torch.ones_like(mean) if norm.weight is None else norm.weight
+    beta = torch.zeros_like(mean) if norm.bias is None else norm.bias
+    bias = torch.zeros_like(mean) if conv.bias is None else conv.bias
+    factor = gamma / (variance + norm.eps).sqrt()
+    folded = factor.view(-1, 1, 1, 1) * conv.weight
+    return conv._conv_forward(x, quantize(folded, bits), beta + factor * (bias - mean))
