@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -116,8 +118,17 @@ _job: Job | None = None
 
 def _start_worker(job: Job) -> None:
     global _job
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _job = job.on_device()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot stop its workers, which would wait for its next network forever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _measure(place: Place) -> NetworkResult:
