@@ -1,11 +1,10 @@
-"""From an ``nn.Module`` to the two readings of its graph: :class:`ArchGraph` and :class:`QuantPlan`."""
+"""From an ``nn.Module`` to the two readings of its graph, ``ArchGraph`` and ``QuantPlan``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor, fx, nn
 
 from ghnq_quant.capture.arch_graph import PRIMITIVES, ArchGraph, Node, ShortestPaths
@@ -60,11 +59,11 @@ class Capture:
         """What a quantization backend executes."""
         return build_quant_plan(self.graph, self.kinds, self.modules)
 
-    def shapes(self, example_input: Tensor | None = None) -> dict[str, tuple[int, ...]]:
+    def shapes(self, input_shape: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
         """Shape of the value of each node, by the node's name; by default for one 224×224 image."""
-        if example_input is None:
-            example_input = torch.empty(1, self._input_channels(), 224, 224, device="meta")
-        return propagate_shapes(self.root, self.graph, example_input)
+        return propagate_shapes(
+            self.root, self.graph, input_shape or (1, self._input_channels(), 224, 224)
+        )
 
     def _input_channels(self) -> int:
         return next(m.in_channels for m in self.root.modules() if isinstance(m, nn.Conv2d))
@@ -90,5 +89,5 @@ def capture(model: nn.Module, example_input: Tensor | None = None) -> Capture:
     """
     captured = Capture(*trace(model))
     if example_input is not None:
-        captured.shapes(example_input)
+        captured.shapes(tuple(example_input.shape))
     return captured

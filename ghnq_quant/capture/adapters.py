@@ -1,7 +1,7 @@
-"""How a model zoo's own layer types are told to the capture, without the core knowing any zoo by name.
+"""How a zoo's own layer types are told to the capture, without the core knowing any zoo by name.
 
-An adapter is registered under the entry-point group ``ghnq_quant.adapters``: the entry's name is the
-import name of the package whose layers it knows, its value the adapter's class.
+An adapter is registered under the entry-point group ``ghnq_quant.adapters``: the entry's name is
+the import name of the package whose layers it knows, its value the adapter's class.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -19,29 +19,61 @@ class Adapter(Protocol):
     """What the capture asks of an adapter."""
 
     def is_leaf(self, module: nn.Module) -> bool:
-        """Whether ``module`` is to be kept whole: it has no parameters of its own and runs as it is."""
+        """Whether ``module`` is to be kept whole and run as it is.
+
+        It has no parameters, or is a LayerNorm or GroupNorm with a ``forward`` of its own.
+        """
 
     def rewrite(self, module: nn.Module) -> nn.Module | None:
         """An equal module of standard layers with the same parameter objects and names, or None."""
 
     def create_model(self, name: str, num_classes: int) -> nn.Module | None:
-        """The zoo's model ``name`` with its own initialization, None if the zoo has none of that name."""
+        """The zoo's model ``name`` with its own initialization, None if it has no such model."""
 
     def model_names(self) -> list[str]:
         """All names that :meth:`create_model` knows."""
 
 
-class BatchNormThen(nn.BatchNorm2d):
-    """A batch norm whose child modules are applied to its output, in order.
+class Surrounded(nn.Module):
+    """Mixin of a standard layer with operations before or after it, recorded on their own.
 
-    The layer that zoos call batch norm + activation, under one name and with one set of parameters.
-    ``forward`` is the batch norm alone: the capture records the children as operations of their own.
+    What zoos write as one layer with one set of parameters, such as a batch norm and its activation
+    function. ``forward`` is the standard layer alone, so that a backend can put its own in its
+    place.
     """
 
-    def apply_children(self, x: Tensor) -> Tensor:
+    def before(self, x: Tensor) -> Tensor:
+        return x
+
+    def after(self, x: Tensor) -> Tensor:
+        return x
+
+
+class _NormThen(Surrounded):
+    """A norm layer whose child modules are applied to its output, in order."""
+
+    def after(self, x: Tensor) -> Tensor:
         for child in self.children():
             x = child(x)
         return x
+
+
+class BatchNormThen(_NormThen, nn.BatchNorm2d):
+    """A batch norm, then its child modules."""
+
+
+class GroupNormThen(_NormThen, nn.GroupNorm):
+    """A group norm, then its child modules."""
+
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def recast(module: nn.Module, cls: type[_Module]) -> _Module:
+    """``module`` as an instance of ``cls``: the same tensors, children and settings."""
+    new = cls.__new__(cls)
+    new.__dict__.update(module.__dict__)
+    return new
 
 
 @cache
@@ -53,7 +85,9 @@ def _entries() -> tuple[EntryPoint, ...]:
 def _load(entry: EntryPoint) -> Adapter | None:
     try:
         adapter: Adapter = entry.load()()
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != entry.name:
+            raise
         return None
     return adapter
 
@@ -64,6 +98,6 @@ def load_adapters() -> dict[str, Adapter]:
 
 
 def adapters_in_use() -> tuple[Adapter, ...]:
-    """The adapters of the packages that this process has imported: no model has layers of any other."""
+    """The adapters of the packages that this process has imported: no model needs another."""
     loaded = (_load(entry) for entry in _entries() if entry.name in sys.modules)
     return tuple(adapter for adapter in loaded if adapter is not None)

@@ -1,4 +1,4 @@
-"""The graph of a network's operations as the hypernetwork reads it (GHN-2, Knyazev et al. 2021, section 2)."""
+"""A network's graph of operations as the hypernetwork reads it (Knyazev et al. 2021, section 2)."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Node:
 
     Attributes:
         primitive: one of :data:`PRIMITIVES`.
-        shape: of the node's parameter (a norm layer's: of its weight), ``(1, 1, kh, kw)`` of a pooling
-            layer, None of a node without either.
+        shape: of the node's parameter (a norm layer's: of its weight), ``(1, 1, kh, kw)`` of a
+            pooling layer, None of a node without either.
         parameters: names of the parameters predicted from this node: a weight or a bias, or a norm
             layer's weight and bias.
     """
@@ -101,14 +101,14 @@ class ArchGraph:
 
     @cached_property
     def levels(self) -> NDArray[np.int64]:
-        """(N,) length of the longest path from the input: nodes of one level do not depend on each other."""
+        """(N,) length of the longest path from the input: nodes of one level are independent."""
         level = [0] * len(self)
         for source, target in sorted(self.edges.tolist()):
             level[target] = max(level[target], level[source] + 1)
         return np.array(level, dtype=np.int64)
 
     def shortest_paths(self, limit: int) -> ShortestPaths:
-        """The pairs of nodes at most ``limit`` steps apart along the edges (1 for an edge itself)."""
+        """The pairs of nodes at most ``limit`` steps apart along the edges (an edge is one)."""
         cached = self._paths.get(limit)
         if cached is None:
             adjacency = csr_matrix(
@@ -126,6 +126,6 @@ class ArchGraph:
         return {}
 
     def canonical_form(self) -> str:
-        """A text that is equal for two graphs with the same nodes and edges, whatever their parameters' names."""
+        """A text, equal for graphs of the same nodes and edges, whatever the parameters' names."""
         nodes: list[Sequence[object]] = [(n.primitive, n.shape) for n in self.nodes]
         return json.dumps([nodes, sorted(self.edges.tolist())], separators=(",", ":"))

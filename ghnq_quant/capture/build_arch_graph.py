@@ -11,13 +11,11 @@ from ghnq_quant.capture.operations import Kind, keeps_dimensions, pooling_window
 _Modules = dict[str, nn.Module]
 
 
-def build_arch_graph(
-    graph: fx.Graph, kinds: dict[fx.Node, Kind], modules: _Modules
-) -> ArchGraph:
+def build_arch_graph(graph: fx.Graph, kinds: dict[fx.Node, Kind], modules: _Modules) -> ArchGraph:
     """Keep the operations that GHN-2 has a primitive for and contract all others.
 
-    A contracted operation's inputs become the inputs of its consumers. An addition, concatenation or
-    product is kept where it still joins more than one node once everything else is contracted.
+    A contracted operation's inputs become the inputs of its consumers. An addition, concatenation
+    or product is kept where it still joins more than one node once everything else is contracted.
     """
     return _Builder(kinds, modules).build(graph)
 
@@ -93,7 +91,7 @@ class _Builder:
         names = tuple(
             f"{name}.{p}" for p in ("weight", "bias") if getattr(module, p, None) is not None
         )
-        if f"{name}.weight" not in names:
+        if f"{name}.weight" not in names or module.weight.dim() != 1:  # type: ignore[operator]
             return sources
         primitive = "bn" if kind is Kind.BATCH_NORM else "ln"
         assert isinstance(module.weight, nn.Parameter)

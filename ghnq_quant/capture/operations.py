@@ -1,4 +1,4 @@
-"""What each node of a traced graph does, in the few kinds that the two readings of it tell apart."""
+"""What each node of a traced graph does, in the few kinds that its two readings tell apart."""
 
 from __future__ import annotations
 
@@ -37,30 +37,35 @@ class Kind(Enum):
 
 
 _ACTIVATION_NAMES = (
-    "ReLU ReLU6 LeakyReLU PReLU RReLU ELU SELU CELU GELU SiLU Mish Hardswish Hardsigmoid Hardtanh "
-    "Sigmoid Tanh Softplus Softsign LogSigmoid Threshold"
-).split()
+    *("ReLU", "ReLU6", "LeakyReLU", "PReLU", "RReLU", "ELU", "SELU", "CELU", "GELU", "SiLU"),
+    *("Mish", "Hardswish", "Hardsigmoid", "Hardtanh", "Sigmoid", "Tanh", "Softplus"),
+    *("Softsign", "LogSigmoid", "Threshold"),
+)
 _ACTIVATION_FUNCTIONS = (
-    "relu relu_ relu6 leaky_relu leaky_relu_ prelu elu elu_ selu celu gelu silu mish hardswish "
-    "hardsigmoid hardtanh sigmoid tanh softplus threshold clamp clamp_ clip sigmoid_ tanh_"
-).split()
+    *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "elu", "elu_", "selu"),
+    *("celu", "gelu", "silu", "mish", "hardswish", "hardsigmoid", "hardtanh", "sigmoid"),
+    *("tanh", "softplus", "threshold", "clamp", "clamp_", "clip", "sigmoid_", "tanh_"),
+)
 _RESHAPE_METHODS = (
-    "flatten view reshape squeeze unsqueeze permute transpose contiguous chunk split expand repeat "
-    "clone detach unbind to float"
-).split()
+    *("flatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose"),
+    *("contiguous", "chunk", "split", "expand", "repeat", "clone", "detach", "unbind", "to"),
+    *("float",),
+)
 
 _MODULES: tuple[tuple[tuple[type[nn.Module], ...], Kind], ...] = (
     ((nn.Conv2d,), Kind.CONV),
     ((nn.Linear,), Kind.LINEAR),
-    ((nn.BatchNorm2d, nn.BatchNorm1d), Kind.BATCH_NORM),
-    ((nn.LayerNorm, nn.GroupNorm), Kind.OTHER_NORM),
+    ((nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm), Kind.BATCH_NORM),
+    ((nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.RMSNorm), Kind.OTHER_NORM),
     (tuple(getattr(nn, name) for name in _ACTIVATION_NAMES), Kind.ACTIVATION),
     ((nn.MaxPool2d,), Kind.MAX_POOL),
     ((nn.AvgPool2d,), Kind.AVG_POOL),
     ((nn.AdaptiveAvgPool2d,), Kind.GLOBAL_AVG_POOL),
     (
-        (nn.Identity, nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle)
-        + (nn.PixelUnshuffle, nn.ZeroPad2d, nn.modules.dropout._DropoutNd),
+        (
+            *(nn.Identity, nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle),
+            *(nn.PixelUnshuffle, nn.ZeroPad2d, nn.modules.dropout._DropoutNd),
+        ),
         Kind.RESHAPE,
     ),
 )
@@ -98,6 +103,7 @@ _METHODS: dict[str, Kind] = {
     **dict.fromkeys(("size", "dim", "numel", "ndimension", "item"), Kind.NOT_A_TENSOR),
     "mean": Kind.SPATIAL_MEAN,
 }
+_TENSOR_ATTRIBUTES = {"T", "mT", "H", "mH", "data", "real"}
 _ARITHMETIC = {Kind.ADD, Kind.MULTIPLY, Kind.RESHAPE, Kind.OTHER, Kind.CONCAT}
 
 
@@ -110,11 +116,7 @@ def classify(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, Ki
     for node in graph.nodes:
         kind = _classify_node(node, modules)
         inputs = node.all_input_nodes
-        if (
-            kind in _ARITHMETIC
-            and inputs
-            and all(kinds[n] is Kind.NOT_A_TENSOR for n in inputs)
-        ):
+        if kind in _ARITHMETIC and inputs and all(kinds[n] is Kind.NOT_A_TENSOR for n in inputs):
             kind = Kind.NOT_A_TENSOR  # arithmetic on sizes
         elif kind in (Kind.ADD, Kind.MULTIPLY) and _tensor_operands(node, kinds) < 2:
             kind = Kind.OTHER  # by a constant
@@ -137,7 +139,7 @@ def _classify_node(node: fx.Node, modules: dict[str, nn.Module]) -> Kind:
         return next((kind for types, kind in _MODULES if isinstance(module, types)), Kind.OTHER)
     if node.op == "call_function":
         if node.target is getattr:
-            return Kind.NOT_A_TENSOR if node.args[1] in ("shape", "ndim", "dtype") else Kind.RESHAPE
+            return Kind.RESHAPE if node.args[1] in _TENSOR_ATTRIBUTES else Kind.NOT_A_TENSOR
         kind = _FUNCTIONS.get(node.target, Kind.OTHER)  # type: ignore[arg-type]
     elif node.op == "call_method":
         kind = _METHODS.get(str(node.target), Kind.OTHER)
@@ -177,5 +179,3 @@ def pooling_window(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[int, i
 def keeps_dimensions(node: fx.Node) -> bool:
     """Whether a mean over H and W gives (N, C, 1, 1) and not (N, C)."""
     return bool(argument(node, 2, "keepdim", False))
-
-

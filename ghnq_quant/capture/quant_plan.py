@@ -1,4 +1,4 @@
-"""Which convolutions fold which batch norms and where activations are quantized: one plan for all backends."""
+"""Which convolutions fold which batch norms, where activations are quantized: one plan for all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _QUANTIZED = {
 
 @dataclass(frozen=True)
 class Unit:
-    """A conv or linear layer with its batch norm and the activation function that alone consumes it.
+    """A conv or linear layer, its batch norm, and the activation function that alone consumes it.
 
     Attributes:
         name: of the conv or linear module.
@@ -52,8 +52,9 @@ class QuantPlan:
 
     Attributes:
         units: in the order of execution.
-        points: the quantized activations: the input, the units' outputs, and the results of additions,
-            multiplications, average poolings and batch norms that no convolution folds; never the logits.
+        points: the quantized activations: the input, the units' outputs, and the results of
+            additions, multiplications, average poolings and batch norms that no convolution folds;
+            never the logits.
     """
 
     units: tuple[Unit, ...]
@@ -66,8 +67,8 @@ def build_quant_plan(
     """Derive the plan of design rules «Where» and «Batch norm» from a traced graph.
 
     Raises:
-        CaptureError: a conv, linear or batch-norm module is called more than once, so that one set of
-            parameters would need several quantizers.
+        CaptureError: a conv, linear or batch-norm module is called more than once, so that one set
+            of parameters would need several quantizers.
     """
     _check_called_once(kinds)
     units = [
@@ -142,8 +143,8 @@ def _check_called_once(kinds: dict[fx.Node, Kind]) -> None:
             name = str(node.target)
             if name in seen:
                 raise CaptureError(
-                    f"module {name!r} is called more than once: a quantized layer has one quantizer "
-                    "for its output; give each call a module of its own"
+                    f"module {name!r} is called more than once: a quantized layer has one "
+                    "quantizer for its output; give each call a module of its own"
                 )
             seen.add(name)
 

@@ -1,4 +1,4 @@
-"""Shapes of every value in a traced graph, found with fake tensors: no kernel runs, no memory is taken."""
+"""Shapes of every value in a traced graph, found with fake tensors: no kernel runs."""
 
 from __future__ import annotations
 
@@ -24,25 +24,27 @@ class _ShapeInterpreter(fx.Interpreter):
 
 
 def propagate_shapes(
-    root: nn.Module, graph: fx.Graph, example_input: Tensor
+    root: nn.Module, graph: fx.Graph, input_shape: tuple[int, ...]
 ) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor-valued node for an input like ``example_input`` (N, C, H, W).
+    """Shape of each tensor-valued node for an input of shape (N, C, H, W).
 
     Raises:
         CaptureError: the network does not run on such an input; the message names the operation.
     """
     interpreter = _ShapeInterpreter(root, graph)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    parameter = next(root.parameters())
     was_training = {m for m in root.modules() if m.training}
     try:
         for module in was_training:
             module.training = False  # so that no batch norm updates its statistics
-        with torch.no_grad(), mode:
-            interpreter.run(mode.from_tensor(example_input))
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            interpreter.run(
+                torch.empty(input_shape, dtype=parameter.dtype, device=parameter.device)
+            )
     except Exception as error:
         raise CaptureError(
-            f"the model does not run on an input of shape {tuple(example_input.shape)}: operation "
-            f"{interpreter.current}: {error}"
+            f"the model does not run on an input of shape {tuple(input_shape)}: operation "
+            f"{interpreter.current}: {str(error).partition(chr(10))[0]}"
         ) from error
     finally:
         for module in was_training:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.parameter import UninitializedParameter
 
-from ghnq_quant.capture.adapters import Adapter, BatchNormThen, adapters_in_use
+from ghnq_quant.capture.adapters import Adapter, Surrounded, adapters_in_use
 from ghnq_quant.errors import CaptureError
 
 _UNSUPPORTED = (
@@ -19,15 +20,17 @@ _UNSUPPORTED = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
-_STANDARD = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+#: Layers that a quantization backend replaces: what they compute must be known.
+_REPLACED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+_NORMS = (nn.LayerNorm, nn.GroupNorm)
 
 
 def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
     """Trace ``model`` as it runs in eval mode.
 
     Returns:
-        the module that the graph's names refer to (``model`` itself, or a copy that shares its tensors
-        where an adapter rewrote layers) and the graph.
+        the module that the graph's names refer to (``model`` itself, or a copy that shares its
+        tensors where an adapter rewrote layers) and the graph.
 
     Raises:
         CaptureError: the model has no 2-d convolution, has a convolution of another rank, or its
@@ -56,6 +59,11 @@ def _check_layers(model: nn.Module) -> None:
                 f"module {name!r} is a {type(module).__name__}: only Conv2d convolutions are "
                 "supported; replace it, or quantize the part of the model that has none"
             )
+        if any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)):
+            raise CaptureError(
+                f"module {name!r} ({type(module).__name__}) has no shapes yet: run the model once "
+                "on an input of yours, so that it makes its parameters"
+            )
         has_conv = has_conv or isinstance(module, nn.Conv2d)
     if not has_conv:
         raise CaptureError(
@@ -65,17 +73,19 @@ def _check_layers(model: nn.Module) -> None:
 
 
 def _rewritten(model: nn.Module, adapters: tuple[Adapter, ...]) -> nn.Module:
-    """``model``, or where adapters rewrite some layers, a copy with them replaced and all tensors shared."""
-    names = [n for n, m in model.named_modules() if _rewrite(m, adapters) is not None]
-    if not names:
+    """``model``, or where adapters rewrite layers, a copy with these replaced, tensors shared."""
+    if all(_rewrite(m, adapters) is None for m in model.modules()):
         return model
     tensors = [*model.parameters(), *model.buffers()]
     root = copy.deepcopy(model, {id(t): t for t in tensors})
-    for name in names:
-        replacement = _rewrite(root.get_submodule(name), adapters)
-        assert replacement is not None
-        root.set_submodule(name, replacement)
-    return root
+    rewritten: dict[nn.Module, nn.Module | None] = {}
+    for name, module in list(root.named_modules(remove_duplicate=False)):
+        if module not in rewritten:
+            rewritten[module] = _rewrite(module, adapters)
+        replacement = rewritten[module]
+        if replacement is not None and name:
+            root.set_submodule(name, replacement)
+    return rewritten[root] or root
 
 
 def _rewrite(module: nn.Module, adapters: tuple[Adapter, ...]) -> nn.Module | None:
@@ -100,13 +110,27 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._adapters = adapters
 
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """The network's first argument is its input; any other takes its default if it has one."""
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        for position, arg in enumerate(args[2:], 2):
+            if isinstance(arg, fx.Proxy) and (default := _default(arg.node)) is not None:
+                self.graph.erase_node(arg.node)
+                args[position] = default[0]
+        return function, args
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, _STANDARD):
+        if isinstance(m, _REPLACED):
             _check_is_standard(m, module_qualified_name)
             return True
-        return super().is_leaf_module(m, module_qualified_name) or any(
-            adapter.is_leaf(m) for adapter in self._adapters
-        )
+        if any(adapter.is_leaf(m) for adapter in self._adapters):
+            return True
+        if isinstance(m, _NORMS):
+            _check_is_standard(m, module_qualified_name)
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self,
@@ -115,16 +139,29 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        output = super().call_module(m, forward, args, kwargs)
-        return m.apply_children(output) if isinstance(m, BatchNormThen) else output
+        if not isinstance(m, Surrounded):
+            return super().call_module(m, forward, args, kwargs)
+        return m.after(super().call_module(m, forward, (m.before(*args, **kwargs),), {}))
+
+
+def _default(placeholder: fx.Node) -> tuple[Any] | None:
+    """(default,) of an argument, None if it has none."""
+    name = str(placeholder.target)
+    if name.startswith("*"):
+        return ({},) if name.startswith("**") else ((),)
+    return (placeholder.args[0],) if placeholder.args else None
 
 
 def _check_is_standard(module: nn.Module, name: str) -> None:
-    base = next(t for t in _STANDARD if isinstance(module, t))
-    if type(module).forward is not base.forward:
+    base = next(t for t in (*_REPLACED, *_NORMS) if isinstance(module, t))
+    if any(
+        getattr(type(module), method, None) is not getattr(base, method, None)
+        for method in ("forward", "_conv_forward")
+    ):
         raise CaptureError(
-            f"module {name!r} ({type(module).__name__}) replaces {base.__name__}.forward, so what it "
-            "computes is unknown; register an adapter for it (entry-point group ghnq_quant.adapters)"
+            f"module {name!r} ({type(module).__name__}) replaces {base.__name__}.forward, so what "
+            "it computes is unknown; register an adapter for it (entry-point group "
+            "ghnq_quant.adapters)"
         )
 
 

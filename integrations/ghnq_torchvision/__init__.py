@@ -8,16 +8,17 @@ define_missing_operators()
 
 import torchvision  # noqa: E402
 from torch import nn  # noqa: E402
+from torchvision.models.convnext import LayerNorm2d  # noqa: E402
 from torchvision.ops import StochasticDepth  # noqa: E402
 
 __all__ = ["TorchvisionAdapter"]
 
 
 class TorchvisionAdapter:
-    """Keeps torchvision's stochastic depth whole, so that it still depends on train and eval."""
+    """Keeps whole torchvision's stochastic depth, which follows train and eval, and its norm."""
 
     def is_leaf(self, module: nn.Module) -> bool:
-        return isinstance(module, StochasticDepth)
+        return isinstance(module, (StochasticDepth, LayerNorm2d))
 
     def rewrite(self, module: nn.Module) -> nn.Module | None:
         return None
