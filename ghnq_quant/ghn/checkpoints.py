@@ -32,7 +32,7 @@ class PpudaCheckpoint:
 
 
 def bundled_checkpoint(name: str) -> Path | None:
-    """Folder of the checkpoint ``name`` that the package ships, None if it ships none of that name."""
+    """Folder of the checkpoint ``name`` that the package ships, None if it ships no such one."""
     folder = _BUNDLED / name
     is_plain = name and "/" not in name and "\\" not in name and not name.startswith(".")
     return folder if is_plain and folder.is_dir() else None

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ghnq_quant.ghn.message_passing import weight_and_bias
+
 Shape4d = tuple[int, int, int, int]
 
 
@@ -26,24 +28,26 @@ class ConvDecoder(nn.Module):
         self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Conv2d(c_out, num_classes, 1))
 
     def forward(self, x: Tensor, shape: Shape4d) -> Tensor:
-        """(n, C) features to (n, c_out, c_in, kh, kw) weights, each of ``shape`` within ``max_shape``."""
+        """(n, C) features to (n, c_out, c_in, kh, kw) weights of ``shape`` up to ``max_shape``."""
         n = len(x)
         c_out, c_in, kh, kw = shape
         max_out, max_in, max_kh, max_kw = self.max_shape
-        first, middle, last = self.fc[0], self.conv[0], self.conv[2]
         # window first, so that the rows after the first layer are n·kh·kw
-        w = first.weight.view(-1, max_kh, max_kw, x.shape[1])[:, :kh, :kw]
-        b = first.bias.view(-1, max_kh, max_kw)[:, :kh, :kw]
+        w, b = weight_and_bias(self.fc[0])
+        w = w.view(-1, max_kh, max_kw, x.shape[1])[:, :kh, :kw]
+        b = b.view(-1, max_kh, max_kw)[:, :kh, :kw]
         y = F.linear(x, w.permute(1, 2, 0, 3).flatten(0, 2), b.permute(1, 2, 0).flatten())
         y = F.relu(y).view(n * kh * kw, -1)
-        y = F.relu(F.linear(y, middle.weight.flatten(1), middle.bias))
-        w = last.weight.view(max_out, max_in, -1)[:c_out, :c_in].flatten(0, 1)
-        b = last.bias.view(max_out, max_in)[:c_out, :c_in].flatten()
+        w, b = weight_and_bias(self.conv[0])
+        y = F.relu(F.linear(y, w.flatten(1), b))
+        w, b = weight_and_bias(self.conv[2])
+        w = w.view(max_out, max_in, -1)[:c_out, :c_in].flatten(0, 1)
+        b = b.view(max_out, max_in)[:c_out, :c_in].flatten()
         y = F.linear(y, w, b)
         return y.view(n, kh, kw, c_out, c_in).permute(0, 3, 4, 1, 2)
 
     def classifier(self, x: Tensor, c_in: int) -> Tensor:
         """(n, C) features to (n, num_classes, c_in) weights of classification layers."""
         w = self(x, (self.max_shape[0], c_in, 1, 1)).flatten(2)
-        head = self.class_layer_predictor[1]
-        return torch.matmul(head.weight.flatten(1), w.relu()) + head.bias[:, None]
+        head, b = weight_and_bias(self.class_layer_predictor[1])
+        return torch.matmul(head.flatten(1), w.relu()) + b[:, None]

@@ -1,4 +1,4 @@
-"""Node features: what an operation is and the shape of its parameter (GHN-2, Knyazev et al. 2021, appendix B)."""
+"""Node features: what an operation is and its parameter's shape (Knyazev et al. 2021, app. B)."""
 
 from __future__ import annotations
 

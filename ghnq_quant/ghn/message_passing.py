@@ -1,13 +1,14 @@
 """Gated message passing along a network's graph, forward and backward (GHN-2, eq. 3 and 4).
 
-The sweep is sequential: a node waits for all nodes before it. Nodes of one level (equal longest path from
-the input), over all graphs of a batch, are updated together; each node's two transformed features are
-computed once and gathered with one matrix product; the part of the GRU cell that depends on a node's old
-state is computed for all nodes at once. The sweep is one autograd function whose backward runs over the
-levels in reverse and takes the parameters' gradients as whole matrix products at its end.
+The sweep is sequential: a node waits for all nodes before it. Nodes of one level (equal longest
+path from the input), over all graphs of a batch, are updated together; each node's two transformed
+features are computed once and gathered with one matrix product; the part of the GRU cell that
+depends on a node's old state is computed for all nodes at once. The sweep is one autograd function
+whose backward runs over the levels in reverse and takes the parameters' gradients as whole matrix
+products at its end.
 
-It runs in float64, whatever the hypernetwork's own precision: rounding grows along the hundreds of steps of
-a deep network, and matrices this small cost the same.
+It runs in float64, whatever the hypernetwork's own precision: rounding grows along the hundreds of
+steps of a deep network, and matrices this small cost the same.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ class Schedule:
     Attributes:
         order: (N,) positions of the batch's nodes sorted by level.
         level_sizes: how many nodes each level has.
-        gather: (N, 2N) weights of messages; row v, in the sorted order, holds at column 2u whether u is a
-            1-hop neighbour that v receives from and at column 2u + 1 the inverse of its distance.
+        gather: (N, 2N) weights of messages; row v, in the sorted order, holds at column 2u whether
+            u is a 1-hop neighbour that v receives from and at column 2u + 1 the inverse of its
+            distance.
         gather_back: the same for the reversed edges, with nodes in the reversed order.
     """
 
@@ -80,7 +82,14 @@ class MLP(nn.Module):
         self.fc = nn.Sequential(first, nn.ReLU(), second, nn.ReLU() if last_relu else nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x)  # type: ignore[no-any-return]
+        return self.fc(x)
+
+
+def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Those of a linear layer or convolution that has both."""
+    assert isinstance(layer, (nn.Linear, nn.Conv2d))
+    assert layer.bias is not None
+    return layer.weight, layer.bias
 
 
 class GatedGNN(nn.Module):
@@ -106,14 +115,16 @@ class GatedGNN(nn.Module):
         return torch.empty_like(x).index_copy(0, plan.order, h.to(x.dtype))
 
     def _weights(self) -> tuple[Tensor, ...]:
-        """The two MLPs as one: their first layers stacked, their second ones on a block diagonal."""
-        a, b = self.mlp.fc, self.mlp_ve.fc
+        """The two MLPs as one: first layers stacked, second ones on a block diagonal."""
+        (first, first_ve), (second, second_ve) = (
+            (weight_and_bias(self.mlp.fc[i]), weight_and_bias(self.mlp_ve.fc[i])) for i in (0, 2)
+        )
         gru = self.gru
         return (
-            torch.cat((a[0].weight, b[0].weight)),
-            torch.cat((a[0].bias, b[0].bias)),
-            torch.block_diag(a[2].weight, b[2].weight),
-            torch.cat((a[2].bias, b[2].bias)),
+            torch.cat((first[0], first_ve[0])),
+            torch.cat((first[1], first_ve[1])),
+            torch.block_diag(second[0], second_ve[0]),
+            torch.cat((second[1], second_ve[1])),
             gru.weight_ih,
             gru.bias_ih,
             gru.weight_hh,

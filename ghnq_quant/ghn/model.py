@@ -34,8 +34,9 @@ class GHN(
 ):
     """A graph hypernetwork that predicts all parameters of a convolutional network in one pass.
 
-    The architecture, and the names of its parameters, are those of GHN-2 (Knyazev et al., «Parameter
-    Prediction for Unseen Deep Architectures», 2021); finetuned on quantized networks it is GHN-Q.
+    The architecture, and the names of its parameters, are those of GHN-2 (Knyazev et al.,
+    «Parameter Prediction for Unseen Deep Architectures», 2021); finetuned on quantized networks it
+    is GHN-Q.
 
     Args:
         max_shape: largest weight (c_out, c_in, kh, kw) that is decoded; larger ones are tiled.
@@ -78,7 +79,7 @@ class GHN(
         self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(width, num_classes))
         self.precision: nn.Embedding | None = None
         if precision_embedding:
-            # rows of weight bits, then of activation bits; zero, so that nothing changes until trained
+            # rows of weight bits, then of activation bits; zero changes nothing until trained
             self.precision = nn.Embedding(2 * len(_PRECISIONS), hid)
             nn.init.zeros_(self.precision.weight)
 
@@ -89,16 +90,16 @@ class GHN(
 
         Args:
             graphs: one graph a network.
-            bits: (weight, activation) bit widths of each network, 32 for float; read by a hypernetwork
-                with a precision embedding, which takes float where they are not given.
+            bits: (weight, activation) bit widths of each network, 32 for float; read by a
+                hypernetwork with a precision embedding, which takes float where they are not given.
 
         Returns:
             a dict for each graph: parameters by name, of the shapes that the graph's nodes tell. A
-            classification layer of another number of classes than ``num_classes`` is left out. Tensors
-            may be views of one another's storage.
+            classification layer of another number of classes than ``num_classes`` is left out.
+            Tensors may be views of one another's storage.
 
         Raises:
-            PredictionError: a kernel larger than ``max_shape`` or a predicted value that is not finite.
+            PredictionError: a kernel larger than ``max_shape`` or a prediction that is not finite.
         """
         graphs = list(graphs)
         if not graphs:
@@ -108,9 +109,7 @@ class GHN(
             x = self._encode(graphs, bits)
             return _Decoding(self, graphs, x).parameters
 
-    def _encode(
-        self, graphs: list[ArchGraph], bits: Sequence[tuple[int, int]] | None
-    ) -> Tensor:
+    def _encode(self, graphs: list[ArchGraph], bits: Sequence[tuple[int, int]] | None) -> Tensor:
         device = self.embed.weight.device
         nodes = [node for graph in graphs for node in graph.nodes]
         rows = [(_PRIMITIVE_ROW[n.primitive], *self.shape_enc.indices(n)) for n in nodes]
@@ -119,11 +118,9 @@ class GHN(
         if self.precision is not None:
             x = x + self._embed_precision(graphs, bits or [(32, 32)] * len(graphs))
         x = self.gnn(x, schedule(graphs, self.virtual_edges, device))
-        return self.ln(x)  # type: ignore[no-any-return]
+        return self.ln(x)
 
-    def _embed_precision(
-        self, graphs: list[ArchGraph], bits: Sequence[tuple[int, int]]
-    ) -> Tensor:
+    def _embed_precision(self, graphs: list[ArchGraph], bits: Sequence[tuple[int, int]]) -> Tensor:
         assert self.precision is not None
         rows = [
             (_PRECISIONS.index(weight), len(_PRECISIONS) + _PRECISIONS.index(activation))
@@ -138,8 +135,8 @@ class GHN(
         """A hypernetwork with the same parameters and other settings.
 
         Args:
-            changes: arguments of the constructor that differ. A precision embedding that is added starts
-                at zero, so nothing that is predicted changes.
+            changes: arguments of the constructor that differ. A precision embedding that is added
+                starts at zero, so nothing that is predicted changes.
 
         Example:
             >>> GHN().derived(virtual_edges=50).virtual_edges
@@ -189,8 +186,8 @@ class GHN(
         """Load a checkpoint of :meth:`save_pretrained`.
 
         Args:
-            name_or_path: a folder, the name of a checkpoint that the package ships (``ghnq-cifar10``),
-                or a repository of the Hugging Face Hub.
+            name_or_path: a folder, the name of a checkpoint that the package ships
+                (``ghnq-cifar10``), or a repository of the Hugging Face Hub.
             kwargs: as of huggingface_hub's ``PyTorchModelHubMixin.from_pretrained``.
 
         Raises:
@@ -204,15 +201,15 @@ class GHN(
             ghn: GHN = super().from_pretrained(str(source), **kwargs)
         except Exception as error:
             raise CheckpointError(
-                f"cannot load the checkpoint {str(name_or_path)!r}: {type(error).__name__}: {error}. "
-                "Give a folder with config.json and model.safetensors, a checkpoint that the package "
-                "ships, or a repository of the Hugging Face Hub"
+                f"cannot load the checkpoint {str(name_or_path)!r}: {type(error).__name__}: "
+                f"{error}. Give a folder with config.json and model.safetensors, a checkpoint that "
+                "the package ships, or a repository of the Hugging Face Hub"
             ) from error
         return ghn.eval()
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> GHN:
-        """The mixin's own loading, always strict, and without its line on standard output for a folder."""
+        """The mixin's own loading, always strict, and silent where it loads a folder."""
         kwargs["strict"] = True
         if not Path(model_id).is_dir():
             ghn: GHN = super()._from_pretrained(model_id=model_id, **kwargs)
@@ -236,8 +233,11 @@ class _Decoding:
         self.class_biases: list[tuple[int, int, Node]] = []
         offset = 0
         for g, graph in enumerate(graphs):
+            assigned: set[str] = set()
             for v, node in enumerate(graph.nodes):
-                if node.parameters:
+                # of a layer that is called more than once, the first call counts
+                if node.parameters and node.parameters[0] not in assigned:
+                    assigned.update(node.parameters)
                     self._assign(offset + v, g, node, v, graph)
             offset += len(graph)
         self._decode_weights()

@@ -1,4 +1,4 @@
-"""Scaling and tiling of decoded tensors to the shapes of a network's parameters (GHN-2, section 3.3)."""
+"""Scaling and tiling of decoded tensors to a network's parameters (GHN-2, section 3.3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def fan_in_scale(shape: Sequence[int]) -> float:
-    """sqrt(β / fan-in) of a weight: β = 2 before a ReLU; 1 for depthwise and for 1×k convolutions."""
+    """sqrt(β / fan-in) of a weight: β = 2 before a ReLU, 1 for depthwise and 1×k convolutions."""
     fan_in = math.prod(shape[1:])
     no_relu = len(shape) == 4 and (shape[1] == 1 or shape[2] < shape[3])
     return math.sqrt((1.0 if no_relu else 2.0) / fan_in)
