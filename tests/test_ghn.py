@@ -1,0 +1,372 @@
+"""The hypernetwork against the public implementation's vectors and a second implementation."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import SHARED
+from naive_ghn import channel_row, predict, spatial_row
+from torch import Tensor, nn
+
+from ghnq_quant import GHN, PredictionError
+from ghnq_quant.capture import ArchGraph, Node, capture
+from ghnq_quant.ghn import tiling
+
+VECTORS = SHARED / "reference" / "ghn2_vectors.json"
+NETWORKS = sorted(json.loads(VECTORS.read_text())["models"]) if VECTORS.is_file() else [""]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_public_vectors(name: str, vectors: dict[str, Any], formula_checkpoint: Path) -> None:
+    expected = vectors["models"][name]
+    architecture, _, virtual_edges = name.partition("@ve")
+    with torch.device("meta"):
+        model = getattr(torchvision.models, architecture)(num_classes=10)
+    graph = capture(model).arch_graph
+    assert len(graph) == expected["nodes"]
+    assert graph.counts() == expected["primitives"]
+    lengths = graph.shortest_paths(int(virtual_edges)).length.tolist()
+    assert {str(k): n for k, n in Counter(lengths).items()} == expected["edges_by_distance"]
+
+    ghn = GHN.from_ppuda(formula_checkpoint, virtual_edges=int(virtual_edges))
+    with torch.no_grad():
+        (predicted,) = ghn([graph])
+    assert predicted.keys() == expected["parameters"].keys()
+    for key, (shape, total, squares, *elements) in expected["parameters"].items():
+        p = predicted[key].flatten()
+        n = p.numel()
+        assert list(predicted[key].shape) == shape, key
+        bound = 1e-5 * math.sqrt(squares / n)
+        for position, value in zip((0, n // 3, n // 2, n - 1), elements, strict=True):
+            assert abs(p[position].item() - value) <= bound, (key, position)
+        assert abs(p.sum(dtype=torch.float64).item() - total) / n <= bound, key
+        norm = torch.linalg.vector_norm(p, dtype=torch.float64).item()
+        assert norm**2 == pytest.approx(squares, rel=1e-5), key
+
+
+class OddShapes(nn.Module):
+    """Kernels, channel counts and joins that no shape table or decoder was made for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 10, 2)
+        self.b = nn.Conv2d(10, 10, 5, padding=2, groups=10, bias=False)
+        self.c = nn.Conv2d(10, 70, (1, 7), dilation=2, bias=False)
+        self.d = nn.Conv2d(70, 21, (7, 1), groups=7, dilation=(2, 2))
+        self.norm = nn.BatchNorm2d(21)
+        self.pool = nn.MaxPool2d(2)
+        self.e = nn.Conv2d(21, 130, 11, padding=5)
+        self.group_norm = nn.GroupNorm(2, 130)
+        self.middle = nn.Linear(130, 33, bias=False)
+        self.layer_norm = nn.LayerNorm(33)
+        self.head = nn.Linear(33, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = self.d(torch.relu(self.c(x + self.b(x))))
+        x = self.pool(self.norm(x))
+        x = self.group_norm(self.e(torch.cat((x[:, :11], x[:, 11:]), 1))).mean((2, 3), keepdim=True)
+        return self.head(self.layer_norm(self.middle(x.flatten(1))))
+
+
+def without_head() -> nn.Module:
+    """Its last layer is a convolution, so no layer is a classification layer."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(4, 10, 1))
+
+
+def four_classes() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 4))
+
+
+def resnet(**kwargs: Any) -> nn.Module:
+    blocks = torchvision.models.resnet.BasicBlock
+    return torchvision.models.ResNet(blocks, [1, 1, 1, 1], num_classes=10, **kwargs)
+
+
+class Recurrent(nn.Module):
+    """A convolution and a linear layer that are called twice, the latter at last as classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.conv(torch.relu(self.conv(x)))
+        return self.head(torch.relu(self.head(x.mean((2, 3)))))
+
+
+GRAPHS = {
+    "layers called twice": lambda: capture(Recurrent()).arch_graph,
+    "odd shapes": lambda: capture(OddShapes()).arch_graph,
+    "no classifier": lambda: capture(without_head()).arch_graph,
+    "other classes": lambda: capture(four_classes()).arch_graph,
+    "resnet": lambda: capture(resnet()).arch_graph,
+    "squeeze and excitation": lambda: (
+        capture(torchvision.models.mobilenet_v3_small(num_classes=10)).arch_graph
+    ),
+}
+
+
+def naive(
+    ghn: GHN, weights: dict[str, Tensor], graph: ArchGraph, **kwargs: Any
+) -> dict[str, Tensor]:
+    return predict(
+        weights,
+        graph,
+        virtual_edges=ghn.virtual_edges,
+        max_shape=ghn.max_shape,
+        num_classes=ghn.num_classes,
+        **kwargs,
+    )
+
+
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], rtol: float) -> None:
+    assert actual.keys() == expected.keys()
+    for name, p in expected.items():
+        assert actual[name].shape == p.shape, name
+        error = (actual[name] - p).abs().max() / p.square().mean().sqrt()
+        assert error <= rtol, (name, error.item())
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_equals_second_implementation_at_the_public_size(
+    name: str, formula_checkpoint: Path
+) -> None:
+    ghn = GHN.from_ppuda(formula_checkpoint, virtual_edges=10)
+    graph = GRAPHS[name]()
+    with torch.no_grad():
+        (actual,) = ghn([graph])
+        expected = naive(ghn, ghn.state_dict(), graph)
+    assert set(actual) <= set(graph.parameters)
+    assert_close(actual, expected, 1e-5)
+
+
+SIZES = {
+    "tiny": {"max_shape": (16, 8, 11, 11), "num_classes": 10, "hid": 8, "virtual_edges": 3},
+    "one hop": {"max_shape": (8, 16, 11, 11), "num_classes": 10, "hid": 16, "virtual_edges": 1},
+    "four classes": {"max_shape": (9, 9, 13, 13), "num_classes": 4, "hid": 8, "virtual_edges": 50},
+    "precision": {"max_shape": (8, 8, 11, 11), "hid": 8, "precision_embedding": True},
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_forward_and_gradients_of_a_batch(size: str) -> None:
+    """Several networks at once: values, and each weight's gradient, as one by one by autograd."""
+    torch.manual_seed(0)
+    ghn = GHN(**SIZES[size]).double()
+    if ghn.precision is not None:
+        nn.init.normal_(ghn.precision.weight)
+    graphs = [make() for make in GRAPHS.values() if make is not GRAPHS["squeeze and excitation"]]
+    bits = [(4, 8), (2, 2), (32, 32), (8, 3), (5, 6)] if ghn.precision is not None else None
+    weights = {k: w.detach().clone().requires_grad_() for k, w in ghn.state_dict().items()}
+    actual = ghn(graphs, bits)
+    expected = [
+        naive(ghn, weights, graph, bits=bits[i] if bits else (32, 32))
+        for i, graph in enumerate(graphs)
+    ]
+    for a, b in zip(actual, expected, strict=True):
+        assert_close(a, b, 1e-10)
+
+    def loss(networks: list[dict[str, Tensor]]) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        return sum(
+            (p * torch.randn(p.shape, generator=generator, dtype=p.dtype)).sum()
+            for parameters in networks
+            for _, p in sorted(parameters.items())
+        )
+
+    loss(actual).backward()
+    loss(expected).backward()
+    for name, p in ghn.named_parameters():
+        assert p.grad is not None, name
+        grad = weights[name].grad
+        assert grad is not None, name
+        torch.testing.assert_close(p.grad, grad, rtol=1e-9, atol=1e-9 * float(grad.abs().max()))
+
+
+def test_gradients_by_finite_differences() -> None:
+    torch.manual_seed(0)
+    ghn = GHN(max_shape=(3, 3, 3, 3), num_classes=4, hid=4, virtual_edges=3).double()
+    graph = capture(
+        nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 4))
+    ).arch_graph
+    names, weights = zip(*ghn.named_parameters(), strict=True)
+
+    def values(*w: Tensor) -> tuple[Tensor, ...]:
+        state = dict(zip(names, w, strict=True))
+        (parameters,) = torch.func.functional_call(ghn, state, ([graph],))
+        return tuple(parameters.values())
+
+    inputs = [
+        w.detach().clone().requires_grad_("shape_enc" not in n)
+        for n, w in zip(names, weights, strict=True)
+    ]
+    assert torch.autograd.gradcheck(values, inputs, fast_mode=True)
+
+
+def test_batch_equals_one_by_one(tiny_ghn: GHN) -> None:
+    graphs = [capture(m).arch_graph for m in (resnet(), four_classes(), resnet(), without_head())]
+    with torch.no_grad():
+        together = tiny_ghn(graphs)
+        for graph, batched in zip(graphs, together, strict=True):
+            (alone,) = tiny_ghn([graph])
+            assert_close(batched, alone, 1e-5)
+
+
+def test_float64_and_half_precision_hypernetworks() -> None:
+    torch.manual_seed(0)
+    ghn = GHN(max_shape=(8, 8, 3, 3), hid=8)
+    graph = capture(four_classes()).arch_graph
+    with torch.no_grad():
+        (expected,) = ghn([graph])
+        for dtype, rtol in ((torch.float64, 1e-5), (torch.bfloat16, 0.1)):
+            (actual,) = ghn.to(dtype)([graph])
+            assert {p.dtype for p in actual.values()} == {dtype}
+            assert_close({k: p.float() for k, p in actual.items()}, expected, rtol)
+
+
+def test_no_graphs(tiny_ghn: GHN) -> None:
+    assert tiny_ghn([]) == []
+
+
+def test_graph_of_the_input_alone(tiny_ghn: GHN) -> None:
+    graph = ArchGraph((Node("input"),), np.empty((0, 2), np.int64))
+    assert tiny_ghn([graph]) == [{}]
+
+
+def test_precision_embedding_starts_at_zero_and_then_matters() -> None:
+    torch.manual_seed(0)
+    ghn = GHN(max_shape=(8, 8, 3, 3), hid=8, precision_embedding=True).eval()
+    graph = capture(four_classes()).arch_graph
+    with torch.no_grad():
+        (as_float,) = ghn([graph])
+        (as_int4,) = ghn([graph], [(4, 8)])
+        assert all(torch.equal(as_float[k], as_int4[k]) for k in as_float)
+        nn.init.normal_(ghn.precision.weight)
+        (weight4,), (weight8,), (act4,) = (ghn([graph], [b]) for b in ((4, 8), (8, 8), (4, 4)))
+    assert not torch.equal(weight4["0.weight"], weight8["0.weight"])
+    assert not torch.equal(weight4["0.weight"], act4["0.weight"])
+
+
+@pytest.mark.parametrize("num_classes", [10, 1000, 5, 2, 9000])
+def test_rows_of_shapes(num_classes: int) -> None:
+    encoder = GHN(max_shape=(8, 8, 11, 11), num_classes=num_classes, hid=4).shape_enc
+    for count in [*range(1, 200), *range(4000, 4200), 8191, 8192, 8193, 10**6, num_classes]:
+        out, into, _, _ = encoder.indices(Node("conv", (count, count)))
+        assert out == into == channel_row(count, num_classes), count
+    for size in range(1, 20):
+        _, _, kh, kw = encoder.indices(Node("conv", (1, 1, size, 1)))
+        assert (kh, kw) == (spatial_row(size, 11), 0), size
+
+
+@pytest.mark.parametrize(
+    ("count", "counts_as"),
+    [
+        (2, 1),
+        (4, 8),
+        (7, 8),
+        (9, 8),
+        (11, 10),
+        (12, 10),
+        (20, 16),
+        (60, 56),
+        (72, 64),
+        (73, 80),
+        (4088, 4080),
+        (4089, 4096),
+        (4112, 4096),
+        (8193, 8192),
+        (100_000, 8192),
+    ],
+)
+def test_channel_ties_go_to_the_smaller(count: int, counts_as: int) -> None:
+    encoder = GHN(max_shape=(8, 8, 11, 11), num_classes=10, hid=4).shape_enc
+    assert encoder.indices(Node("bias", (count,))) == encoder.indices(Node("bias", (counts_as,)))
+    assert encoder.channels[encoder.indices(Node("bias", (counts_as,)))[0]] == counts_as
+
+
+@pytest.mark.parametrize(
+    ("size", "counts_as"),
+    [(2, 3), (4, 3), (6, 5), (12, 11), (13, 14), (15, 14), (17, 16), (40, 16)],
+)
+def test_spatial_ties_go_to_the_smaller(size: int, counts_as: int) -> None:
+    encoder = GHN(max_shape=(8, 8, 11, 11), num_classes=10, hid=4).shape_enc
+    row = encoder.indices(Node("conv", (1, 1, size, 1)))[2]
+    assert encoder.spatial[row] == counts_as
+
+
+def test_a_node_without_shape_takes_the_last_rows() -> None:
+    encoder = GHN(max_shape=(8, 8, 11, 11), num_classes=10, hid=4).shape_enc
+    channel, spatial = encoder.embed_channel, encoder.embed_spatial
+    assert encoder.indices(Node("sum")) == (
+        *(channel.num_embeddings - 1,) * 2,
+        *(spatial.num_embeddings - 1,) * 2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "beta", "fan_in"),
+    [
+        ((8, 4, 3, 3), 2, 36),
+        ((8, 1, 3, 3), 1, 9),
+        ((8, 4, 1, 7), 1, 28),
+        ((8, 4, 7, 1), 2, 28),
+        ((10, 64), 2, 64),
+        ((10, 1), 2, 1),
+    ],
+)
+def test_fan_in_scale(shape: tuple[int, ...], beta: int, fan_in: int) -> None:
+    assert tiling.fan_in_scale(shape) == pytest.approx(math.sqrt(beta / fan_in), rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("have", "want"),
+    [((2, 3, 1, 1), (5, 7, 1, 1)), ((4, 4), (3, 2)), ((4, 4), (3, 9)), ((3,), (7,)), ((3,), (2,))],
+)
+def test_tiling_repeats_and_crops(have: tuple[int, ...], want: tuple[int, ...]) -> None:
+    w = torch.arange(math.prod(have)).view(have)
+    tiled = tiling.tile(w, want)
+    assert tiled.shape == want
+    for index in torch.cartesian_prod(*(torch.arange(s) for s in want)).view(-1, len(want)):
+        assert tiled[tuple(index)] == w[tuple(i % s for i, s in zip(index, have, strict=True))]
+
+
+def test_norm_weights_and_biases_are_bounded() -> None:
+    p = torch.tensor([-1000.0, -1.0, 0.0, 1.0, 1000.0])
+    torch.testing.assert_close(tiling.norm_weight(p), 2 / (1 + (-p / 2).exp()))
+    torch.testing.assert_close(tiling.bias(p), (p / 5).tanh())
+
+
+def test_kernel_larger_than_the_decoder(tiny_ghn: GHN) -> None:
+    graph = capture(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, (1, 9)))).arch_graph
+    with pytest.raises(PredictionError, match=r"'1\.weight' has a 1×9 kernel.* is 7×7"):
+        tiny_ghn([graph])
+
+
+@pytest.mark.parametrize(
+    ("weight", "named"),
+    [
+        ("decoder.conv.2.bias", "0.weight"),
+        ("decoder_1d.fc.2.bias", "1.weight"),
+        ("decoder.class_layer_predictor.1.bias", "3.weight"),
+        ("bias_class.1.bias", "3.bias"),
+    ],
+)
+def test_a_value_that_is_not_finite_names_its_parameter(weight: str, named: str) -> None:
+    ghn = GHN(max_shape=(8, 8, 3, 3), hid=8)
+    ghn.get_parameter(weight).data.fill_(float("nan"))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 10)
+    )
+    with pytest.raises(PredictionError, match=f"not finite for '{named}'"):
+        ghn([capture(model).arch_graph])
