@@ -38,6 +38,19 @@ def bundled_checkpoint(name: str) -> Path | None:
     return folder if is_plain and folder.is_dir() else None
 
 
+def check_folder(folder: Path) -> None:
+    """Both files of a saved hypernetwork are there: of neither is a default taken, or a pickle.
+
+    Raises:
+        CheckpointError: one is missing.
+    """
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder}: has no {name}; give a folder that `save_pretrained` wrote"
+            )
+
+
 def read_ppuda(path: str | Path) -> PpudaCheckpoint:
     """Read the public format: a ``torch.save``d dict with ``config`` and ``state_dict``.
 
@@ -50,8 +63,9 @@ def read_ppuda(path: str | Path) -> PpudaCheckpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: holds pickled objects other than tensors and plain values; it is not loaded, "
-            "since they could run code. Save it anew with the config and the state_dict alone"
+            f"{path}: holds pickled objects other than tensors and plain values, or is no "
+            "checkpoint at all; it is not loaded, since it could run code. Save it anew with the "
+            "config and the state_dict alone"
         ) from error
     except Exception as error:
         raise CheckpointError(
@@ -60,15 +74,27 @@ def read_ppuda(path: str | Path) -> PpudaCheckpoint:
         ) from error
     if not isinstance(content, dict) or not {"config", "state_dict"} <= content.keys():
         raise CheckpointError(f"{path}: has no `config` and `state_dict`, so it is not a GHN")
-    config = content["config"]
+    config, state_dict = content["config"], content["state_dict"]
+    if not isinstance(config, dict) or not isinstance(state_dict, dict):
+        raise CheckpointError(f"{path}: its `config` or `state_dict` is not a dict")
     for key, value in _GHN2.items():
         if config.get(key) != value:
             raise CheckpointError(
                 f"{path}: not a GHN-2: its config has {key}={config.get(key)!r}, expected {value!r}"
             )
     sizes = {
-        "max_shape": [int(s) for s in config["max_shape"]],
-        "num_classes": int(config["num_classes"]),
-        "hid": int(config.get("hid", 32)),
+        "max_shape": list(_integers(path, "max_shape", config.get("max_shape"), 4)),
+        "num_classes": _integers(path, "num_classes", [config.get("num_classes")], 1)[0],
+        "hid": _integers(path, "hid", [config.get("hid", 32)], 1)[0],
     }
-    return PpudaCheckpoint(sizes, content["state_dict"])
+    return PpudaCheckpoint(sizes, state_dict)
+
+
+def _integers(path: str | Path, key: str, values: Any, count: int) -> tuple[int, ...]:
+    try:
+        integers = tuple(int(value) for value in values)
+    except (TypeError, ValueError):
+        integers = ()
+    if len(integers) != count or min(integers) < 1:
+        raise CheckpointError(f"{path}: its config has no usable {key}, but {values!r}")
+    return integers

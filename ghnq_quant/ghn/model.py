@@ -10,12 +10,18 @@ from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 
 from ghnq_quant.capture import PRIMITIVES, ArchGraph, Node
 from ghnq_quant.errors import CheckpointError, PredictionError
 from ghnq_quant.ghn import tiling
-from ghnq_quant.ghn.checkpoints import PpudaCheckpoint, bundled_checkpoint, read_ppuda
+from ghnq_quant.ghn.checkpoints import (
+    PpudaCheckpoint,
+    bundled_checkpoint,
+    check_folder,
+    read_ppuda,
+)
 from ghnq_quant.ghn.decoders import ConvDecoder, Shape4d
 from ghnq_quant.ghn.features import ShapeEncoder
 from ghnq_quant.ghn.message_passing import MLP, GatedGNN, schedule
@@ -197,13 +203,17 @@ class GHN(
             >>> ghn = GHN.from_pretrained("ghnq-cifar10")
         """
         source = bundled_checkpoint(str(name_or_path)) or name_or_path
+        if Path(source).is_dir():
+            check_folder(Path(source))
         try:
             ghn: GHN = super().from_pretrained(str(source), **kwargs)
         except Exception as error:
+            is_path = isinstance(error, HFValidationError)  # so it can't be on the Hub
+            reason = "no such folder" if is_path else f"{type(error).__name__}: {error}"
             raise CheckpointError(
-                f"cannot load the checkpoint {str(name_or_path)!r}: {type(error).__name__}: "
-                f"{error}. Give a folder with config.json and model.safetensors, a checkpoint that "
-                "the package ships, or a repository of the Hugging Face Hub"
+                f"cannot load the checkpoint {str(name_or_path)!r}: {reason}. Give a folder with "
+                "config.json and model.safetensors, a checkpoint that the package ships, or a "
+                "repository of the Hugging Face Hub"
             ) from error
         return ghn.eval()
 
