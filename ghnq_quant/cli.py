@@ -20,6 +20,7 @@ from torch import nn
 import ghnq_quant
 from ghnq_quant.capture.adapters import load_adapters
 from ghnq_quant.errors import GhnqError, GhnqWarning, SchemeError
+from ghnq_quant.ghn import GHN
 
 app = typer.Typer(
     name="ghnq",
@@ -198,12 +199,8 @@ def _call_by_name(arch: str, num_classes: int) -> nn.Module:
     return model
 
 
-def _load_ghn(name_or_path: str | None) -> nn.Module | None:
-    if name_or_path is None:
-        return None
-    from ghnq_quant.ghn import GHN
-
-    return GHN.from_pretrained(name_or_path)
+def _load_ghn(name_or_path: str | None) -> GHN | None:
+    return None if name_or_path is None else GHN.from_pretrained(name_or_path)
 
 
 def main() -> None:
