@@ -1,0 +1,235 @@
+"""``ghnq`` as its user meets it: what it prints, what it writes, and how it fails."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import ghnq_quant
+from ghnq_quant import cli
+from ghnq_quant.errors import GhnqError, GhnqWarning, SchemeError
+from ghnq_quant.evaluation.layer_report import layer_report, signal_to_noise_db
+
+TINY = """
+from torch import nn
+
+def cnn(num_classes=3):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, num_classes),
+    )
+
+def ten():
+    return cnn(10)
+
+number = 3
+def not_a_model():
+    return 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder_with_a_model(tmp_path, monkeypatch):
+    """Run in a folder of its own, with a wide terminal and no import from earlier ones."""
+    (tmp_path / "tinynets.py").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "tinynets", raising=False)
+    monkeypatch.setenv("COLUMNS", "150")
+
+
+@pytest.fixture
+def ghnq(monkeypatch, capsys):
+    """Run ``ghnq`` with arguments: (exit code, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ghnq", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+class Zoo:
+    """An adapter with two models."""
+
+    def create_model(self, name: str, num_classes: int) -> nn.Module | None:
+        return nn.Linear(2, num_classes) if name in self.model_names() else None
+
+    def model_names(self) -> list[str]:
+        return ["mobilenet_a", "mobilenet_b"]
+
+
+# init
+
+
+def test_init_saves_the_quantized_model_and_prints_a_line_for_each_layer(ghnq, tmp_path):
+    code, out, _ = ghnq("init", "tinynets:ten", "--bits", "4/8", "-o", "tiny.safetensors")
+    assert code == 0
+    import tinynets
+
+    model = tinynets.ten()
+    expected = ghnq_quant.init_quantized(model, (4, 8)).state_dict()
+    with safe_open(tmp_path / "tiny.safetensors", "pt") as file:
+        assert set(file.keys()) == set(expected)
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            assert torch.equal(file.get_tensor(name), expected[name]), name
+        metadata = file.metadata()
+    assert metadata["arch"] == "tinynets:ten"
+    assert metadata["bits"] == "4/8"
+    rows = [[c.strip() for c in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
+    assert [row[:3] for row in rows] == [
+        ["0", "8×3×3×3", "216"],
+        ["3", "8×8×3×3", "584"],
+        ["7", "10×8", "90"],
+    ]
+    for row, key in zip(rows, ("0.weight", "3.weight", "7.weight"), strict=True):
+        assert row[3:] == [f"{signal_to_noise_db(expected[key], bits):.1f}" for bits in (8, 4, 2)]
+    assert "906 of 906 parameters predicted" in out
+
+
+def test_init_writes_what_torch_load_reads_safely(ghnq, tmp_path):
+    code, _, _ = ghnq("init", "tinynets:ten", "-o", "tiny.pt", "--backend", "reference")
+    assert code == 0
+    state = torch.load(tmp_path / "tiny.pt", weights_only=True)
+    assert state["0.weight"].shape == (8, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tinynets:ten", "-o", "tiny.bin"], "tiny.bin must end in .safetensors or .pt"),
+        (["tinynets:ten", "-o", "a.pt", "--bits", "four"], "--bits four: give a number of bits"),
+        (["tinynets:ten", "-o", "a.pt", "--bits", "1"], "1"),
+        (["tinynets:ten", "-o", "a.pt", "--bits", "9/4"], "9"),
+        (["tinynets:eleven", "-o", "a.pt"], "tinynets has no callable eleven"),
+        (["tinynets:number", "-o", "a.pt"], "tinynets has no callable number"),
+        (["tinynets:not_a_model", "-o", "a.pt"], "returned int, not a torch.nn.Module"),
+        (["othernets:ten", "-o", "a.pt"], "No module named 'othernets'"),
+        (["tinynets:ten", "-o", "a.pt", "--ghn", "."], "config.json"),
+        (["tinynets:ten", "-o", "a.pt", "--backend", "brevity"], "brevity"),
+    ],
+)
+def test_init_fails_with_one_clean_line(ghnq, tmp_path, arguments, message):
+    code, out, err = ghnq("init", *arguments)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_create_model_asks_the_adapters_and_suggests_close_names(monkeypatch):
+    monkeypatch.setattr(cli, "load_adapters", lambda: {"zoo": Zoo()})
+    assert cli.create_model("mobilenet_b", 4).out_features == 4
+    with pytest.raises(GhnqError, match="mobilnet_b in zoo: did you mean mobilenet_b, mobilenet_a"):
+        cli.create_model("mobilnet_b", 4)
+    with pytest.raises(GhnqError, match="give your own as module:callable"):
+        cli.create_model("xyz", 4)
+
+
+def test_create_model_gives_the_number_of_classes_to_a_callable_that_takes_it():
+    assert cli.create_model("tinynets:cnn", 7)[-1].out_features == 7
+    assert cli.create_model("tinynets:ten", 7)[-1].out_features == 10
+
+
+def test_parse_bits():
+    assert cli.parse_bits("4") == 4
+    assert cli.parse_bits("4/8") == (4, 8)
+    for text in ("four", "", "4/", "4/8/2", "-4", "4.0", "²"):
+        with pytest.raises(SchemeError, match="give a number of bits"):
+            cli.parse_bits(text)
+
+
+# quickstart and the rest
+
+
+def test_quickstart_passes_every_setting_on(ghnq, monkeypatch):
+    from ghnq_quant.training import quickstart
+    from ghnq_quant.training.quickstart_results import QuickstartSettings
+
+    settings = QuickstartSettings("a folder", "true name", (4, 8), "reference", 2, 1, 100)
+    calls = []
+    monkeypatch.setattr(quickstart, "run_quickstart", lambda *a, **k: calls.append((a, k)))
+    import shlex
+
+    code, _, _ = ghnq(*shlex.split(settings.command())[1:], "-o", "out")
+    assert code == 0
+    (arguments, keywords), = calls  # fmt: skip
+    assert arguments == (settings, Path("out"))
+    assert keywords["ghn"] is None
+    assert ghnq("quickstart")[0] == 0
+    assert calls[1][0][0] == QuickstartSettings()
+
+
+def test_quickstart_with_missing_images_is_one_clean_line(ghnq, tmp_path):
+    code, out, err = ghnq("quickstart", "--data", "nowhere", "-o", "out")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: no image set at nowhere: give 'digits'")
+    assert not (tmp_path / "out").exists()
+
+
+def test_warnings_of_the_package_are_one_line(ghnq, monkeypatch):
+    import warnings
+
+    from ghnq_quant.training import quickstart
+
+    def warn(*_: object, **__: object) -> None:
+        warnings.warn("[classifier] keeps its own initialization", GhnqWarning, stacklevel=1)
+
+    monkeypatch.setattr(quickstart, "run_quickstart", warn)
+    shown_by = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", GhnqWarning)
+        code, _, err = ghnq("quickstart")
+    assert code == 0
+    assert err == "warning: [classifier] keeps its own initialization\n"
+    assert warnings.showwarning is shown_by
+
+
+def test_version_and_help(ghnq):
+    code, out, _ = ghnq("--version")
+    assert (code, out.split()) == (0, ["ghnq-quant", ghnq_quant.__version__])
+    code, out, _ = ghnq("--help")
+    assert code == 0
+    assert "quickstart" in out
+    assert "Predict a model's parameters" in out
+
+
+# The layer report
+
+
+def test_signal_to_noise_against_a_formula_of_its_own():
+    weight = torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+    for bits in (8, 4, 2):
+        low, high, levels = min(weight.min().item(), 0), max(weight.max().item(), 0), 2**bits - 1
+        scale = (high - low) / levels
+        zero = round(-low / scale)
+        q = ((weight.double() / scale).round() + zero).clamp(0, levels).sub(zero) * scale
+        ratio = weight.double().pow(2).sum() / (weight - q).pow(2).sum()
+        expected = 10 * math.log10(ratio)
+        assert signal_to_noise_db(weight, bits) == pytest.approx(expected, abs=0.02)
+
+
+def test_signal_to_noise_of_exact_and_of_zero_weights():
+    assert signal_to_noise_db(torch.tensor([0.0, 1.0, 2.0, 3.0]), 2) == math.inf
+    assert math.isnan(signal_to_noise_db(torch.zeros(3, 3), 4))
+
+
+def test_layer_report_counts_only_what_changed():
+    before = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 2))
+    after = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 2))
+    after[2].load_state_dict(before[2].state_dict())
+    first, last = layer_report(before, after)
+    assert (first.name, first.shape, first.predicted) == ("0", (4, 3, 3, 3), 112)
+    assert (last.name, last.shape, last.predicted) == ("2", (2, 4), 0)
+    assert set(first.snr_db) == {8, 4, 2}
