@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict
 
@@ -63,17 +62,17 @@ def _describe(weight: Tensor, folded: Tensor) -> dict[str, float | None]:
 
 def _initialized(captured: Capture, seed: int) -> Variants:
     """The network with PyTorch's own initialization of each of its layers."""
-    root = copy.deepcopy(captured.root)
+    old = list(captured.root.parameters())
+    variants = make_variants(captured, {id(p): torch.empty_like(p) for p in old})
+    root = variants.captured.root.cpu()  # where random numbers are the same on every machine
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        for module in root.cpu().modules():
+        for module in root.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
-    device = next(captured.root.parameters()).device
-    new = dict(root.to(device).named_parameters())
-    old = captured.root.named_parameters()
-    return make_variants(captured, {id(p): new[name].detach() for name, p in old})
+    root.to(old[0].device)
+    return variants
 
 
 def _loaded(captured: Capture, state: Mapping[str, Tensor]) -> Variants:

@@ -97,7 +97,7 @@ def _run_batch(
 ) -> None:
     with torch.inference_mode():
         for precisions, variant in variants.items():
-            reference = variant.float_model(x)
+            reference = variant.float_logits(x)
             for precision in precisions:
                 if precision == FLOAT:
                     tallies[precision].add_logits(reference, y)
