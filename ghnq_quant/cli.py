@@ -12,9 +12,11 @@ import warnings
 from pathlib import Path
 from typing import Annotated, TextIO
 
+import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from torch import nn
 
 import ghnq_quant
@@ -84,7 +86,7 @@ def init(
 
     check_state_path(output)
     precision = parse_bits(bits)
-    hypernetwork = _load_ghn(ghn)
+    hypernetwork = _optional_ghn(ghn)
     model = create_model(arch, num_classes)
     start = time.perf_counter()
     quantized = ghnq_quant.init_quantized(model, precision, backend=backend, ghn=hypernetwork)
@@ -136,7 +138,214 @@ def quickstart(
         seeds=seeds,
         max_train=max_train,
     )
-    run_quickstart(settings, output, ghn=_load_ghn(ghn), console=Console())
+    run_quickstart(settings, output, ghn=_optional_ghn(ghn), console=Console())
+
+
+Data = Annotated[
+    str,
+    typer.Option(
+        help="cifar10, digits, an image folder, a folder with CIFAR-10's files, or an .npz."
+    ),
+]
+DataName = Annotated[str | None, typer.Option(help="The data set's name in the results.")]
+
+
+@app.command()
+def finetune(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run.")],
+    data: Data = "cifar10",
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="CHECKPOINT|scratch",
+            help="A checkpoint's folder or name, a public GHN-2 file (*.pt), or scratch.",
+        ),
+    ] = "ghnq-cifar10",
+    steps: Annotated[int | None, typer.Option(help="Length of the run in steps,")] = None,
+    epochs: Annotated[float | None, typer.Option(help="or in passes over the images,")] = None,
+    minutes: Annotated[float | None, typer.Option(help="or in minutes.")] = None,
+    bits: Annotated[
+        str,
+        typer.Option(
+            metavar="float|W|W/A,…",
+            help="Precision of the networks; of several, one is drawn for each meta-batch.",
+        ),
+    ] = "float",
+    precision_embedding: Annotated[
+        bool, typer.Option("--precision-embedding", help="Tell the hypernetwork the precision.")
+    ] = False,
+    image_size: Annotated[
+        str, typer.Option(help="Side of the images, or progressive as in 16@0.5,32.")
+    ] = "32",
+    meta_batch_size: Annotated[int, typer.Option(min=1, help="Networks a step and process.")] = 4,
+    image_batch_size: Annotated[int, typer.Option(min=2, help="Images a step.")] = 32,
+    lr: Annotated[float, typer.Option(min=0.0, help="Adam's learning rate.")] = 1e-3,
+    seed: Annotated[int, typer.Option(min=0, help="Order of networks and images.")] = 0,
+    mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    validate_every: Annotated[int, typer.Option(min=1, help="In steps, a multiple of 10.")] = 500,
+    val_networks: Annotated[int, typer.Option(min=1, help="Networks of the split val.")] = 16,
+    val_images: Annotated[int, typer.Option(min=2, help="Held-out training images.")] = 512,
+    data_name: DataName = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the folder's run.")] = False,
+) -> None:
+    """Train a hypernetwork on ConvNets-250K, in float or on quantized networks.
+
+    The defaults are the paper's settings. A run that is killed goes on with --resume.
+    """
+    from ghnq_quant.training import FinetuneSettings, load_images
+    from ghnq_quant.training import finetune as run
+    from ghnq_quant.training.settings import parse_bits as parse_precisions
+    from ghnq_quant.training.settings import parse_image_sizes
+
+    settings = FinetuneSettings(
+        steps=steps,
+        epochs=epochs,
+        minutes=minutes,
+        bits=parse_precisions(bits),
+        precision_embedding=precision_embedding,
+        image_sizes=parse_image_sizes(image_size),
+        meta_batch_size=meta_batch_size,
+        image_batch_size=image_batch_size,
+        lr=lr,
+        seed=seed,
+        validate_every=validate_every,
+        val_networks=val_networks,
+        val_images=val_images,
+    )
+    images = load_images(data, name=data_name, download=download)
+    run(
+        _starting_point(start, len(images.train.classes), seed),
+        images,
+        settings,
+        output,
+        resume=resume,
+        mixed_precision=mixed_precision,
+    )
+    Console().print(f"Best checkpoint: {output / 'best'}", markup=False, highlight=False)
+
+
+def _starting_point(start: str, num_classes: int, seed: int) -> GHN:
+    if start == "scratch":
+        torch.manual_seed(seed)
+        return GHN(num_classes=num_classes)
+    if start.endswith(".pt"):
+        return GHN.from_ppuda(start, virtual_edges=10)
+    return GHN.from_pretrained(start)
+
+
+@app.command()
+def evaluate(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
+    data: Data = "cifar10",
+    ghn: Annotated[str, typer.Option(help="A checkpoint's folder or name.")] = "ghnq-cifar10",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Splits of ConvNets-250K [test,deep,wide,bn_free,mobile]."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="One torchvision or timm model instead of splits.")
+    ] = None,
+    trained: Annotated[
+        Path | None, typer.Option(help="A trained state_dict of --model, to compare with.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Precisions, float first.")
+    ] = "float,W8/A8,W4/A8,W4/A4,W2/A2",
+    num_nets: Annotated[int | None, typer.Option(help="First networks of each split.")] = None,
+    num_images: Annotated[int | None, typer.Option(help="Test images, at least 64.")] = None,
+    data_name: DataName = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
+    device: Annotated[str, typer.Option(help="That the networks run on.")] = "cpu",
+) -> None:
+    """The paper's Table 1: accuracy with predicted parameters at several precisions.
+
+    A run that is killed goes on where it was when it is started again.
+    """
+    from ghnq_quant.evaluation import evaluate as run
+
+    run(
+        data,
+        output,
+        ghn=ghn,
+        split=None if split is None else split.split(","),
+        model=model,
+        trained=trained,
+        precision=precision.split(","),
+        num_nets=num_nets,
+        num_images=num_images,
+        data_name=data_name,
+        workers=workers,
+        device=device,
+        console=Console(),
+    )
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="Folders of evaluate and finetune.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output")] = Path("report.html"),
+) -> None:
+    """One self-contained HTML page with the tables and plots of evaluations and finetuning runs."""
+    from ghnq_quant.evaluation.report import write_report
+
+    page = write_report(runs, output)
+    Console().print(f"Saved to {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+space = typer.Typer(help="The networks of ConvNets-250K.", no_args_is_help=True)
+app.add_typer(space, name="space")
+
+
+@space.command("stats")
+def space_stats(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for statistics.png.")
+    ] = Path("design-space"),
+    num: Annotated[int, typer.Option(min=1, help="First networks of each split.")] = 2000,
+) -> None:
+    """Parameters, MACs, depth, nodes and operations of each split, as a table and a picture."""
+    from ghnq_quant.design_space import (
+        SPLITS,
+        plot_statistics,
+        space_statistics,
+        statistics_table,
+    )
+
+    statistics = []
+    for name in track(SPLITS, "Splits"):
+        statistics += space_statistics(name, num)
+    console = Console()
+    console.print(statistics_table(statistics))
+    output.mkdir(parents=True, exist_ok=True)
+    plot_statistics(statistics, output / "statistics.png")
+    console.print(f"Saved to {output / 'statistics.png'}", markup=False, highlight=False)
+
+
+@space.command("show")
+def space_show(
+    split: Annotated[str, typer.Argument(help="Such as test.")],
+    index: Annotated[int, typer.Argument(min=0, help="The network's number in the split.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Picture [SPLIT-INDEX.png].")
+    ] = None,
+) -> None:
+    """Print one network's description and draw its graph."""
+    from ghnq_quant.design_space import ConvNets250K, draw_network
+
+    networks = ConvNets250K(split)
+    if index >= len(networks):
+        raise GhnqError(f"split {split} has networks 0 to {len(networks) - 1}, not {index}")
+    network = networks[index]
+    picture = output if output is not None else Path(f"{split}-{index}.png")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    draw_network(network, picture)
+    console = Console()
+    console.print_json(network.description.to_json())
+    console.print(f"Saved to {picture}", markup=False, highlight=False)
 
 
 def parse_bits(text: str) -> int | tuple[int, int]:
@@ -199,7 +408,7 @@ def _call_by_name(arch: str, num_classes: int) -> nn.Module:
     return model
 
 
-def _load_ghn(name_or_path: str | None) -> GHN | None:
+def _optional_ghn(name_or_path: str | None) -> GHN | None:
     return None if name_or_path is None else GHN.from_pretrained(name_or_path)
 
 
@@ -233,3 +442,7 @@ def main() -> None:
 
 def _print_line(console: Console, label: str, text: str) -> None:
     console.print(f"{label} {escape(text)}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    main()
