@@ -17,7 +17,8 @@ from ghnq_quant.capture import Capture, capture
 
 
 def quantize_over(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
-    """x over [low, high] with ``torch.fake_quantize_per_tensor_affine``, straight through."""
+    """x over [low, high], straight through: with ``torch.fake_quantize_per_tensor_affine``, or in
+    float64, which that does not compute in, by the formula."""
     if bits == 32:
         return x
     levels = 2**bits - 1
@@ -25,11 +26,16 @@ def quantize_over(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
     scale = (high - low) / levels
     if not scale > 0:
         return x
-    zero_point = int((-low / scale).round().clamp(0, levels))
-    quantized = torch.fake_quantize_per_tensor_affine(
-        x.detach(), scale.item(), zero_point, 0, levels
-    )
-    return x + (quantized - x.detach())
+    zero_point = (-low / scale).round().clamp(0, levels)
+    data = x.detach()
+    if data.dtype == torch.float64:
+        level = ((data / scale).round() + zero_point).clamp(0, levels)
+        quantized = (level - zero_point) * scale
+    else:
+        quantized = torch.fake_quantize_per_tensor_affine(
+            data, scale.item(), int(zero_point), 0, levels
+        )
+    return x + (quantized - data)
 
 
 def quantize(x: Tensor, bits: int) -> Tensor:
@@ -44,6 +50,9 @@ class NaiveSimulation(fx.Interpreter):
         model: float; its modes (train, eval) are those of the simulation, and its running
             statistics are updated by it.
         scheme: bit widths and ranges.
+
+    Attributes:
+        seen: the quantized activations of the last run, by the names that their quantizers have.
     """
 
     def __init__(self, model: nn.Module, scheme: QuantScheme) -> None:
@@ -54,7 +63,7 @@ class NaiveSimulation(fx.Interpreter):
         self.folded = {unit.batch_norm_node for unit in plan.units if unit.batch_norm_node}
         self.points = {point.node: point.name for point in plan.points}
         self.ranges: dict[str, tuple[Tensor, Tensor]] = {}
-        self.seen: dict[str, tuple[Tensor, Tensor]] = {}  # unit: its input and its quantized output
+        self.seen: dict[str, Tensor] = {}
 
     def __call__(self, x: Tensor) -> Any:
         return self.run(x)
@@ -69,6 +78,7 @@ class NaiveSimulation(fx.Interpreter):
             value = super().run_node(n)
         if n.name in self.points:
             value = self._activation(value, self.points[n.name])
+            self.seen[self.points[n.name].replace(".", "_")] = value.detach().clone()
         return value
 
     def _layer(self, x: Tensor, node: str) -> Tensor:

@@ -83,6 +83,14 @@ def _fold(
     return factor, -mean * factor if beta is None else torch.addcmul(beta, -mean, factor)
 
 
+def folded_weight(weight: Tensor, bn: nn.BatchNorm2d) -> Tensor:
+    """``weight`` (C_out, …) with the running statistics of ``bn`` folded in."""
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    factor, _ = _fold(bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
+    return _scaled(weight, factor)
+
+
 def _scaled(weight: Tensor, factor: Tensor) -> Tensor:
     return weight * factor.view(-1, 1, 1, 1)
 

@@ -28,7 +28,7 @@ def rewrite(captured: Capture, model: nn.Module) -> fx.Graph:
     output = graph.graph_copy(captured.graph, mapping)
     graph.output(output)
     copies = {old.name: new for old, new in mapping.items()}
-    _allow_any_layout(graph)
+    _simplify(graph)
     _fold_batch_norms(graph, captured, copies)
     _restore_dropout(graph, copies, model)
     quantizers = getattr(model, QUANTIZERS)
@@ -40,9 +40,11 @@ def rewrite(captured: Capture, model: nn.Module) -> fx.Graph:
     return graph
 
 
-def _allow_any_layout(graph: fx.Graph) -> None:
-    """``view`` as ``reshape``: on CPU the layers pass channels-last tensors on."""
+def _simplify(graph: fx.Graph) -> None:
+    """Drop type annotations, which may be names in another module, and make each ``view`` a
+    ``reshape``: on CPU the layers pass channels-last tensors on."""
     for node in graph.nodes:
+        node.type = None
         if node.op == "call_method" and node.target == "view":
             node.target = "reshape"
 
@@ -71,9 +73,13 @@ def _quantize(graph: fx.Graph, node: fx.Node, target: str) -> None:
 def _restore_dropout(graph: fx.Graph, copies: dict[str, fx.Node], model: nn.Module) -> None:
     for name, node in list(copies.items()):
         if node.op == "call_function" and node.target is F.dropout:
-            model.add_module(name, nn.Dropout(argument(node, 1, "p", 0.5)))
+            key = name
+            while hasattr(model, key):
+                key += "_"
+            dropout = nn.Dropout(argument(node, 1, "p", 0.5))
+            model.add_module(key, dropout.train(model.training))
             with graph.inserting_after(node):
-                module = graph.call_module(name, (node.args[0],))
+                module = graph.call_module(key, (node.args[0],))
             node.replace_all_uses_with(module)
             graph.erase_node(node)
             copies[name] = module

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
+from torch.fx.graph_module import _format_import_block
+from torch.package import sys_importer
 
 from ghnq_quant.capture import Capture, QuantPlan
 from ghnq_quant.errors import GhnqWarning
@@ -27,6 +29,7 @@ class QuantModel(nn.Module):
     Attributes:
         scheme: what is quantized to how many bits.
         plan: the units and quantized activations.
+        code: Python source of the traced ``forward`` with quantizers in it.
     """
 
     def __init__(
@@ -42,9 +45,10 @@ class QuantModel(nn.Module):
         self.training = root.training
         self.scheme = scheme
         self.plan: QuantPlan = captured.quant_plan
-        self.graph: fx.Graph = rewrite(captured, self)
-        self._run = _compile(self.graph)
+        self.code = _source(rewrite(captured, self))
+        self._run = _compile(self.code)
         self._warned = False
+        self.register_load_state_dict_post_hook(_place_quantizers)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not self.training and not self._warned:
@@ -82,14 +86,26 @@ class QuantModel(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._run = _compile(self.graph)
+        self._run = _compile(self.code)
 
 
-def _compile(graph: fx.Graph) -> Callable[..., Any]:
-    """The Python function that a graph stands for; its first argument is the module."""
+def _place_quantizers(model: nn.Module, *_: object) -> None:
+    """Bring quantizer state to where the parameters are: toolkits make it anew while loading."""
+    parameter = next(model.parameters())
+    getattr(model, QUANTIZERS).to(parameter.device, parameter.dtype)
+    model.to(parameter.device)
+
+
+def _source(graph: fx.Graph) -> str:
+    """The graph as Python with the imports it needs: can be pickled, as ``F.max_pool2d`` cannot."""
     code = graph.python_code("self")
-    namespace: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, "<quantized forward>", "exec"), namespace)
+    return _format_import_block(code.globals, sys_importer) + "\n" + code.src
+
+
+def _compile(source: str) -> Callable[..., Any]:
+    """The function ``forward`` that the source defines; its first argument is the module."""
+    namespace: dict[str, Any] = {}
+    exec(compile(source, "<quantized forward>", "exec", dont_inherit=True), namespace)
     function: Callable[..., Any] = namespace["forward"]
     return function
 
@@ -120,6 +136,6 @@ def emit(captured: Capture, scheme: QuantScheme, backend: Backend) -> QuantModel
         layer.train(module.training)
         captured.root.set_submodule(unit.name, layer)
     model = QuantModel(captured, scheme, quantizers)
-    parameter = next(model.parameters())
-    getattr(model, QUANTIZERS).to(parameter.device).train(model.training)
+    _place_quantizers(model)
+    getattr(model, QUANTIZERS).train(model.training)
     return model

@@ -1,0 +1,426 @@
+"""The emitted model: what of the user's model survives in it, and its numbers in every backend."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from naive_simulation import NaiveSimulation
+from small_networks import SmallNetwork, images, small_network
+from torch import Tensor, nn
+
+import ghnq_quant
+from ghnq_quant import QuantScheme
+
+BACKENDS = ["reference", "brevitas"]
+backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+@pytest.fixture
+def model() -> SmallNetwork:
+    return small_network(steps=2)
+
+
+@backends
+def test_names_survive(backend: str, model: SmallNetwork) -> None:
+    qmodel = ghnq_quant.quantize(model, 4, backend=backend)
+    assert [n for n, _ in qmodel.named_parameters()] == [n for n, _ in model.named_parameters()]
+    assert [p.shape for p in qmodel.parameters()] == [p.shape for p in model.parameters()]
+    assert [p.requires_grad for p in qmodel.parameters()] == [
+        p.requires_grad for p in model.parameters()
+    ]
+    buffers = dict(qmodel.named_buffers())
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffers[name], buffer)
+    for name, module in model.named_modules():
+        assert qmodel.get_submodule(name).training == module.training
+        if name:
+            assert isinstance(qmodel.get_submodule(name), type(module))
+
+
+@backends
+def test_float_state_loads(backend: str, model: SmallNetwork) -> None:
+    qmodel = ghnq_quant.quantize(small_network(), 4, backend=backend)
+    result = qmodel.load_state_dict(model.state_dict(), strict=False)
+    assert result.unexpected_keys == []
+    assert result.missing_keys
+    assert all(key.startswith("activation_quantizers.") for key in result.missing_keys)
+    for name, value in model.state_dict().items():
+        assert torch.equal(qmodel.state_dict()[name], value)
+
+
+@backends
+def test_original_is_left_alone(backend: str, model: SmallNetwork) -> None:
+    before, modules = copy.deepcopy(model.state_dict()), dict(model.named_modules())
+    qmodel = ghnq_quant.quantize(model, 4, backend=backend)
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    others = (*qmodel.parameters(), *qmodel.buffers())
+    assert not own & {t.untyped_storage().data_ptr() for t in others if t.numel()}
+    train_a_little(qmodel)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert dict(model.named_modules()) == modules
+    assert all(p.grad is None for p in model.parameters())
+
+
+def train_a_little(qmodel: nn.Module, steps: int = 2) -> None:
+    optimizer = torch.optim.SGD(qmodel.parameters(), 0.05, momentum=0.9)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        qmodel(images()).square().mean().backward()
+        optimizer.step()
+
+
+@backends
+def test_deepcopy_is_independent_and_equal(backend: str, model: SmallNetwork) -> None:
+    qmodel = ghnq_quant.quantize(model, 4, backend=backend)
+    train_a_little(qmodel)
+    twin, x = copy.deepcopy(qmodel), images()
+    expected = qmodel.eval()(x)
+    assert torch.equal(twin.eval()(x), expected)
+    train_a_little(twin.train())
+    assert torch.equal(qmodel(x), expected)
+    assert not torch.equal(twin.eval()(x), expected)
+
+
+@backends
+def test_state_dict_round_trip(backend: str, model: SmallNetwork, tmp_path: Path) -> None:
+    qmodel, x = ghnq_quant.quantize(model, 4, backend=backend), images()
+    train_a_little(qmodel)
+    torch.save(qmodel.state_dict(), tmp_path / "model.pt")
+    other = ghnq_quant.quantize(small_network(), 4, backend=backend)
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    other.load_state_dict(state, strict=True)
+    assert torch.equal(other.eval()(x), qmodel.eval()(x))
+    train_a_little(other.train())  # what was loaded goes on
+    assert other.get_submodule("norm").num_batches_tracked == 6
+
+
+def test_the_reference_model_pickles_whole(model: SmallNetwork) -> None:
+    qmodel, x = ghnq_quant.quantize(model, 4, backend="reference"), images()
+    train_a_little(qmodel)
+    assert torch.equal(pickle.loads(pickle.dumps(qmodel)).eval()(x), qmodel.eval()(x))
+    file = io.BytesIO()
+    torch.save(qmodel, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(x), qmodel(x))
+
+
+@backends
+def test_double_precision(backend: str, model: SmallNetwork) -> None:
+    qmodel, x = ghnq_quant.quantize(model, 8, backend=backend), images()
+    train_a_little(qmodel)
+    expected = qmodel.eval()(x)
+    double = copy.deepcopy(qmodel).to(torch.float64)
+    state = double.state_dict()
+    for _ in range(2):
+        y = double(x.double())
+        assert y.dtype == torch.float64
+        assert all(t.dtype != torch.float32 for t in double.state_dict().values())
+        scale = expected.abs().max()
+        assert (y - expected).abs().max() <= 2e-2 * scale  # a level or two of 256
+        double.load_state_dict(state)
+    train_a_little_in(double.train(), torch.float64)
+    from_double = ghnq_quant.quantize(copy.deepcopy(model).double(), 8, backend=backend)
+    train_a_little_in(from_double, torch.float64)
+    assert all(t.dtype != torch.float32 for t in from_double.state_dict().values())
+
+
+def train_a_little_in(qmodel: nn.Module, dtype: torch.dtype) -> None:
+    y = qmodel(images().to(dtype))
+    assert y.dtype == dtype
+    y.square().mean().backward()
+    for p in qmodel.parameters():
+        assert p.grad is None or p.grad.dtype == dtype
+
+
+@backends
+def test_gradient_reaches_every_trainable_parameter(backend: str, model: SmallNetwork) -> None:
+    qmodel = ghnq_quant.quantize(model, 4, backend=backend)
+    x = images().requires_grad_()
+    # a bias before a batch norm has none: the batch norm takes it away
+    (qmodel(x) * torch.randn(6, 10)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    for name, p in qmodel.named_parameters():
+        if not p.requires_grad:
+            assert p.grad is None
+        else:
+            assert p.grad is not None, name
+            assert p.grad.isfinite().all()
+            assert (p.grad.abs().sum() > 0) == (name != "depthwise.bias"), name
+
+
+@backends
+def test_train_and_eval_and_functional_dropout(backend: str, model: SmallNetwork) -> None:
+    qmodel, x = ghnq_quant.quantize(model, 4, backend=backend), images()
+    train_a_little(qmodel)
+    qmodel.eval()
+    assert not any(m.training for m in qmodel.modules())
+    before = copy.deepcopy(qmodel.state_dict())
+    assert torch.equal(qmodel(x), qmodel(x))
+    assert all(torch.equal(before[k], v) for k, v in qmodel.state_dict().items())
+    batch_independent = torch.cat([qmodel(x[i : i + 1]) for i in range(6)])
+    torch.testing.assert_close(batch_independent, qmodel(x), rtol=1e-4, atol=1e-4)
+    qmodel.train()
+    assert all(m.training for m in qmodel.modules())
+    for module in qmodel.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    assert not torch.equal(qmodel(x), qmodel(x))  # the functional dropout is back
+
+
+@backends
+def test_an_eval_model_is_emitted_in_eval(backend: str, model: SmallNetwork) -> None:
+    qmodel = ghnq_quant.quantize(model.eval(), 4, backend=backend)
+    assert not any(m.training for m in qmodel.modules())
+
+
+@backends
+def test_hooks_survive_and_work(backend: str, model: SmallNetwork) -> None:
+    seen: list[tuple[str, tuple[int, ...]]] = []
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        seen.append((type(module).__name__, tuple(output.shape)))
+
+    qmodel = ghnq_quant.quantize(model, 4, backend=backend)
+    for name in ("stem.0", "head", "activation_quantizers.add"):
+        qmodel.get_submodule(name).register_forward_hook(hook)
+    qmodel(images())
+    assert [shape for _, shape in seen] == [(6, 8, 8, 8), (6, 8, 8, 8), (6, 10)]
+
+
+@backends
+def test_repr_shows_bits_and_scheme(backend: str, model: SmallNetwork) -> None:
+    scheme = QuantScheme(3, 5, overrides={"head": 7}, act_range="batch")
+    text = repr(ghnq_quant.quantize(model, scheme=scheme, backend=backend))
+    assert "W3/A5, tensorwise asymmetric, act_range=batch, bn=running" in text
+    assert "overrides={'head': 7}" in text
+    for bits in (3, 5, 7):
+        assert any(f"{word}={bits}" in text for word in ("weight_bits", "act_bits", "bit_width"))
+
+
+@backends
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_quantized_weights_have_at_most_2_to_the_b_values(
+    backend: str, bits: int, model: SmallNetwork
+) -> None:
+    qmodel, used = ghnq_quant.quantize(model, bits, backend=backend), {}
+    for name in ("stem.0", "depthwise", "plain", "head"):
+        used[name] = record_weight(qmodel.get_submodule(name))
+    for mode in (True, False):
+        qmodel.train(mode)(images())
+        for weights in used.values():
+            assert weights[-1].unique().numel() <= 2**bits
+
+
+def record_weight(layer: nn.Module) -> list[Tensor]:
+    """The weights that the layer's convolutions or products really use, the last one last."""
+    used: list[Tensor] = []
+
+    class Recorder(torch.overrides.TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            if func in (nn.functional.conv2d, nn.functional.linear):
+                used.append(getattr(args[1], "value", args[1]).detach())
+            return func(*args, **(kwargs or {}))
+
+    forward = layer.forward
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        with Recorder():
+            return forward(*args, **kwargs)
+
+    layer.forward = recorded  # type: ignore[method-assign]
+    return used
+
+
+def quantized_units(
+    qmodel: nn.Module, x: Tensor
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """The output, and of each activation quantizer its input and output."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda m, args, y, name=name: seen.update(
+                {name: (args[0].detach(), y.detach().clone())}
+            )
+        )
+        for name, module in qmodel.activation_quantizers.named_children()
+    ]
+    with torch.no_grad():
+        y = qmodel(x)
+    for hook in hooks:
+        hook.remove()
+    return y, seen
+
+
+NETWORKS = ["resnet18", "mobilenet_v2"]
+
+
+def torchvision_model(name: str) -> nn.Module:
+    import torchvision
+
+    torch.manual_seed(1)
+    model: nn.Module = getattr(torchvision.models, name)(num_classes=10)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # so that two models in train mode agree
+    return model
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request: pytest.FixtureRequest) -> nn.Module:
+    return torchvision_model(request.param)
+
+
+def levels_apart(ours: Tensor, theirs: Tensor, bits: int) -> tuple[int, int]:
+    """How many of the quantized values differ, and by how many levels at most."""
+    span = max(theirs.max().item(), 0) - min(theirs.min().item(), 0)
+    scale = span / (2**bits - 1) if span > 0 else 1.0
+    distance = ((ours - theirs).abs() / scale).round()
+    return int((distance > 0).sum()), int(distance.max())
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_brevitas_equals_the_reference(network: nn.Module, bits: int) -> None:
+    ours = ghnq_quant.quantize(network, bits, backend="brevitas")
+    theirs = ghnq_quant.quantize(network, bits, backend="reference")
+    torch.manual_seed(2)
+    for mode in (True, True, False):
+        x = torch.randn(16, 3, 32, 32)
+        y, seen = quantized_units(ours.train(mode), x)
+        expected, expected_seen = quantized_units(theirs.train(mode), x)
+        assert (y - expected).abs().max() <= 1e-3 * (expected.max() - expected.min())
+        assert seen.keys() == expected_seen.keys()
+        for name, (_, value) in seen.items():
+            count, distance = levels_apart(value, expected_seen[name][1], bits)
+            assert count <= value.numel() * 1e-5, name
+            assert distance <= 1
+    inner = "act_quant.fused_activation_quant_proxy.tensor_quant."
+    state, expected_state = ours.state_dict(), theirs.state_dict()
+    assert [key.replace(inner, "") for key in state] == list(expected_state)
+    for a, b in zip(state.values(), expected_state.values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@backends
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_equals_the_naive_simulation_unit_by_unit(
+    network: nn.Module, bits: int, backend: str
+) -> None:
+    """Each unit is given the naive simulation's own input, so that no difference adds up; in
+    float64, so that rounding in another order of summation moves no weight to the next level."""
+    qmodel = ghnq_quant.quantize(copy.deepcopy(network).double(), bits, backend=backend)
+    naive = NaiveSimulation(copy.deepcopy(network).double(), QuantScheme(bits, bits))
+    torch.manual_seed(2)
+    differing = total = 0
+    for mode in (True, True, False):
+        x = torch.randn(8, 3, 32, 32, dtype=torch.float64)
+        naive.model.train(mode)
+        qmodel.train(mode)
+        with torch.no_grad():
+            naive(x)
+            for name, (value, expected) in teacher_forced(qmodel, naive, x).items():
+                count, distance = levels_apart(value, expected, bits)
+                assert distance <= 1, name
+                differing, total = differing + count, total + value.numel()
+    assert differing <= 1e-5 * total
+
+
+def teacher_forced(
+    qmodel: nn.Module, naive: NaiveSimulation, x: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each quantized activation of ``qmodel`` and of the naive simulation, where the former goes on
+    with the latter's."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def hook(name: str) -> Any:
+        def replace(module: nn.Module, args: Any, y: Tensor) -> Tensor:
+            seen[name] = y, naive.seen[name]
+            return naive.seen[name].clone()  # it may be added to in place
+
+        return replace
+
+    quantizers = qmodel.activation_quantizers
+    hooks = [m.register_forward_hook(hook(n)) for n, m in quantizers.named_children()]
+    qmodel(x)
+    for handle in hooks:
+        handle.remove()
+    return seen
+
+
+@backends
+def test_gradients_equal_the_naive_simulation(backend: str) -> None:
+    network = small_network(dropout=0.0).double()
+    torch.manual_seed(4)
+    x = images(16).double()
+    scheme = QuantScheme(8, 8, act_range="batch")
+    naive = NaiveSimulation(copy.deepcopy(network), scheme)
+    qmodel = ghnq_quant.quantize(network, scheme=scheme, backend=backend)
+    weights = torch.randn(16, 10, dtype=torch.float64)
+    for run in (naive, qmodel):
+        (run(x) * weights).sum().backward()
+    for (name, ours), theirs in zip(
+        qmodel.named_parameters(), naive.model.parameters(), strict=True
+    ):
+        if theirs.grad is not None and name != "depthwise.bias":
+            limit = 1e-9 * theirs.grad.abs().max()
+            assert (ours.grad - theirs.grad).abs().max() <= limit, name
+
+
+@backends
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "densenet121", "squeezenet1_1"])
+def test_other_families_run(name: str, backend: str) -> None:
+    """Views, batch norms that no convolution folds, concatenation, no batch norm at all."""
+    qmodel = ghnq_quant.quantize(torchvision_model(name), 4, backend=backend)
+    y = qmodel(torch.randn(2, 3, 64, 64))
+    y.sum().backward()
+    assert y.shape == (2, 10)
+    assert all(p.grad is not None for p in qmodel.parameters() if p.requires_grad)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert qmodel.eval()(torch.randn(2, 3, 64, 64)).isfinite().all()
+
+
+@backends
+def test_ema_ranges(backend: str) -> None:
+    """Momentum 0.1, the first batch's range to start with, frozen in eval."""
+    qmodel = ghnq_quant.quantize(small_network(), 8, backend=backend)
+    low = high = None
+    for scale in (1.0, 5.0, 0.2):
+        x = images() * scale
+        qmodel(x)
+        low = x.min() if low is None else 0.9 * low + 0.1 * x.min()
+        high = x.max() if high is None else 0.9 * high + 0.1 * x.max()
+        state = {k: v for k, v in qmodel.state_dict().items() if "quantizers.x." in k}
+        found = {k.rpartition(".")[2]: v for k, v in state.items()}
+        torch.testing.assert_close(found["running_min"], low)
+        torch.testing.assert_close(found["running_max"], high)
+    assert found["num_batches_tracked"] == 3
+    before = copy.deepcopy(qmodel.state_dict())
+    qmodel.eval()(images() * 100)
+    assert all(torch.equal(before[k], v) for k, v in qmodel.state_dict().items())
+    _, seen = quantized_units(qmodel, images() * 100)
+    scale = (high - low) / 255
+    assert (seen["x"][1].max() - high).abs() <= scale  # what is outside of the range is clamped
+    assert (seen["x"][1].min() - low).abs() <= scale
+
+
+@backends
+def test_batch_ranges_have_no_state(backend: str) -> None:
+    scheme = QuantScheme(4, 4, act_range="batch", bn="batch")
+    qmodel = ghnq_quant.quantize(small_network(), scheme=scheme, backend=backend).eval()
+    assert not [k for k in qmodel.state_dict() if k.startswith("activation_quantizers")]
+    x = images()
+    _, seen = quantized_units(qmodel, x * 100)
+    torch.testing.assert_close(
+        seen["x"][1], ghnq_quant.quantization.fake_quantize(x * 100, 4), rtol=1e-6, atol=0
+    )
+    torch.testing.assert_close(qmodel(x), qmodel(x), rtol=0, atol=0)
