@@ -307,6 +307,40 @@ def test_the_model_is_untouched(make: Callable[[], nn.Module]) -> None:
     assert torch.equal(torch.get_rng_state(), rng)
 
 
+class Remembers(nn.Module):
+    """Keeps what it computes: an attribute, a dict's entry, and a tensor made in ``forward``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.cache: dict[str, Tensor] = {}
+        self.last: Tensor | None = None
+        self.calls = [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append(len(self.calls))
+        if "weight" not in self.cache:
+            self.cache["weight"] = self.conv.weight.mean() * 2
+        self.last = self.conv(x) + torch.tensor(0.5) * self.cache["weight"]
+        return self.last
+
+
+@torch.no_grad()
+def test_what_a_forward_keeps_is_undone() -> None:
+    model = Remembers().eval()
+    attributes = set(vars(model))
+    captured = capture(model, torch.zeros(1, 3, 8, 8))
+    assert (model.cache, model.last, model.calls, set(vars(model))) == ({}, None, [0], attributes)
+    x = torch.randn(2, 3, 8, 8)
+    expected = model(x)
+    assert model.last is expected
+    assert captured.root.conv.weight is model.conv.weight
+    assert torch.equal(fx.Interpreter(captured.root, graph=captured.graph).run(x), expected)
+    quantized = quantize(model, bits=32, backend="reference")  # the model holds results by now
+    assert torch.equal(quantized(x), expected)
+    assert quantized.state_dict().keys() == model.state_dict().keys()
+
+
 def test_a_model_without_memory_is_captured() -> None:
     with torch.device("meta"):
         model = torchvision.models.vgg16(num_classes=10)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ghnq_quant.capture.unchanged import unchanged
 from ghnq_quant.errors import CaptureError
 
 
@@ -33,11 +34,9 @@ def propagate_shapes(
     """
     interpreter = _ShapeInterpreter(root, graph)
     parameter = next(root.parameters())
-    was_training = {m for m in root.modules() if m.training}
     try:
-        for module in was_training:
-            module.training = False  # so that no batch norm updates its statistics
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        with unchanged(root), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            root.eval()  # so that no batch norm updates its statistics
             interpreter.run(
                 torch.empty(input_shape, dtype=parameter.dtype, device=parameter.device)
             )
@@ -46,7 +45,4 @@ def propagate_shapes(
             f"the model does not run on an input of shape {tuple(input_shape)}: operation "
             f"{interpreter.current}: {str(error).partition(chr(10))[0]}"
         ) from error
-    finally:
-        for module in was_training:
-            module.training = True
     return interpreter.shapes

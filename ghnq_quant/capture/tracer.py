@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedParameter
 
 from ghnq_quant.capture.adapters import Adapter, Surrounded, adapters_in_use
+from ghnq_quant.capture.unchanged import copy_of_modules, unchanged
 from ghnq_quant.errors import CaptureError
 
 _UNSUPPORTED = (
@@ -30,7 +29,7 @@ def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
 
     Returns:
         the module that the graph's names refer to (``model`` itself, or a copy that shares its
-        tensors where an adapter rewrote layers) and the graph.
+        tensors where an adapter rewrote layers or ``forward`` holds tensors) and the graph.
 
     Raises:
         CaptureError: the model has no 2-d convolution, has a convolution of another rank, or its
@@ -40,13 +39,26 @@ def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
     adapters = adapters_in_use()
     root = _rewritten(model, adapters)
     tracer = _Tracer(adapters)
-    with _eval_mode(root):
+    with unchanged(root):
+        root.eval()
         try:
-            return root, tracer.trace(root)
+            graph = tracer.trace(root)
         except CaptureError:
             raise
         except Exception as error:
             raise CaptureError(_explain(error, tracer, model)) from error
+        constants = _constants(root, graph)
+    if constants:
+        root = copy_of_modules(root)
+        for name, value in constants.items():
+            root.register_buffer(name, value, persistent=False)
+    return root, graph
+
+
+def _constants(root: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
+    """Tensors that ``forward`` makes or closes over: torch.fx made them attributes of the root."""
+    names = [str(n.target) for n in graph.nodes if n.op == "get_attr"]
+    return {n: vars(root)[n] for n in names if n.startswith("_tensor_constant") and n in vars(root)}
 
 
 def _check_layers(model: nn.Module) -> None:
@@ -76,8 +88,7 @@ def _rewritten(model: nn.Module, adapters: tuple[Adapter, ...]) -> nn.Module:
     """``model``, or where adapters rewrite layers, a copy with these replaced, tensors shared."""
     if all(_rewrite(m, adapters) is None for m in model.modules()):
         return model
-    tensors = [*model.parameters(), *model.buffers()]
-    root = copy.deepcopy(model, {id(t): t for t in tensors})
+    root = copy_of_modules(model)
     rewritten: dict[nn.Module, nn.Module | None] = {}
     for name, module in list(root.named_modules(remove_duplicate=False)):
         if module not in rewritten:
@@ -91,18 +102,6 @@ def _rewritten(model: nn.Module, adapters: tuple[Adapter, ...]) -> nn.Module:
 def _rewrite(module: nn.Module, adapters: tuple[Adapter, ...]) -> nn.Module | None:
     candidates = (adapter.rewrite(module) for adapter in adapters)
     return next((new for new in candidates if new is not None), None)
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    training = [m for m in model.modules() if m.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class _Tracer(fx.Tracer):

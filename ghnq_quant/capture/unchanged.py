@@ -1,0 +1,42 @@
+"""Keeps a user's modules as they were, whatever their code does while it is traced."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Undo on leaving all that happened to the modules' attributes: modes, caches, kept tensors.
+
+    Attributes are put back, and so is the content of those that are dicts, lists or sets.
+    """
+    saved = [(m, dict(vars(m)), _containers(m)) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, contents in saved:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for name, content in contents.items():
+                container = attributes[name]
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(content)
+
+
+def _containers(module: nn.Module) -> dict[str, Any]:
+    builtin = (dict, OrderedDict, list, set)
+    return {name: v.copy() for name, v in vars(module).items() if type(v) in builtin}
+
+
+def copy_of_modules(model: nn.Module) -> nn.Module:
+    """A copy of the module tree that shares every parameter, buffer and other tensor attribute."""
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    return copy.deepcopy(model, {id(t): t for t in tensors})
