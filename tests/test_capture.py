@@ -433,6 +433,7 @@ def zoo_model(name: str) -> nn.Module:
     return model
 
 
+@pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo_models_are_captured(name: str) -> None:
     """Every parameter of a conv, linear or norm layer has its node, and the graph runs."""

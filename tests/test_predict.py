@@ -170,7 +170,6 @@ def kept_by(model: nn.Module, ghn: GHN) -> tuple[dict[str, Tensor], set[str]]:
     return predicted, kept
 
 
-@pytest.mark.xfail(strict=True, reason="the frame of a comprehension is counted too in api.py")
 def test_the_warning_points_at_the_caller(tiny_ghn: GHN) -> None:
     with pytest.warns(GhnqWarning) as caught:
         predict_parameters(small(9), tiny_ghn)
