@@ -32,7 +32,7 @@ from ghnq_quant.training.quickstart_results import QuickstartResult, QuickstartS
 from ghnq_quant.training.saving import read_json, save_json, save_state
 
 BATCH_SIZE = 64
-# Of 0.001, 0.003, 0.01 and 0.03 with Adam, the best for both starts on the digits at 4 bits.
+# Of 0.001, 0.003 and 0.01 with Adam the best for both starts, on the digits at 4 bits.
 LEARNING_RATE = 1e-2
 CALIBRATION_BATCHES = 8
 STARTS = ("GHN-Q", "PyTorch")

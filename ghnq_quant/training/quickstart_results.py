@@ -94,12 +94,17 @@ class QuickstartResult:
         )
         return list(zip(runs.mean(0).tolist(), error.tolist(), strict=True))
 
+    @property
+    def _statistic(self) -> str:
+        count = self.settings.seeds
+        return f"mean ± standard error, n = {count}" if count > 1 else "one run from each start"
+
     def table(self) -> Table:
         """Accuracy after each epoch, for the terminal."""
         table = Table(
             title=f"{self.data}: top-1 test accuracy in %, {self.settings.precision} "
             f"({self.settings.backend})",
-            caption=f"mean ± standard error, n = {self.settings.seeds}; {self.seconds:.0f} s\n"
+            caption=f"{self._statistic}; {self.seconds:.0f} s\n"
             f"{self.train_images:,} training and {self.test_images:,} test images\n"
             "epoch 0: before training; calibrated before each measurement",
         )
@@ -163,8 +168,7 @@ class QuickstartResult:
             f"{self.data}, {self.settings.precision} quantization-aware training\n", loc="left"
         )
         axes.text(
-            0, 1.02, f"mean and standard error of {self.settings.seeds} seeds; thin: each seed",
-            transform=axes.transAxes, fontsize=9, color="0.35",
+            0, 1.02, self._statistic, transform=axes.transAxes, fontsize=9, color="0.35",
         )  # fmt: skip
         figure.savefig(path, format="png", dpi=150)
 
