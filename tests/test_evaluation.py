@@ -306,7 +306,7 @@ def test_float_model_equals_the_reference_simulation_without_quantizers(images):
 def setting(monkeypatch, tiny_ghn):
     """Small networks and images of 8×8 pixels in place of ConvNets-250K and a data set."""
     image_set = ImageSet("noise", random_images(64, 1), random_images(150, 2))
-    monkeypatch.setattr(run, "load_images", lambda data, name: image_set)
+    monkeypatch.setattr(run, "load_images", lambda data, **_: image_set)
     monkeypatch.setattr(run, "_SIDE", 8)
 
     def open_small(settings, group, index, classes):

@@ -43,6 +43,7 @@ def evaluate(
     num_nets: int | None = None,
     num_images: int | None = None,
     data_name: str | None = None,
+    download: bool = False,
     workers: int = 1,
     device: str = "cpu",
     console: Console | None = None,
@@ -67,6 +68,7 @@ def evaluate(
         num_nets: the first so many networks of each split; None for all.
         num_images: the first so many test images in their fixed mixed order; None for all.
         data_name: the data set's name in the results, where it has a truer one than its file's.
+        download: fetch CIFAR-10 where ``data`` is ``cifar10`` and it is not there yet.
         workers: processes that share the networks; with more than one, a script must guard its
             entry with ``if __name__ == "__main__":``.
         device: that the networks run on.
@@ -100,7 +102,7 @@ def evaluate(
     places = network_places(settings)
     hypernetwork = ghn if isinstance(ghn, GHN) else GHN.from_pretrained(ghn)
     state = None if trained is None else read_state(trained)
-    image_set = load_images(data, name=data_name)
+    image_set = load_images(data, name=data_name, download=download)
     _check_images(image_set.test, hypernetwork, settings)
     identity = _identity(settings, hypernetwork, image_set)
     job = Job(settings, hypernetwork, image_set.test, state, device)
