@@ -54,15 +54,15 @@ def predict_parameters(
     Args:
         model: the network; it is not changed. A list of networks is predicted as one batch.
         ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10`` that the package ships.
-        bits: precision that the parameters are meant for, as one bit width or as (weight, activation);
-            only a hypernetwork with a precision embedding reads it.
+        bits: precision that the parameters are meant for, as one bit width or as (weight,
+            activation); only a hypernetwork with a precision embedding reads it.
         example_input: (N, C, H, W), to check that the network runs on its shape.
 
     Returns:
-        for each parameter of ``model``, in the order of ``named_parameters()``, its name and a tensor of
-        its shape, dtype and device. A classification layer of another number of classes than the
-        hypernetwork's, and parameters that no node of the graph stands for, keep their own values; one
-        warning names them.
+        for each parameter of ``model``, in the order of ``named_parameters()``, its name and a
+        tensor of its shape, dtype and device. A classification layer of another number of classes
+        than the hypernetwork's, and parameters that no node of the graph stands for, keep their
+        own values; one warning names them.
 
     Raises:
         CaptureError: the network cannot be captured.
@@ -71,7 +71,9 @@ def predict_parameters(
     Example:
         >>> import torchvision
         >>> model = torchvision.models.resnet18(num_classes=10)
-        >>> model.load_state_dict(ghnq_quant.predict_parameters(model), strict=False)  # doctest: +SKIP
+        >>> parameters = ghnq_quant.predict_parameters(model)
+        >>> parameters["conv1.weight"].shape
+        torch.Size([64, 3, 7, 7])
     """
     models = model if isinstance(model, list) else [model]
     captures = [capture(m, example_input) for m in models]
@@ -93,12 +95,13 @@ def _predict(
     ghn = ghn if ghn is not None else _default_ghn()
     with torch.no_grad():
         by_name = ghn([c.arch_graph for c in captures], [bits] * len(captures))
-    return [_by_parameter(c.root, new, ghn) for c, new in zip(captures, by_name, strict=True)]
+    results = []
+    for captured, new in zip(captures, by_name, strict=True):  # no frame between warning and caller
+        results.append(_by_parameter(captured.root, new, ghn))
+    return results
 
 
-def _by_parameter(
-    root: nn.Module, predicted: dict[str, Tensor], ghn: GHN
-) -> list[Tensor | None]:
+def _by_parameter(root: nn.Module, predicted: dict[str, Tensor], ghn: GHN) -> list[Tensor | None]:
     by_id: dict[int, Tensor] = {}
     for name, p in root.named_parameters(remove_duplicate=False):
         if name in predicted and id(p) not in by_id:  # a tied parameter: its first use counts
@@ -109,8 +112,8 @@ def _by_parameter(
         warnings.warn(
             f"{len(kept)} parameters keep their own initialization: {', '.join(kept[:8])}"
             f"{', …' if len(kept) > 8 else ''}. The hypernetwork predicts classification layers of "
-            f"{ghn.num_classes} classes and the weights and biases of Conv2d, Linear and norm layers "
-            "that the network runs in eval mode",
+            f"{ghn.num_classes} classes and the weights and biases of Conv2d, Linear and norm "
+            "layers that the network runs in eval mode",
             GhnqWarning,
             stacklevel=4,
         )
@@ -142,17 +145,19 @@ def init_quantized(
 
     Args:
         model: the network; it is not changed.
-        bits: bit width of weights and activations, or a (weight, activation) pair: 2 to 8, 32 for float.
+        bits: bit width of weights and activations, or a (weight, activation) pair: 2 to 8, 32 for
+            float.
         act_bits: bit width of activations where it differs.
-        backend: toolkit of the quantized layers: ``"brevitas"``, ``"reference"`` (plain PyTorch) or one
-            registered under the entry-point group ``ghnq_quant.backends``.
+        backend: toolkit of the quantized layers: ``"brevitas"``, ``"reference"`` (plain PyTorch)
+            or one registered under the entry-point group ``ghnq_quant.backends``.
         ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10`` that the package ships.
-        scheme: in place of ``bits`` and ``act_bits``, everything that a :class:`QuantScheme` can say.
+        scheme: in place of ``bits`` and ``act_bits``, everything that a :class:`QuantScheme` can
+            say.
         example_input: (N, C, H, W), to check that the network runs on its shape.
 
     Returns:
-        a new model. Its modules, parameters and buffers have the names they had; running statistics are
-        those of an untrained network.
+        a new model. Its modules, parameters and buffers have the names they had; running
+        statistics are those of an untrained network.
 
     Raises:
         SchemeError: a bit width that does not exist, or an override that matches no layer.
@@ -193,7 +198,8 @@ def quantize(
     scheme: QuantScheme | None = None,
     example_input: Tensor | None = None,
 ) -> QuantModel:
-    """The same as :func:`init_quantized` with the parameters and running statistics of ``model`` itself.
+    """The same as :func:`init_quantized` with the parameters and running statistics of ``model``
+    itself.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())

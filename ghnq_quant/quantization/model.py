@@ -64,7 +64,9 @@ class QuantModel(nn.Module):
             if isinstance(m, nn.BatchNorm2d) and not m.training and not has_running_statistics(m)
         ]
         missing += [
-            n for n, m in self.named_modules() if isinstance(m, EmaRange) and not m.has_statistics()
+            n
+            for n, m in self.named_modules()
+            if isinstance(m, EmaRange) and not m.training and not m.has_statistics()
         ]
         if missing:
             self._warned = True
