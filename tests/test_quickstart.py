@@ -102,6 +102,8 @@ def test_saved_model_is_the_one_that_was_measured(run, tiny):
     test = load_images(tiny.data).test
     right = sum(int((model(x).argmax(1) == y).sum()) for x, y in evaluation_batches(test))
     assert 100 * right / 30 == measured.accuracy["GHN-Q"][0][-1]
+    recipe = json.loads((folder / "model.json").read_text())
+    assert recipe["test_accuracy"] == 100 * right / 30
 
 
 def test_damaged_model_folder_is_refused(run, tmp_path):

@@ -134,7 +134,7 @@ def run_quickstart(
             model = _quantized(name, settings, images, seed, ghn)
             accuracy[name].append(_train(model, settings, images, seed, bar.steps_of(name, seed)))
             if (name, seed) == ("GHN-Q", 0):
-                _save_model(model, settings, images, output)
+                _save_model(model, settings, images, accuracy[name][0][-1], output)
     seconds = time.perf_counter() - start
     parts = (len(images.train), len(images.test))
     result = QuickstartResult(settings, images.name, *parts, accuracy, seconds)
@@ -235,7 +235,11 @@ def _calibrated_accuracy(model: QuantModel, images: ImageSet) -> float:
 
 
 def _save_model(
-    model: nn.Module, settings: QuickstartSettings, images: ImageSet, folder: Path
+    model: nn.Module,
+    settings: QuickstartSettings,
+    images: ImageSet,
+    accuracy: float,
+    folder: Path,
 ) -> None:
     save_state(model, folder / "model.safetensors")
     recipe = {
@@ -251,6 +255,7 @@ def _save_model(
         "bits": settings.bits,
         "backend": settings.backend,
         "data": images.name,
+        "test_accuracy": accuracy,
     }
     save_json(recipe, folder / "model.json")
 
