@@ -116,7 +116,7 @@ class Journal:
             GhnqError: the file is of a run with another header, or no such file.
         """
         lines = _whole_lines(self.path)
-        if not lines:
+        if len(lines) < 2:  # without any network, there is nothing that other settings would spoil
             with replacing(self.path) as temporary:
                 temporary.write_bytes(_line(self.header))
             return {}
