@@ -35,8 +35,8 @@ def summarize(values: Iterable[float | None]) -> Summary:
     """Mean, standard error and maximum; values that are None are left out.
 
     Example:
-        >>> summarize([1.0, 2.0, 3.0, None])
-        Summary(count=3, mean=2.0, standard_error=0.5773502691896258, maximum=3.0)
+        >>> summarize([1.0, 3.0, None])
+        Summary(count=2, mean=2.0, standard_error=1.0, maximum=3.0)
     """
     known = [v for v in values if v is not None]
     count = len(known)
