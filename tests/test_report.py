@@ -11,10 +11,15 @@ from pathlib import Path
 import pytest
 
 from ghnq_quant.errors import GhnqError
-from ghnq_quant.evaluation import Evaluation, LayerResult, NetworkResult, PrecisionResult
+from ghnq_quant.evaluation import (
+    Evaluation,
+    LayerResult,
+    NetworkResult,
+    PrecisionResult,
+    write_report,
+)
 from ghnq_quant.evaluation.history import read_history
 from ghnq_quant.evaluation.record import NETWORKS_FILE
-from ghnq_quant.evaluation.report import write_report
 from ghnq_quant.evaluation.results import Journal
 from ghnq_quant.evaluation.tables import table_cells
 

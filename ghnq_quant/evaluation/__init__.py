@@ -8,6 +8,7 @@ from ghnq_quant.evaluation.distributions import (
 from ghnq_quant.evaluation.precision import PAPER_PRECISIONS, parse_precision, precision_name
 from ghnq_quant.evaluation.protocol import measure_network
 from ghnq_quant.evaluation.record import Evaluation
+from ghnq_quant.evaluation.report import write_report
 from ghnq_quant.evaluation.results import LayerResult, NetworkResult, PrecisionResult
 from ghnq_quant.evaluation.run import evaluate
 from ghnq_quant.evaluation.summary import Summary, summarize
@@ -27,4 +28,5 @@ __all__ = [
     "parse_precision",
     "precision_name",
     "summarize",
+    "write_report",
 ]
