@@ -1,8 +1,8 @@
 """Parameters for quantized CNNs, predicted by a graph hypernetwork (GHN-Q).
 
-    >>> import ghnq_quant, torchvision
-    >>> model = torchvision.models.mobilenet_v2(num_classes=10)
-    >>> qat = ghnq_quant.init_quantized(model, bits=4)
+>>> import ghnq_quant, torchvision
+>>> model = torchvision.models.mobilenet_v2(num_classes=10)
+>>> qat = ghnq_quant.init_quantized(model, bits=4)
 """
 
 from ghnq_quant.torchvision_ops import define_missing_operators

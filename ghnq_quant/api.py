@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from functools import cache
 from typing import overload
@@ -77,7 +76,7 @@ def predict_parameters(
     """
     models = model if isinstance(model, list) else [model]
     captures = [capture(m, example_input) for m in models]
-    predicted = _predict(captures, ghn, as_pair(bits))
+    predicted = predict_captured(captures, ghn, as_pair(bits))
     results = [
         {
             name: p.detach().clone() if new is None else new
@@ -88,7 +87,7 @@ def predict_parameters(
     return results if isinstance(model, list) else results[0]
 
 
-def _predict(
+def predict_captured(
     captures: list[Capture], ghn: GHN | None, bits: tuple[int, int]
 ) -> list[list[Tensor | None]]:
     """For each network the new value of each of its parameters, None where it keeps its own."""
@@ -126,6 +125,8 @@ def _own_memory(value: Tensor, parameter: nn.Parameter, name: str) -> Tensor:
             f"{name!r} has shape {tuple(parameter.shape)}, predicted was {tuple(value.shape)}"
         )
     value = value.to(device=parameter.device, dtype=parameter.dtype)
+    if value.dtype != torch.float32 and not value.isfinite().all():
+        raise PredictionError(f"{name!r}: a predicted value is too large for {value.dtype}")
     whole = value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
     return value if whole else value.clone(memory_format=torch.contiguous_format)
 
@@ -176,13 +177,13 @@ def init_quantized(
     layers = load_backend(backend)
     captured = capture(model, example_input)
     precision = (scheme.weight_bits, scheme.act_bits)
-    (new_values,) = _predict([captured], ghn, precision)
+    (new_values,) = predict_captured([captured], ghn, precision)
     replaced = {
         id(p): nn.Parameter(new, requires_grad=p.requires_grad)
         for p, new in zip(captured.root.parameters(), new_values, strict=True)
         if new is not None
     }
-    copied = _copy(captured, replaced)
+    copied = captured.copied(replaced)
     for module in copied.root.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()  # those of other parameters
@@ -208,12 +209,7 @@ def quantize(
     """
     scheme = _scheme(bits, act_bits, scheme)
     layers = load_backend(backend)
-    return emit(_copy(capture(model, example_input), {}), scheme, layers)
-
-
-def _copy(captured: Capture, replaced: dict[int, nn.Parameter]) -> Capture:
-    """The same capture of a copy of its modules, in which some parameters, by id, are others."""
-    return Capture(copy.deepcopy(captured.root, dict(replaced)), captured.graph)
+    return emit(capture(model, example_input).copied({}), scheme, layers)
 
 
 def _scheme(

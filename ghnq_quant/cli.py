@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -20,9 +19,10 @@ from rich.progress import track
 from torch import nn
 
 import ghnq_quant
-from ghnq_quant.capture.adapters import load_adapters
-from ghnq_quant.errors import GhnqError, GhnqWarning, SchemeError
+from ghnq_quant.capture.adapters import create_zoo_model
+from ghnq_quant.errors import GhnqError, GhnqWarning
 from ghnq_quant.ghn import GHN
+from ghnq_quant.quantization.scheme import parse_precision
 
 app = typer.Typer(
     name="ghnq",
@@ -86,7 +86,7 @@ def init(
     from ghnq_quant.training.saving import check_state_path, save_state
 
     check_state_path(output)
-    precision = parse_bits(bits)
+    precision = parse_precision(bits)
     hypernetwork = _optional_ghn(ghn)
     model = create_model(arch, num_classes)
     start = time.perf_counter()
@@ -133,7 +133,7 @@ def quickstart(
     settings = QuickstartSettings(
         data=data,
         data_name=data_name,
-        bits=parse_bits(bits),
+        bits=parse_precision(bits),
         backend=backend,
         epochs=epochs,
         seeds=seeds,
@@ -197,14 +197,13 @@ def finetune(
     """
     from ghnq_quant.training import FinetuneSettings, load_images
     from ghnq_quant.training import finetune as run
-    from ghnq_quant.training.settings import parse_bits as parse_precisions
-    from ghnq_quant.training.settings import parse_image_sizes
+    from ghnq_quant.training.settings import parse_bits, parse_image_sizes
 
     settings = FinetuneSettings(
         steps=steps,
         epochs=epochs,
         minutes=minutes,
-        bits=parse_precisions(bits),
+        bits=parse_bits(bits),
         precision_embedding=precision_embedding,
         image_sizes=parse_image_sizes(image_size),
         meta_batch_size=meta_batch_size,
@@ -257,6 +256,7 @@ def evaluate(
     num_nets: Annotated[int | None, typer.Option(help="First networks of each split.")] = None,
     num_images: Annotated[int | None, typer.Option(help="Test images, at least 64.")] = None,
     data_name: DataName = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
     device: Annotated[str, typer.Option(help="That the networks run on.")] = "cpu",
 ) -> None:
@@ -277,6 +277,7 @@ def evaluate(
         num_nets=num_nets,
         num_images=num_images,
         data_name=data_name,
+        download=download,
         workers=workers,
         device=device,
         console=Console(),
@@ -349,22 +350,6 @@ def space_show(
     console.print(f"Saved to {picture}", markup=False, highlight=False)
 
 
-def parse_bits(text: str) -> int | tuple[int, int]:
-    """Read "4" as 4 and "4/8" as (4, 8), weights first.
-
-    Raises:
-        SchemeError: anything but one or two whole numbers.
-    """
-    parts = text.split("/")
-    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
-        raise SchemeError(
-            f"--bits {text}: give a number of bits, such as 4, or two, weights/activations, "
-            "such as 4/8"
-        )
-    numbers = [int(part) for part in parts]
-    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
-
-
 def create_model(arch: str, num_classes: int) -> nn.Module:
     """Make a float model from a zoo's model name or from ``module:callable``.
 
@@ -380,16 +365,7 @@ def create_model(arch: str, num_classes: int) -> nn.Module:
     """
     if ":" in arch:
         return _call_by_name(arch, num_classes)
-    adapters = load_adapters()
-    preferred = [name for name in ("torchvision", "timm") if name in adapters]
-    for adapter in [*preferred, *(name for name in adapters if name not in preferred)]:
-        model = adapters[adapter].create_model(arch, num_classes)
-        if model is not None:
-            return model
-    names = {name for adapter in adapters.values() for name in adapter.model_names()}
-    close = difflib.get_close_matches(arch, sorted(names), n=5)
-    hint = f"did you mean {', '.join(close)}?" if close else "or give your own as module:callable"
-    raise GhnqError(f"no model named {arch} in {', '.join(adapters) or 'any adapter'}: {hint}")
+    return create_zoo_model(arch, num_classes)
 
 
 def _call_by_name(arch: str, num_classes: int) -> nn.Module:

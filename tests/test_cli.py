@@ -13,7 +13,8 @@ from torch import nn
 
 import ghnq_quant
 from ghnq_quant import cli
-from ghnq_quant.errors import GhnqError, GhnqWarning, SchemeError
+from ghnq_quant.capture import adapters
+from ghnq_quant.errors import GhnqError, GhnqWarning
 from ghnq_quant.evaluation.layer_report import layer_report, signal_to_noise_db
 
 TINY = """
@@ -107,7 +108,10 @@ def test_init_writes_what_torch_load_reads_safely(ghnq, tmp_path):
     ("arguments", "message"),
     [
         (["tinynets:ten", "-o", "tiny.bin"], "tiny.bin must end in .safetensors or .pt"),
-        (["tinynets:ten", "-o", "a.pt", "--bits", "four"], "--bits four: give a number of bits"),
+        (
+            ["tinynets:ten", "-o", "a.pt", "--bits", "four"],
+            "precision 'four': write it as float, 4, 4/8",
+        ),
         (["tinynets:ten", "-o", "a.pt", "--bits", "1"], "1"),
         (["tinynets:ten", "-o", "a.pt", "--bits", "9/4"], "9"),
         (["tinynets:eleven", "-o", "a.pt"], "tinynets has no callable eleven"),
@@ -129,7 +133,7 @@ def test_init_fails_with_one_clean_line(ghnq, tmp_path, arguments, message):
 
 
 def test_create_model_asks_the_adapters_and_suggests_close_names(monkeypatch):
-    monkeypatch.setattr(cli, "load_adapters", lambda: {"zoo": Zoo()})
+    monkeypatch.setattr(adapters, "load_adapters", lambda: {"zoo": Zoo()})
     assert cli.create_model("mobilenet_b", 4).out_features == 4
     with pytest.raises(GhnqError, match="mobilnet_b in zoo: did you mean mobilenet_b, mobilenet_a"):
         cli.create_model("mobilnet_b", 4)
@@ -140,14 +144,6 @@ def test_create_model_asks_the_adapters_and_suggests_close_names(monkeypatch):
 def test_create_model_gives_the_number_of_classes_to_a_callable_that_takes_it():
     assert cli.create_model("tinynets:cnn", 7)[-1].out_features == 7
     assert cli.create_model("tinynets:ten", 7)[-1].out_features == 10
-
-
-def test_parse_bits():
-    assert cli.parse_bits("4") == 4
-    assert cli.parse_bits("4/8") == (4, 8)
-    for text in ("four", "", "4/", "4/8/2", "-4", "4.0", "²"):
-        with pytest.raises(SchemeError, match="give a number of bits"):
-            cli.parse_bits(text)
 
 
 # quickstart and the rest

@@ -29,7 +29,7 @@ from ghnq_quant.evaluation import (
     workers,
 )
 from ghnq_quant.evaluation.networks import network_places, open_network, read_state
-from ghnq_quant.evaluation.precision import FLOAT, parse_precision, parse_precisions
+from ghnq_quant.evaluation.precision import FLOAT, parse_precisions
 from ghnq_quant.evaluation.protocol import num_evaluated
 from ghnq_quant.evaluation.quantization_error import QuantizationError
 from ghnq_quant.evaluation.results import Journal
@@ -478,11 +478,9 @@ def test_settings_that_contradict_each_other(settings, message):
 
 
 def test_precisions_by_name():
-    assert parse_precision(" w4/a8 ") == (4, 8)
     assert parse_precisions(["W4/A4", "float", "W4/A4"]) == (FLOAT, (4, 4))
-    for text in ("4/8", "W4", "W1/A8", "W4/A9", "floats", ""):
-        with pytest.raises(SchemeError, match="precision"):
-            parse_precision(text)
+    with pytest.raises(SchemeError, match="precision 'floats'"):
+        parse_precisions(["floats"])
 
 
 def test_places_models_and_states(tmp_path):

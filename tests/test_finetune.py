@@ -72,7 +72,9 @@ def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
     assert result.losses == pytest.approx([loss.item() for loss in losses], rel=1e-5)
     assert result.failed == 0
     for name, gradient in gradients(ghn).items():
-        torch.testing.assert_close(two_stage[name], gradient, rtol=1e-3, atol=1e-5 * gradient.norm())
+        torch.testing.assert_close(
+            two_stage[name], gradient, rtol=1e-3, atol=1e-5 * gradient.norm()
+        )
 
 
 def failing(item: SampledNetwork, error: Exception) -> nn.Module:
@@ -145,7 +147,9 @@ def test_precisions_are_drawn_evenly() -> None:
 def test_schedule() -> None:
     settings = FinetuneSettings(epochs=100, image_sizes=((16, 0.5), (32, 1.0)))
     assert settings.total_steps(50_000) == 156_250
-    assert [settings.lr_at(f) for f in (0, 0.7499, 0.75, 1)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
+    assert [settings.lr_at(f) for f in (0, 0.7499, 0.75, 1)] == pytest.approx(
+        [1e-3, 1e-3, 1e-4, 1e-4]
+    )
     assert [settings.image_size_at(f) for f in (0, 0.4999, 0.5, 1)] == [16, 16, 32, 32]
     assert (settings.betas, settings.weight_decay, settings.clip) == ((0.9, 0.999), 1e-5, 5)
 
@@ -272,7 +276,9 @@ def test_two_processes_get_the_gradient_of_one_with_twice_the_meta_batch(tmp_pat
     moments = [k for k in a if k.endswith(".exp_avg")]  # a tenth of the gradient after one step
     assert moments
     for key in moments:
-        torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-5 * float(a[key].norm()) + 1e-12)
+        torch.testing.assert_close(
+            a[key], b[key], rtol=1e-3, atol=1e-5 * float(a[key].norm()) + 1e-12
+        )
 
 
 def test_nothing_to_resume(digits: ImageSet, tmp_path: Path) -> None:

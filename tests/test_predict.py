@@ -277,7 +277,6 @@ def test_not_finite(function: Callable[..., Any]) -> None:
         function(small(), ghn=ghn)
 
 
-@pytest.mark.xfail(strict=True, reason="api.py does not check after the conversion of the dtype")
 def test_too_large_a_value_for_half_precision() -> None:
     """Finite for the hypernetwork, infinite in the model's own dtype."""
     torch.manual_seed(0)

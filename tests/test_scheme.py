@@ -9,6 +9,7 @@ from small_networks import images, small_network
 
 import ghnq_quant
 from ghnq_quant import GhnqError, QuantScheme, SchemeError
+from ghnq_quant.quantization.scheme import parse_precision
 
 NO_BITS: list[Any] = [0, 1, 9, 16, -4, "four", "4", True, False, 4.0, None, [4, 4], (4, 4)]
 
@@ -90,3 +91,16 @@ def test_is_a_value() -> None:
     assert str(QuantScheme(4, 8)) == "W4/A8"
     with pytest.raises(AttributeError):
         QuantScheme(4, 8).act_bits = 4  # type: ignore[misc]
+
+
+def test_precisions_as_people_write_them() -> None:
+    assert [parse_precision(t) for t in ("4", "4/8", " w4/a8 ", "Float", "W2")] == [
+        (4, 4),
+        (4, 8),
+        (4, 8),
+        (32, 32),
+        (2, 2),
+    ]
+    for text in ("four", "", "4/", "4/8/2", "-4", "4.0", "²", "W1/A8", "9", "floats"):
+        with pytest.raises(SchemeError, match="precision"):
+            parse_precision(text)

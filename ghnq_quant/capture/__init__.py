@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -58,6 +59,15 @@ class Capture:
     def quant_plan(self) -> QuantPlan:
         """What a quantization backend executes."""
         return build_quant_plan(self.graph, self.kinds, self.modules)
+
+    def copied(self, replaced: dict[int, nn.Parameter]) -> Capture:
+        """The same capture of a copy of its modules.
+
+        Args:
+            replaced: parameters of the copy by the ``id`` of those in whose place they are; they are
+                not copied, and neither are the ones they replace.
+        """
+        return Capture(copy.deepcopy(self.root, dict(replaced)), self.graph)
 
     def shapes(self, input_shape: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
         """Shape of the value of each node, by the node's name; by default for one 224×224 image."""

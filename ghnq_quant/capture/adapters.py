@@ -6,12 +6,15 @@ the import name of the package whose layers it knows, its value the adapter's cl
 
 from __future__ import annotations
 
+import difflib
 import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
+
+from ghnq_quant.errors import GhnqError
 
 
 @runtime_checkable
@@ -101,3 +104,20 @@ def adapters_in_use() -> tuple[Adapter, ...]:
     """The adapters of the packages that this process has imported: no model needs another."""
     loaded = (_load(entry) for entry in _entries() if entry.name in sys.modules)
     return tuple(adapter for adapter in loaded if adapter is not None)
+
+
+def create_zoo_model(name: str, num_classes: int) -> nn.Module:
+    """A zoo's float model by its name there: torchvision's, else another installed adapter's.
+
+    Raises:
+        GhnqError: no zoo has a model of that name; the message tells the closest names.
+    """
+    adapters = load_adapters()
+    for zoo in sorted(adapters, key=lambda zoo: zoo != "torchvision"):
+        model = adapters[zoo].create_model(name, num_classes)
+        if model is not None:
+            return model
+    names = {name for adapter in adapters.values() for name in adapter.model_names()}
+    close = difflib.get_close_matches(name, sorted(names), n=5)
+    hint = f"did you mean {', '.join(close)}?" if close else "or give your own as module:callable"
+    raise GhnqError(f"no model named {name} in {', '.join(adapters) or 'any adapter'}: {hint}")

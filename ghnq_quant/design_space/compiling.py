@@ -24,9 +24,7 @@ _GROUPS = 4
 
 def compile_program(architecture: Architecture) -> Program:
     """The operations of ``architecture``, each of which the logits depend on."""
-    builder = ProgramBuilder(
-        architecture.norm, architecture.conv_bias, architecture.activation
-    )
+    builder = ProgramBuilder(architecture.norm, architecture.conv_bias, architecture.activation)
     body = architecture.body
     x = _stem(builder, architecture.stem)
     if isinstance(body, CellBody):
@@ -60,9 +58,7 @@ def _head(builder: ProgramBuilder, head: Head, x: int) -> None:
 def _plain_body(builder: ProgramBuilder, body: PlainBody, x: int) -> int:
     for i, block in enumerate(body.blocks):
         name = f"blocks.{i}"
-        x = builder.layer(
-            x, name, block.channels, block.kernel, 1, block.groups, block.dilation
-        )
+        x = builder.layer(x, name, block.channels, block.kernel, 1, block.groups, block.dilation)
         if block.pool:
             x = builder.pool("max_pool", x, f"{name}.pool", 2, 2)
     return x

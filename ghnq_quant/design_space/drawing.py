@@ -89,9 +89,7 @@ def _wrap(layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return x, y, rows
 
 
-def _draw_edges(
-    axes: Axes, layout: Layout, x: np.ndarray, y: np.ndarray, rows: np.ndarray
-) -> None:
+def _draw_edges(axes: Axes, layout: Layout, x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> None:
     """Curves between neighbouring layers; where a row ends, a stub on each side of the page."""
     lines = []
     for a, b in layout.segments:

@@ -36,9 +36,7 @@ class GraphCache:
         except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, DataError):
             return None
 
-    def save(
-        self, split: str, index: int, architecture: Architecture, graph: ArchGraph
-    ) -> None:
+    def save(self, split: str, index: int, architecture: Architecture, graph: ArchGraph) -> None:
         """Save an item; files of one item are always alike, so that the last writer may win."""
         content = {
             "split": split,

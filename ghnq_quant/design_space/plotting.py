@@ -32,9 +32,7 @@ _LABELS = {
 }
 
 
-def plot_statistics(
-    statistics: Sequence[NetworkStatistics], path: str | os.PathLike[str]
-) -> None:
+def plot_statistics(statistics: Sequence[NetworkStatistics], path: str | os.PathLike[str]) -> None:
     """Save histograms as one picture: a row for each split, a column for each quantity.
 
     Args:
@@ -104,4 +102,3 @@ def _plot_primitives(column: Sequence[Axes], groups: list[list[NetworkStatistics
         axes.spines[["left", "top", "right"]].set_visible(False)
         axes.tick_params(axis="x", rotation=90, length=0)
     column[-1].set_xlabel("% of the nodes")
-

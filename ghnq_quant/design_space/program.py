@@ -119,9 +119,7 @@ class ProgramBuilder:
         size = -(-source.size // stride)
         shape = (source.channels, channels, size)
         return self._append(
-            Operation(
-                "conv", (x,), *shape, name, kernel, stride, groups, dilation, bias=self._bias
-            )
+            Operation("conv", (x,), *shape, name, kernel, stride, groups, dilation, bias=self._bias)
         )
 
     def norm(self, x: int, name: str) -> int:

@@ -5,7 +5,7 @@ from ghnq_quant.evaluation.distributions import (
     distribution,
     parameter_distributions,
 )
-from ghnq_quant.evaluation.precision import PAPER_PRECISIONS, parse_precision, precision_name
+from ghnq_quant.evaluation.precision import PAPER_PRECISIONS, precision_name
 from ghnq_quant.evaluation.protocol import measure_network
 from ghnq_quant.evaluation.record import Evaluation
 from ghnq_quant.evaluation.report import write_report
@@ -25,7 +25,6 @@ __all__ = [
     "evaluate",
     "measure_network",
     "parameter_distributions",
-    "parse_precision",
     "precision_name",
     "summarize",
     "write_report",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ghnq_quant.capture.adapters import load_adapters
+from ghnq_quant.capture.adapters import create_zoo_model
 from ghnq_quant.errors import CheckpointError, GhnqError
 from ghnq_quant.evaluation.settings import EvaluationSettings
 
@@ -45,20 +44,8 @@ def open_network(settings: EvaluationSettings, group: str, index: int, classes: 
     from ghnq_quant.design_space import ConvNets250K
 
     if settings.model is not None:
-        return _create_model(settings.model, classes)
+        return create_zoo_model(settings.model, classes)
     return ConvNets250K(group)[index].build(initialize=False)
-
-
-def _create_model(name: str, classes: int) -> nn.Module:
-    adapters = load_adapters()
-    for zoo in sorted(adapters, key=lambda zoo: zoo != "torchvision"):  # as in ghnq init
-        model = adapters[zoo].create_model(name, classes)
-        if model is not None:
-            return model
-    names = sorted({name for adapter in adapters.values() for name in adapter.model_names()})
-    close = difflib.get_close_matches(name, names, n=5)
-    hint = f": did you mean {', '.join(close)}?" if close else ""
-    raise GhnqError(f"no model named {name} in {', '.join(adapters) or 'any adapter'}{hint}")
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:

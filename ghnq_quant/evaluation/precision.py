@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
-from ghnq_quant.errors import SchemeError
-from ghnq_quant.quantization.scheme import FLOAT_BITS, as_pair
+from ghnq_quant.quantization.scheme import FLOAT_BITS, parse_precision
 
 #: (weight bits, activation bits)
 Precision = tuple[int, int]
@@ -16,26 +14,8 @@ FLOAT: Precision = (FLOAT_BITS, FLOAT_BITS)
 PAPER_PRECISIONS = ("float", "W8/A8", "W4/A8", "W4/A4", "W2/A2")
 
 
-def parse_precision(text: str) -> Precision:
-    """Weight and activation bits of a precision's name.
-
-    Raises:
-        SchemeError: not a name of that form, or a bit width that does not exist.
-
-    Example:
-        >>> parse_precision("W4/A8"), parse_precision("float")
-        ((4, 8), (32, 32))
-    """
-    if text.strip().lower() == "float":
-        return FLOAT
-    match = re.fullmatch(r"[Ww]([0-9]+)/[Aa]([0-9]+)", text.strip())
-    if match is None:
-        raise SchemeError(f"precision {text!r}: write it as float or as W4/A8")
-    return as_pair((int(match[1]), int(match[2])), f"precision {text!r}")
-
-
 def precision_name(precision: Precision) -> str:
-    """The name that :func:`parse_precision` reads.
+    """The name as in Table 1, which ``parse_precision`` reads.
 
     Example:
         >>> precision_name((4, 8)), precision_name((32, 32))

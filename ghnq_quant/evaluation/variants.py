@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from ghnq_quant.api import _copy, _predict
+from ghnq_quant.api import predict_captured
 from ghnq_quant.capture import Capture
 from ghnq_quant.evaluation.precision import FLOAT, Precision
 from ghnq_quant.ghn import GHN
@@ -106,7 +106,7 @@ def predicted_variants(
     groups = [tuple(precisions)] if ghn.precision is None else [(p,) for p in precisions]
     result = {}
     for group in groups:
-        (values,) = _predict([captured], ghn, group[0])
+        (values,) = predict_captured([captured], ghn, group[0])
         old = captured.root.parameters()
         replaced = {id(p): v for p, v in zip(old, values, strict=True) if v is not None}
         result[group] = make_variants(captured, replaced, group)
@@ -119,13 +119,13 @@ def make_variants(
     """A copy of the network with other values of some parameters, by id, and its simulations."""
     memo = {id(p): nn.Parameter(p.detach(), False) for p in captured.root.parameters()}
     memo.update({key: nn.Parameter(v, requires_grad=False) for key, v in replaced.items()})
-    copied = _copy(captured, memo)
+    copied = captured.copied(memo)
     _use_batch_statistics(copied.root)
     shared = {id(p): p for p in memo.values()}
     backend = load_backend("reference")
     quantized: dict[Precision, nn.Module] = {
         precision: emit(
-            _copy(copied, shared), QuantScheme(*precision, act_range="batch", bn="batch"), backend
+            copied.copied(shared), QuantScheme(*precision, act_range="batch", bn="batch"), backend
         )
         for precision in precisions
         if precision != FLOAT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -100,3 +101,21 @@ def as_pair(bits: object, what: str = "bits") -> tuple[int, int]:
             raise SchemeError(f"{what}={bits!r}: a pair is (weight bits, activation bits)")
         return check_bits(bits[0], what), check_bits(bits[1], what)
     return check_bits(bits, what), check_bits(bits, what)
+
+
+def parse_precision(text: str) -> tuple[int, int]:
+    """(weight, activation) bits as people write them: ``float``, ``4``, ``4/8`` or ``W4/A8``.
+
+    Raises:
+        SchemeError: another form, or a bit width that does not exist.
+
+    Example:
+        >>> parse_precision("W4/A8"), parse_precision("4"), parse_precision("float")
+        ((4, 8), (4, 4), (32, 32))
+    """
+    if text.strip().lower() == "float":
+        return FLOAT_BITS, FLOAT_BITS
+    match = re.fullmatch(r"[Ww]?([0-9]+)(?:/[Aa]?([0-9]+))?", text.strip())
+    if match is None:
+        raise SchemeError(f"precision {text!r}: write it as float, 4, 4/8 or W4/A8")
+    return as_pair((int(match[1]), int(match[2] or match[1])), f"precision {text!r}")

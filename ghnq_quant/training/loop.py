@@ -172,9 +172,7 @@ class _Run:
     def _step(self, fraction: float) -> tuple[StepResult, float]:
         settings, step = self.settings, self.counters.step
         items = self._items(step)
-        images, labels = training_batch(
-            self.train, step, settings.image_batch_size, settings.seed
-        )
+        images, labels = training_batch(self.train, step, settings.image_batch_size, settings.seed)
         images = images.contiguous(memory_format=torch.channels_last)  # convolutions are faster so
         small = shrink(images, settings.image_size_at(fraction))
         for group in self.optimizer.param_groups:
@@ -211,7 +209,9 @@ class _Run:
     def _update(self, grad_norm: float) -> None:
         """Step, unless the gradient is not finite (it is the same in all processes) or zero throughout."""
         usable = math.isfinite(grad_norm) and grad_norm > 0
-        if usable or self.accelerator.scaler is not None:  # which adapts its scale and skips by itself
+        if (
+            usable or self.accelerator.scaler is not None
+        ):  # which adapts its scale and skips by itself
             self.stepper.step()
         counters = self.counters
         counters.skipped_steps += not usable
@@ -309,5 +309,3 @@ def _make_accelerator(mixed_precision: str) -> Accelerator:
 
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-

@@ -160,10 +160,9 @@ def load_quickstart_model(folder: str | Path) -> nn.Module:
     folder = Path(folder)
     try:
         recipe = read_json(folder / "model.json")
-        bits = recipe["bits"] if isinstance(recipe["bits"], int) else tuple(recipe["bits"])
         model = ghnq_quant.quantize(
             SmallMobileNet(recipe["num_classes"]),
-            bits,
+            tuple(recipe["bits"]),
             backend=recipe["backend"],
             example_input=torch.zeros(recipe["input"]),
         )

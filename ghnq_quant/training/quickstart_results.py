@@ -27,7 +27,7 @@ class QuickstartSettings:
     Attributes:
         data: see :func:`ghnq_quant.training.load_images`.
         data_name: the data set's name in the results; None for its own.
-        bits: of weights and activations, or a pair (weights, activations).
+        bits: (weight, activation) bits.
         backend: a quantization backend's name.
         epochs: passes over the training images.
         seeds: runs from each start.
@@ -36,7 +36,7 @@ class QuickstartSettings:
 
     data: str = "digits"
     data_name: str | None = None
-    bits: int | tuple[int, int] = 4
+    bits: tuple[int, int] = (4, 4)
     backend: str = "brevitas"
     epochs: int = 5
     seeds: int = 3
@@ -45,13 +45,12 @@ class QuickstartSettings:
     @property
     def precision(self) -> str:
         """Such as W4/A4."""
-        weight, activation = (self.bits, self.bits) if isinstance(self.bits, int) else self.bits
-        return f"W{weight}/A{activation}"
+        return f"W{self.bits[0]}/A{self.bits[1]}"
 
     def command(self) -> str:
         """The command line that gives these settings."""
-        bits = str(self.bits) if isinstance(self.bits, int) else "/".join(map(str, self.bits))
-        words = ["ghnq", "quickstart", "--data", self.data, "--bits", bits]
+        words = ["ghnq", "quickstart", "--data", self.data]
+        words += ["--bits", "/".join(map(str, self.bits))]
         words += ["--backend", self.backend, "--epochs", str(self.epochs)]
         words += ["--seeds", str(self.seeds)]
         if self.data_name is not None:

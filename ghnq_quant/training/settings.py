@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ghnq_quant.errors import GhnqError
-from ghnq_quant.quantization.scheme import FLOAT_BITS, as_pair
+from ghnq_quant.quantization.scheme import FLOAT_BITS, as_pair, parse_precision
 
 FLOAT = (FLOAT_BITS, FLOAT_BITS)
 
@@ -57,9 +56,15 @@ class FinetuneSettings:
     def __post_init__(self) -> None:
         lengths = [v for v in (self.steps, self.epochs, self.minutes) if v is not None]
         if len(lengths) != 1 or lengths[0] <= 0:
-            raise GhnqError("give the run's length as exactly one of steps, epochs and minutes, above 0")
+            raise GhnqError(
+                "give the run's length as exactly one of steps, epochs and minutes, above 0"
+            )
         for name in ("checkpoint_every", "validate_every"):
-            if self.log_every < 1 or getattr(self, name) < 1 or getattr(self, name) % self.log_every:
+            if (
+                self.log_every < 1
+                or getattr(self, name) < 1
+                or getattr(self, name) % self.log_every
+            ):
                 raise GhnqError(f"{name}={getattr(self, name)} must be a multiple of log_every")
         for bits in self.bits:
             as_pair(bits)
@@ -103,14 +108,7 @@ def parse_bits(text: str) -> tuple[tuple[int, int], ...]:
         >>> parse_bits("float,8,4/8")
         ((32, 32), (8, 8), (4, 8))
     """
-    return tuple(_parse_precision(part.strip(), text) for part in text.split(","))
-
-
-def _parse_precision(part: str, text: str) -> tuple[int, int]:
-    if part == "float":
-        return FLOAT
-    numbers: Sequence[object] = [int(p) if p.isdigit() else p for p in part.split("/")]
-    return as_pair(numbers[0] if len(numbers) == 1 else tuple(numbers), f"bits {text!r}")
+    return tuple(parse_precision(part) for part in text.split(","))
 
 
 def parse_image_sizes(text: str) -> tuple[tuple[int, float], ...]:
