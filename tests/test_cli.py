@@ -201,6 +201,68 @@ def test_version_and_help(ghnq):
     assert "Predict a model's parameters" in out
 
 
+# finetune, evaluate, report and space
+
+
+def test_a_hypernetwork_is_finetuned_evaluated_and_reported(ghnq, tmp_path):
+    run = ["finetune", "--data", "digits", "--bits", "float,4/8", "--steps", "2", "-o", "run"]
+    small = ["--meta-batch-size", "1", "--image-batch-size", "8", "--image-size", "16@0.5,32"]
+    validation = ["--val-networks", "1", "--val-images", "64"]
+    code, out, err = ghnq(*run, *small, *validation)
+    assert (code, err) == (0, "")
+    assert "Best checkpoint: run/best" in out
+    assert ghnq(*run, *small, *validation)[2].startswith("error: run already holds a run")
+
+    images = ["--data", "digits", "--num-images", "64"]
+    networks = ["--split", "mobile", "--num-nets", "1", "--precision", "W4/A8"]
+    code, out, _ = ghnq("evaluate", "--ghn", "run/best", *images, *networks, "-o", "table")
+    assert code == 0
+    assert "W4/A8" in out
+    assert (tmp_path / "table" / "results.json").exists()
+    assert ghnq("report", "run", "table", "-o", "report.html")[0] == 0
+    assert "W4/A8" in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_from_scratch_starts_from_its_seed(ghnq, tmp_path):
+    short = ["--steps", "1", "--meta-batch-size", "1", "--image-batch-size", "4"]
+    validation = ["--val-networks", "1", "--val-images", "64"]
+    for folder in ("a", "b"):
+        arguments = ["--from", "scratch", "--data", "digits", *short, *validation, "-o", folder]
+        assert ghnq("finetune", *arguments)[0] == 0
+    first, second = ((tmp_path / f / "state.safetensors") for f in ("a", "b"))
+    with safe_open(first, "pt") as one, safe_open(second, "pt") as other:
+        for name in one.keys():  # noqa: SIM118 (no mapping)
+            assert torch.equal(one.get_tensor(name), other.get_tensor(name)), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "1", "--epochs", "1"], "exactly one of steps, epochs and minutes"),
+        (["--steps", "1", "--bits", "five"], "precision 'five'"),
+        (["--steps", "1", "--from", "missing.pt"], "missing.pt: no such checkpoint file"),
+        (["--steps", "1", "--resume"], "holds no run to resume"),
+    ],
+)
+def test_finetune_fails_with_one_clean_line(ghnq, arguments, message):
+    code, _, err = ghnq("finetune", "--data", "digits", "-o", "run", *arguments)
+    assert code == 1
+    assert err.startswith("error: ")
+    assert message in err
+
+
+def test_space(ghnq, tmp_path):
+    code, out, _ = ghnq("space", "show", "test", "17", "-o", "pictures/17.png")
+    assert code == 0
+    assert '"family": "residual"' in out
+    assert (tmp_path / "pictures" / "17.png").stat().st_size > 10_000
+    code, out, _ = ghnq("space", "stats", "--num", "2", "-o", "statistics")
+    assert code == 0
+    assert "bn_free" in out
+    assert (tmp_path / "statistics" / "statistics.png").exists()
+    assert "networks 0 to 499, not 500" in ghnq("space", "show", "test", "500")[2]
+
+
 # The layer report
 
 

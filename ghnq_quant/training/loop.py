@@ -149,16 +149,17 @@ class _Run:
             events=self.folder.path / "tensorboard" if main else None,
         ) as progress:
             progress.start(counters)
-            while (fraction := self._fraction()) < 1.0:
+            fraction = self._fraction()
+            while fraction < 1.0:
                 window.add(*self._step(fraction))
                 counters.seconds = time.monotonic() - started
+                now, fraction = fraction, self._fraction()
                 progress.update(counters, window.losses, window.top1)
-                if counters.step % settings.log_every == 0:
-                    self._log(window, fraction, progress)
+                is_last = fraction >= 1.0
+                if is_last or counters.step % settings.log_every == 0:
+                    validates = is_last or counters.step % settings.validate_every == 0
+                    self._log(window, now, progress, validates)
                     window = _Window()
-            if counters.step % settings.validate_every:
-                counters.best_top1, counters.best_step = self._validated()
-            self._save()
         return self._finish()
 
     def _fraction(self) -> float:
@@ -223,10 +224,10 @@ class _Run:
                 f"{self.folder.state_file}; lower the learning rate or the batch sizes"
             )
 
-    def _log(self, window: _Window, fraction: float, progress: Progress) -> None:
+    def _log(self, window: _Window, fraction: float, progress: Progress, validates: bool) -> None:
         counters, settings = self.counters, self.settings
         val_top1 = None
-        if counters.step % settings.validate_every == 0:
+        if validates:
             before = counters.best_top1
             val_top1 = self._validate()
             if val_top1 > before:
@@ -244,7 +245,7 @@ class _Run:
         if self.accelerator.is_main_process:
             self.folder.append_history(row)
             progress.log(row)
-        if val_top1 is not None or counters.step % settings.checkpoint_every == 0:
+        if validates or counters.step % settings.checkpoint_every == 0:
             self._save()
 
     def _validate(self) -> float:
@@ -258,11 +259,6 @@ class _Run:
                 self.folder.save_checkpoint(self._described(top1), "best")
         value = torch.tensor(top1, device=self.accelerator.device)
         return float(self.accelerator.reduce(value, "sum"))
-
-    def _validated(self) -> tuple[float, int]:
-        before = self.counters.best_top1, self.counters.best_step
-        top1 = self._validate()
-        return (top1, self.counters.step) if top1 > before[0] else before
 
     def _described(self, val_top1: float | None = None) -> GHN:
         """The hypernetwork with how it was made."""
