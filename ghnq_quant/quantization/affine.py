@@ -35,13 +35,21 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Ten
     """
     levels = 2**bits - 1
     span = high - low
+    scale = span / levels
+    largest = torch.finfo(scale.dtype).max
+    if scale.device.type == "cpu" and 0 < scale.item() < largest / 512:
+        return scale, _zero_point(low, scale, levels)  # on CPU what follows costs more than asking
     # a span of more than the largest float is divided before it overflows
-    scale = torch.where(span.isinf(), high / levels - low / levels, span / levels)
+    scale = torch.where(span.isinf(), high / levels - low / levels, scale)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    zero_point = (-low / scale).round_().clamp_(0, levels)
+    zero_point = _zero_point(low, scale, levels)
     # the ends of the levels lie up to half a level outside of the range, which must not be infinite
     most = torch.maximum(zero_point, levels - zero_point)
-    return torch.minimum(scale, 0.999999 * torch.finfo(scale.dtype).max / most), zero_point
+    return torch.minimum(scale, 0.999999 * largest / most), zero_point
+
+
+def _zero_point(low: Tensor, scale: Tensor, levels: int) -> Tensor:
+    return (-low / scale).round_().clamp_(0, levels)
 
 
 def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
@@ -64,17 +72,16 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tensor:
         result = torch.empty_like(x)
-        low: Any = -zero_point
-        high: Any = levels - zero_point
+        zero: Any = zero_point
         pieces = [(x, result)]
         if x.device.type == "cpu":
-            low, high = low.item(), high.item()  # faster, and there is no device to wait for
+            zero = zero_point.item()  # faster, and there is no device to wait for
             size = _PIECE * torch.get_num_threads()
             flat = _in_memory_order(x), _in_memory_order(result)
             if x.numel() > size and x.stride() == result.stride() and flat[0].dim() == 1:
                 pieces = list(zip(flat[0].split(size), flat[1].split(size), strict=True))
         for source, target in pieces:
-            torch.div(source, scale, out=target).round_().clamp_(low, high).mul_(scale)
+            torch.div(source, scale, out=target).round_().clamp_(-zero, levels - zero).mul_(scale)
         return result
 
     @staticmethod

@@ -183,6 +183,7 @@ class _ConvBatchNorm(torch.autograd.Function):
             error = torch.sub(quantized, folded, out=folded)
         ctx.save_for_backward(x, weight, bias, gamma, z, mean, (variance + eps).rsqrt_(), error)
         ctx.eps, ctx.geometry = eps, geometry
+        ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
@@ -191,6 +192,8 @@ class _ConvBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, gamma, z, mean, inverse_std, error = ctx.saved_tensors
         of_x, of_weight, of_bias, of_gamma, of_beta, *_ = ctx.needs_input_grad
+        if grad is None:
+            return (None,) * 8
         grad = _like(grad, z)
         of_norm = [True, of_gamma, of_beta]
         through_norm, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
@@ -199,10 +202,7 @@ class _ConvBatchNorm(torch.autograd.Function):
         wanted = (of_x, of_weight)
         grad_x, grad_weight = _convolution_backward(through_norm, x, weight, ctx.geometry, wanted)
         if grad_x is not None and error is not None:
-            through_error, _unused = _convolution_backward(
-                grad, x, error, ctx.geometry, (True, False)
-            )
-            grad_x.add_(through_error)
+            grad_x += _convolution_backward(grad, x, error, ctx.geometry, (True, False))[0]
         grad_bias = torch.zeros_like(bias) if of_bias else None
         return grad_x, grad_weight, grad_bias, grad_gamma, grad_beta, None, None, None
 
@@ -235,10 +235,11 @@ def batch_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
     if z.is_contiguous(memory_format=torch.channels_last):
         # Rows of several pixels make shorter sums, so less rounding, and longer vectors.
         count = z.numel() // channels
-        groups = math.gcd(count, 64)
+        groups = math.gcd(count, 64) if count > 1024 else 1
         z = z.permute(0, 2, 3, 1).reshape(count // groups, groups * channels, 1, 1)
     mean, variance = torch.batch_norm_update_stats(z, None, None, 0.0)
     if groups == 1:
         return mean, variance
-    of_mean, total = torch.var_mean(mean.view(groups, channels), 0, correction=0)
-    return total, variance.view(groups, channels).mean(0).add_(of_mean)
+    mean, variance = mean.view(groups, channels), variance.view(groups, channels).mean(0)
+    total = mean.mean(0)
+    return total, variance.add_((mean - total).square_().mean(0))

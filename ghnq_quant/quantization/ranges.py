@@ -45,16 +45,22 @@ class EmaRange(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.training:
-            low, high = tensor_range(x)
-            # 1 on the first batch, without a branch that would wait for the device
-            momentum = (self.num_batches_tracked == 0).to(low.dtype).clamp_min_(MOMENTUM)
-            self.running_min.lerp_(low.to(self.running_min.dtype), momentum)
-            self.running_max.lerp_(high.to(self.running_max.dtype), momentum)
-            self.num_batches_tracked.add_(1)
-        elif not self.has_statistics():
+            return self._update(*tensor_range(x))
+        if not self.has_statistics():
             return tensor_range(x)
-        # copies, so that a later batch does not change what this one's quantized tensors refer to
-        return self.running_min.clone(), self.running_max.clone()
+        return self.running_min, self.running_max
+
+    def _update(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        running_min, running_max = self.running_min, self.running_max
+        momentum: float | Tensor
+        if low.device.type == "cpu":
+            momentum = MOMENTUM if self.has_statistics() else 1.0
+        else:  # without a branch that would wait for the device
+            momentum = (self.num_batches_tracked == 0).to(low.dtype).clamp_min_(MOMENTUM)
+        running_min.lerp_(low.to(running_min.dtype), momentum)
+        running_max.lerp_(high.to(running_max.dtype), momentum)
+        self.num_batches_tracked.add_(1)
+        return running_min, running_max
 
 
 def make_range(act_range: ActRange) -> BatchRange | EmaRange:
