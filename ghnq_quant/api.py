@@ -68,7 +68,7 @@ def predict_parameters(
         PredictionError: a parameter cannot be predicted, or its prediction is not finite.
 
     Example:
-        >>> import torchvision
+        >>> import ghnq_quant, torch, torchvision
         >>> model = torchvision.models.resnet18(num_classes=10)
         >>> parameters = ghnq_quant.predict_parameters(model)
         >>> parameters["conv1.weight"].shape
@@ -167,7 +167,7 @@ def init_quantized(
         PredictionError: a parameter cannot be predicted.
 
     Example:
-        >>> import torchvision
+        >>> import ghnq_quant, torch, torchvision
         >>> model = torchvision.models.mobilenet_v2(num_classes=10)
         >>> qat = ghnq_quant.init_quantized(model, bits=4)
         >>> qat(torch.zeros(2, 3, 32, 32)).shape
@@ -203,6 +203,8 @@ def quantize(
     itself.
 
     Example:
+        >>> import ghnq_quant, torch
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
         >>> ghnq_quant.quantize(model, bits=8)(torch.zeros(2, 3, 8, 8)).shape
         torch.Size([2, 8, 6, 6])
