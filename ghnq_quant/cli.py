@@ -41,6 +41,7 @@ Bits = Annotated[
         "bits and activations of 8.",
     ),
 ]
+DataName = Annotated[str | None, typer.Option(help="The data set's name in the results.")]
 Backend = Annotated[
     str, typer.Option(help="The toolkit that the quantized model is made of, e.g. brevitas.")
 ]
@@ -108,9 +109,7 @@ def quickstart(
             "a folder with CIFAR-10's files, or an .npz."
         ),
     ] = "digits",
-    data_name: Annotated[
-        str | None, typer.Option(help="The data set's name in the results.")
-    ] = None,
+    data_name: DataName = None,
     bits: Bits = "4",
     backend: Backend = "brevitas",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 5,
@@ -148,7 +147,6 @@ Data = Annotated[
         help="cifar10, digits, an image folder, a folder with CIFAR-10's files, or an .npz."
     ),
 ]
-DataName = Annotated[str | None, typer.Option(help="The data set's name in the results.")]
 
 
 @app.command()

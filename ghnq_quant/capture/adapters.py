@@ -72,10 +72,14 @@ class GroupNormThen(_NormThen, nn.GroupNorm):
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-def recast(module: nn.Module, cls: type[_Module]) -> _Module:
-    """``module`` as an instance of ``cls``: the same tensors, children and settings."""
+def recast(module: nn.Module, cls: type[_Module], **settings: object) -> _Module:
+    """``module`` as an instance of ``cls``: the same tensors, children, hooks and settings.
+
+    Args:
+        settings: further attributes that ``cls`` has.
+    """
     new = cls.__new__(cls)
-    new.__dict__.update(module.__dict__)
+    new.__dict__.update(module.__dict__, **settings)
     return new
 
 

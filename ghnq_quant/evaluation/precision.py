@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ghnq_quant.quantization.scheme import FLOAT_BITS, parse_precision
+from ghnq_quant.quantization.scheme import FLOAT, parse_precision
 
 #: (weight bits, activation bits)
 Precision = tuple[int, int]
 
-FLOAT: Precision = (FLOAT_BITS, FLOAT_BITS)
 #: The rows of the paper's Table 1.
 PAPER_PRECISIONS = ("float", "W8/A8", "W4/A8", "W4/A4", "W2/A2")
 

@@ -13,6 +13,7 @@ from ghnq_quant.capture import Capture
 from ghnq_quant.evaluation.precision import FLOAT, Precision
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization import QuantScheme, emit, load_backend
+from ghnq_quant.quantization.batch_norm import folded_weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +73,8 @@ class Variants:
             if unit.batch_norm is not None:
                 norm = modules[unit.batch_norm]
                 assert isinstance(norm, nn.BatchNorm2d)
-                factor = (variances[unit.batch_norm] + norm.eps).rsqrt()
-                if norm.weight is not None:
-                    factor = factor * norm.weight
-                result[unit.name] = result[unit.name] * factor.view(-1, 1, 1, 1)
+                variance = variances[unit.batch_norm]
+                result[unit.name] = folded_weight(result[unit.name], norm, variance)
         return result
 
 

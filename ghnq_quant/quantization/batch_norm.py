@@ -77,18 +77,18 @@ def _fold(
     mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Batch norm as z · factor + shift."""
-    factor = (variance + eps).rsqrt()
-    if gamma is not None:
-        factor = factor * gamma
+    factor = _factor(variance, gamma, eps)
     return factor, -mean * factor if beta is None else torch.addcmul(beta, -mean, factor)
 
 
-def folded_weight(weight: Tensor, bn: nn.BatchNorm2d) -> Tensor:
-    """``weight`` (C_out, …) with the running statistics of ``bn`` folded in."""
-    assert bn.running_mean is not None
-    assert bn.running_var is not None
-    factor, _ = _fold(bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
-    return _scaled(weight, factor)
+def folded_weight(weight: Tensor, bn: nn.BatchNorm2d, variance: Tensor) -> Tensor:
+    """``weight`` (C_out, …) with ``bn`` folded in, given the variance (C_out,) of its channels."""
+    return _scaled(weight, _factor(variance, bn.weight, bn.eps))
+
+
+def _factor(variance: Tensor, gamma: Tensor | None, eps: float) -> Tensor:
+    factor = (variance + eps).rsqrt()
+    return factor if gamma is None else factor * gamma
 
 
 def _scaled(weight: Tensor, factor: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ghnq_quant.capture.adapters import recast
 from ghnq_quant.quantization.affine import affine_parameters, fake_quantize, quantize_dequantize
 from ghnq_quant.quantization.batch_norm import conv_batch_norm
 from ghnq_quant.quantization.ranges import make_range
@@ -79,23 +80,15 @@ class ReferenceBackend:
     """Plain PyTorch."""
 
     def conv2d(self, conv: nn.Conv2d, weight_bits: int) -> nn.Module:
-        return _recast(conv, FakeQuantConv2d, weight_bits=weight_bits)
+        return recast(conv, FakeQuantConv2d, weight_bits=weight_bits)
 
     def conv2d_batch_norm(
         self, conv: nn.Conv2d, weight_bits: int, mode: BatchNormMode
     ) -> nn.Module:
-        return _recast(conv, FakeQuantConvBatchNorm2d, weight_bits=weight_bits, mode=mode)
+        return recast(conv, FakeQuantConvBatchNorm2d, weight_bits=weight_bits, mode=mode)
 
     def linear(self, linear: nn.Linear, weight_bits: int) -> nn.Module:
-        return _recast(linear, FakeQuantLinear, weight_bits=weight_bits)
+        return recast(linear, FakeQuantLinear, weight_bits=weight_bits)
 
     def activation(self, act_bits: int, act_range: ActRange) -> nn.Module:
         return FakeQuantActivation(act_bits, act_range)
-
-
-def _recast(module: nn.Module, cls: type[nn.Module], **settings: object) -> nn.Module:
-    """``module`` as an instance of its subclass ``cls``: the same tensors, hooks and settings."""
-    layer = cls.__new__(cls)
-    layer.__dict__.update(module.__dict__)
-    layer.__dict__.update(settings)
-    return layer

@@ -16,6 +16,8 @@ Bits = int | tuple[int, int]
 
 #: Bit width that stands for no quantization.
 FLOAT_BITS = 32
+#: (weight, activation) bits of a network that is not quantized.
+FLOAT = (FLOAT_BITS, FLOAT_BITS)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def parse_precision(text: str) -> tuple[int, int]:
         ((4, 8), (4, 4), (32, 32))
     """
     if text.strip().lower() == "float":
-        return FLOAT_BITS, FLOAT_BITS
+        return FLOAT
     match = re.fullmatch(r"[Ww]?([0-9]+)(?:/[Aa]?([0-9]+))?", text.strip())
     if match is None:
         raise SchemeError(f"precision {text!r}: write it as float, 4, 4/8 or W4/A8")

@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ghnq_quant.errors import GhnqError
-from ghnq_quant.quantization.scheme import FLOAT_BITS, as_pair, parse_precision
-
-FLOAT = (FLOAT_BITS, FLOAT_BITS)
+from ghnq_quant.quantization.scheme import FLOAT, as_pair, parse_precision
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from ghnq_quant.capture import ArchGraph, capture
 from ghnq_quant.quantization import QuantScheme, emit
 from ghnq_quant.quantization.reference import ReferenceBackend
-from ghnq_quant.training.settings import FLOAT
+from ghnq_quant.quantization.scheme import FLOAT
 
 #: A network whose gradient is larger has diverged: the median is about 3, the largest seen in float 125.
 MAX_GRADIENT_NORM = 1e3

@@ -55,8 +55,9 @@ class QuantConvBatchNorm2d(QuantConv2d):
 
     def folded_weight(self) -> Tensor:
         """The weight, of its own shape, with the running statistics, if any, folded in."""
-        if self._batch_norm and has_running_statistics(self._batch_norm[0]):
-            return folded_weight(self.weight, self._batch_norm[0])
+        for bn in self._batch_norm:
+            if has_running_statistics(bn) and bn.running_var is not None:
+                return folded_weight(self.weight, bn, bn.running_var)
         return self.weight
 
     def quant_weight(self, *args: Any, **kwargs: Any) -> Any:
