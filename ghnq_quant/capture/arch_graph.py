@@ -10,8 +10,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import shortest_path
 
 #: The operations a node can stand for; the position is the row of the hypernetwork's embedding.
 PRIMITIVES = (
@@ -111,15 +109,24 @@ class ArchGraph:
         """The pairs of nodes at most ``limit`` steps apart along the edges (an edge is one)."""
         cached = self._paths.get(limit)
         if cached is None:
-            adjacency = csr_matrix(
-                (np.ones(len(self.edges), np.int8), (self.edges[:, 1], self.edges[:, 0])),
-                shape=(len(self), len(self)),
-            )
-            length = shortest_path(adjacency, unweighted=True)
-            target, source = np.nonzero((length >= 1) & (length <= limit))
-            cached = ShortestPaths(source, target, length[target, source].astype(np.int64))
+            length = self._distances
+            target, source = np.nonzero((length >= 1) & (length <= min(limit, len(self) - 1)))
+            cached = ShortestPaths(source, target, length[target, source])
             self._paths[limit] = cached
         return cached
+
+    @property
+    def _distances(self) -> NDArray[np.int64]:
+        """(N, N) length of the shortest path to each node (row) from each other one (column)."""
+        distances = np.full((len(self), len(self)), len(self), dtype=np.int64)
+        np.fill_diagonal(distances, 0)
+        sources: list[list[int]] = [[] for _ in self.nodes]
+        for source, target in self.edges.tolist():
+            sources[target].append(source)
+        for row, before in zip(distances, sources, strict=True):  # in the nodes' order: one pass
+            if before:
+                np.minimum(row, distances[before].min(0) + 1, out=row)
+        return distances
 
     @cached_property
     def _paths(self) -> dict[int, ShortestPaths]:

@@ -120,6 +120,17 @@ class _Tracer(fx.Tracer):
                 args[position] = default[0]
         return function, args
 
+    def create_arg(self, a: Any) -> Any:
+        """The usual arguments without the base class's long row of questions about their type."""
+        kind = type(a)
+        if kind is fx.Proxy:
+            return a.node
+        if kind is tuple:
+            return tuple(map(self.create_arg, a))
+        if a is None or kind in (int, float, bool, str):
+            return a
+        return super().create_arg(a)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, _REPLACED):
             _check_is_standard(m, module_qualified_name)

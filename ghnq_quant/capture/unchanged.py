@@ -26,13 +26,16 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
             for name, content in contents.items():
                 container = attributes[name]
-                container.clear()
-                (container.extend if isinstance(container, list) else container.update)(content)
+                if content or container:  # most are empty: dicts of hooks
+                    container.clear()
+                    (container.extend if isinstance(container, list) else container.update)(content)
 
 
 def _containers(module: nn.Module) -> dict[str, Any]:
     builtin = (dict, OrderedDict, list, set)
-    return {name: v.copy() for name, v in vars(module).items() if type(v) in builtin}
+    return {
+        name: v.copy() if v else () for name, v in vars(module).items() if type(v) in builtin
+    }
 
 
 def copy_of_modules(model: nn.Module) -> nn.Module:

@@ -7,35 +7,40 @@ depends on a node's old state is computed for all nodes at once. The sweep is on
 whose backward runs over the levels in reverse and takes the parameters' gradients as whole matrix
 products at its end.
 
-It runs in float64, whatever the hypernetwork's own precision: rounding grows along the hundreds of
-steps of a deep network, and matrices this small cost the same.
+It runs in NumPy on the host, whatever the hypernetwork's device: hundreds of steps of a dozen
+operations on a few rows each, whose cost is that of calling them, and NumPy calls them several times
+faster than PyTorch does and a GPU can. It runs in float64, since rounding grows along the steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ghnq_quant.capture import ArchGraph
 
-
-def sweep_dtype(device: torch.device) -> torch.dtype:
-    """float64 where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
+Array = NDArray[np.float64]
+#: Of NumPy's matrix products: on matrices this small a second thread costs more than it does.
+_threads = ThreadpoolController()
+#: Graphs are swept together up to as many nodes: what a sweep gathers from is quadratic in them.
+MAX_NODES = 1024
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the nodes of a batch of graphs are swept.
+    """How the nodes of some graphs are swept together.
 
     Attributes:
-        order: (N,) positions of the batch's nodes sorted by level.
+        order: (N,) positions of the nodes sorted by level.
         level_sizes: how many nodes each level has.
         gather: (N, 2N) weights of messages; row v, in the sorted order, holds at column 2u whether
             u is a 1-hop neighbour that v receives from and at column 2u + 1 the inverse of its
@@ -43,33 +48,44 @@ class Schedule:
         gather_back: the same for the reversed edges, with nodes in the reversed order.
     """
 
-    order: Tensor
+    order: NDArray[np.int64]
     level_sizes: tuple[int, ...]
-    gather: Tensor
-    gather_back: Tensor
+    gather: Array
+    gather_back: Array
 
 
-def schedule(graphs: Sequence[ArchGraph], virtual_edges: int, device: torch.device) -> Schedule:
-    """Lay the graphs of a batch side by side and sort all nodes by level."""
+def schedule(graphs: Sequence[ArchGraph], virtual_edges: int) -> Iterator[Schedule]:
+    """Lay the graphs of a batch side by side and sort their nodes by level, some graphs at a time."""
+    together: list[ArchGraph] = []
+    for graph in graphs:
+        if together and sum(map(len, together)) + len(graph) > MAX_NODES:
+            yield _side_by_side(together, virtual_edges)
+            together = []
+        together.append(graph)
+    if together:
+        yield _side_by_side(together, virtual_edges)
+
+
+def _side_by_side(graphs: Sequence[ArchGraph], virtual_edges: int) -> Schedule:
     levels = np.concatenate([graph.levels for graph in graphs])
+    n = len(levels)
     order = np.argsort(levels, kind="stable")
     position = np.empty_like(order)
-    position[order] = np.arange(len(order))
-    gather = np.zeros((len(order), len(order), 2))
+    position[order] = np.arange(n)
+    gather, gather_back = np.zeros((2, n, n, 2))
     offset = 0
     for graph in graphs:
         paths = graph.shortest_paths(virtual_edges)
         target, source = position[paths.target + offset], position[paths.source + offset]
-        gather[target, source, 0] = paths.length == 1
-        gather[target, source, 1] = 1.0 / paths.length
+        weights = np.stack((paths.length == 1, 1.0 / paths.length), 1)
+        gather[target, source] = weights
+        gather_back[n - 1 - source, n - 1 - target] = weights
         offset += len(graph)
-    back = np.ascontiguousarray(gather.transpose(1, 0, 2)[::-1, ::-1])
-    dtype = sweep_dtype(device)
     return Schedule(
-        order=torch.from_numpy(order).to(device),
+        order=order,
         level_sizes=tuple(np.bincount(levels).tolist()),
-        gather=torch.from_numpy(gather.reshape(len(order), -1)).to(device, dtype),
-        gather_back=torch.from_numpy(back.reshape(len(order), -1)).to(device, dtype),
+        gather=gather.reshape(n, 2 * n),
+        gather_back=gather_back.reshape(n, 2 * n),
     )
 
 
@@ -105,14 +121,24 @@ class GatedGNN(nn.Module):
         self.mlp_ve = MLP((hid, hid // 2, hid))
         self.gru = nn.GRUCell(hid, hid)
 
-    def forward(self, x: Tensor, plan: Schedule) -> Tensor:
-        """(N, C) features of a batch's nodes to their updated (N, C) features."""
-        dtype = plan.gather.dtype
-        weights = tuple(w.to(dtype) for w in self._weights())
-        h = x[plan.order].to(dtype)
-        h = _Sweep.apply(h, plan.gather, plan.level_sizes, *weights)
-        h = _Sweep.apply(h.flip(0), plan.gather_back, plan.level_sizes[::-1], *weights).flip(0)
-        return torch.empty_like(x).index_copy(0, plan.order, h.to(x.dtype))
+    def forward(self, x: Tensor, graphs: Sequence[ArchGraph], virtual_edges: int) -> Tensor:
+        """(N, C) features of a batch's nodes to their updated (N, C) features.
+
+        Args:
+            graphs: of N nodes in all.
+            virtual_edges: longest shortest path along which messages pass.
+        """
+        weights = tuple(w.cpu().double() for w in self._weights())
+        x_host = x.cpu().double()
+        swept, start = [], 0
+        for plan in schedule(graphs, virtual_edges):
+            order = torch.from_numpy(plan.order)
+            h = x_host[start : start + len(order)][order]
+            h = _Sweep.apply(h, plan.gather, plan.level_sizes, *weights)
+            h = _Sweep.apply(h.flip(0), plan.gather_back, plan.level_sizes[::-1], *weights).flip(0)
+            swept.append(torch.empty_like(h).index_copy(0, order, h))
+            start += len(order)
+        return torch.cat(swept).to(x)
 
     def _weights(self) -> tuple[Tensor, ...]:
         """The two MLPs as one: first layers stacked, second ones on a block diagonal."""
@@ -139,81 +165,108 @@ class _Sweep(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, h0: Tensor, gather: Tensor, sizes: tuple[int, ...], *w: Tensor) -> Tensor:
-        w1, b1, w2, b2, w_ih, b_ih, w_hh, b_hh = w
-        n, c = h0.shape
-        gates_h = torch.addmm(b_hh, h0, w_hh.t())
-        message, h = torch.empty_like(h0), torch.empty_like(h0)
-        gates = h0.new_empty(n, 3 * c)
-        hidden, feature = h0.new_empty(n, w1.shape[0]), h0.new_empty(n, w2.shape[0])
-        feature_rows = feature.view(2 * n, c)
-        w1_t, w2_t, w_ih_t = w1.t(), w2.t(), w_ih.t()
-        rows = zip(
-            *(t.split(sizes) for t in (gather, h0, gates_h, message, h, gates, hidden, feature)),
-            strict=True,
-        )
-        start = 0
-        for gather_l, h0_l, gates_h_l, m, h_l, g, t, f in rows:
-            torch.mm(gather_l[:, : 2 * start], feature_rows[: 2 * start], out=m)
-            torch.addmm(b_ih, m, w_ih_t, out=g)
-            rz, new = g[:, : 2 * c], g[:, 2 * c :]
-            rz.add_(gates_h_l[:, : 2 * c]).sigmoid_()
-            new.addcmul_(g[:, :c], gates_h_l[:, 2 * c :]).tanh_()
-            torch.lerp(new, h0_l, g[:, c : 2 * c], out=h_l)
-            torch.addmm(b1, h_l, w1_t, out=t).relu_()
-            torch.addmm(b2, t, w2_t, out=f).relu_()
-            start += len(m)
-        ctx.sizes = sizes
-        ctx.save_for_backward(h0, gather, gates_h, message, h, gates, hidden, feature, *w)
-        return h
+    def forward(ctx: Any, h: Tensor, gather: Array, sizes: tuple[int, ...], *w: Tensor) -> Tensor:
+        with _threads.limit(limits=1, user_api="blas"):
+            ctx.swept = _Swept(h.numpy(), gather, sizes, *(t.numpy() for t in w))
+        return torch.from_numpy(ctx.swept.h)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_h: Tensor) -> tuple[Tensor | None, ...]:
-        h0, gather, gates_h, message, h, gates, hidden, feature, *w = ctx.saved_tensors
-        w1, _, w2, _, w_ih, _, w_hh, _ = w
+        with _threads.limit(limits=1, user_api="blas"):
+            d_h0, *d_weights = map(torch.from_numpy, ctx.swept.gradients(grad_h.numpy()))
+        return d_h0, None, None, *d_weights
+
+
+class _Swept:
+    """One sweep and what its gradient needs.
+
+    Attributes:
+        h: (N, C) new states.
+        message: (N, C) that each node received.
+        gates: (N, 3C) of the GRU cell after their nonlinearities: reset, update, new.
+        gates_h: (N, 3C) their part that depends on the old state.
+        hidden, feature: (N, C) and (N, 2C) of the two MLPs, after ReLU.
+    """
+
+    def __init__(self, h0: Array, gather: Array, sizes: tuple[int, ...], *weights: Array) -> None:
+        self.h0, self.gather, self.sizes, self.weights = h0, gather, sizes, weights
+        w1, b1, w2, b2, w_ih, b_ih, w_hh, b_hh = weights
         n, c = h0.shape
-        r, z, new = gates.split(c, dim=1)
+        self.gates_h = gates_h = h0 @ w_hh.T + b_hh
+        before = np.concatenate(
+            (gates_h[:, : 2 * c] + b_ih[: 2 * c], np.tile(b_ih[2 * c :], (n, 1))), 1
+        )
+        self.message, self.h = np.empty((n, c)), np.empty((n, c))
+        self.gates = np.empty((n, 3 * c))
+        self.hidden, self.feature = np.empty((n, len(w1))), np.empty((n, len(w2)))
+        feature_rows = self.feature.reshape(2 * n, c)
+        w1_t, w2_t, w_ih_t = (np.ascontiguousarray(w.T) for w in (w1, w2, w_ih))
+        start = 0
+        for size in sizes:
+            level = slice(start, start + size)
+            m, h, g = self.message[level], self.h[level], self.gates[level]
+            np.matmul(gather[level, : 2 * start], feature_rows[: 2 * start], out=m)
+            np.matmul(m, w_ih_t, out=g)
+            g += before[level]
+            expit(g[:, : 2 * c], out=g[:, : 2 * c])
+            new = g[:, 2 * c :]
+            new += g[:, :c] * gates_h[level, 2 * c :]
+            np.tanh(new, out=new)
+            np.subtract(h0[level], new, out=h)
+            h *= g[:, c : 2 * c]
+            h += new
+            t, f = self.hidden[level], self.feature[level]
+            np.matmul(h, w1_t, out=t)
+            t += b1
+            np.maximum(t, 0, out=t)
+            np.matmul(t, w2_t, out=f)
+            f += b2
+            np.maximum(f, 0, out=f)
+            start += size
+
+    def gradients(self, grad_h: Array) -> tuple[Array, ...]:
+        """Of the old states and of the weights, for that of the new states."""
+        w1, _, w2, _, w_ih, _, w_hh, _ = self.weights
+        n, c = self.h0.shape
+        r, z, new = self.gates[:, :c], self.gates[:, c : 2 * c], self.gates[:, 2 * c :]
         # derivatives of the gates, for all nodes at once
-        d_z = (h0 - new) * z * (1 - z)
+        d_z = (self.h0 - new) * z * (1 - z)
         d_new = (1 - z) * (1 - new * new)
-        d_r = d_new * gates_h[:, 2 * c :] * r * (1 - r)
-        local = torch.cat((d_r, d_z, d_new), dim=1).view(n, 3, c)
-        hidden_on, feature_on = (hidden > 0).to(h0.dtype), (feature > 0).to(h0.dtype)
-        d_h, d_message = torch.empty_like(h), torch.empty_like(h)
-        d_gates = h0.new_empty(n, 3, c)
-        d_hidden, d_feature = torch.empty_like(hidden), torch.empty_like(feature)
-        d_feature_rows = d_feature.view(2 * n, c)
+        d_r = d_new * self.gates_h[:, 2 * c :] * r * (1 - r)
+        local = np.stack((d_r, d_z, d_new), 1)
+        hidden_on, feature_on = self.hidden > 0, self.feature > 0
+        d_h, d_message = np.empty((n, c)), np.empty((n, c))
+        d_gates = np.empty((n, 3, c))
+        d_in = d_gates.reshape(n, 3 * c)
+        d_hidden, d_feature = np.empty(self.hidden.shape), np.empty(self.feature.shape)
+        d_feature_rows = d_feature.reshape(2 * n, c)
         end = n
-        for size in reversed(ctx.sizes):
+        for size in reversed(self.sizes):
             start = end - size
             level = slice(start, end)
-            torch.mm(
-                gather[end:, 2 * start : 2 * end].t(),
-                d_message[end:],
-                out=d_feature_rows[2 * start : 2 * end],
-            )
+            columns = slice(2 * start, 2 * end)
+            np.matmul(self.gather[end:, columns].T, d_message[end:], out=d_feature_rows[columns])
             d_f, d_t, d_h_l = d_feature[level], d_hidden[level], d_h[level]
-            d_f.mul_(feature_on[level])
-            torch.mm(d_f, w2, out=d_t).mul_(hidden_on[level])
-            torch.addmm(grad_h[level], d_t, w1, out=d_h_l)
-            torch.mul(d_h_l.unsqueeze(1), local[level], out=d_gates[level])
-            torch.mm(d_gates[level].view(size, 3 * c), w_ih, out=d_message[level])
+            d_f *= feature_on[level]
+            np.matmul(d_f, w2, out=d_t)
+            d_t *= hidden_on[level]
+            np.matmul(d_t, w1, out=d_h_l)
+            d_h_l += grad_h[level]
+            np.multiply(d_h_l[:, None], local[level], out=d_gates[level])
+            np.matmul(d_in[level], w_ih, out=d_message[level])
             end = start
-        d_gates_h = d_gates.clone()
-        d_gates_h[:, 2].mul_(r)
-        d_in, d_state = d_gates.view(n, 3 * c), d_gates_h.view(n, 3 * c)
-        d_h0 = (d_h * z).addmm_(d_state, w_hh)
+        d_gates_h = d_gates.copy()
+        d_gates_h[:, 2] *= r
+        d_state = d_gates_h.reshape(n, 3 * c)
         return (
-            d_h0,
-            None,
-            None,
-            d_hidden.t() @ h,
+            d_h * z + d_state @ w_hh,
+            d_hidden.T @ self.h,
             d_hidden.sum(0),
-            d_feature.t() @ hidden,
+            d_feature.T @ self.hidden,
             d_feature.sum(0),
-            d_in.t() @ message,
+            d_in.T @ self.message,
             d_in.sum(0),
-            d_state.t() @ h0,
+            d_state.T @ self.h0,
             d_state.sum(0),
         )

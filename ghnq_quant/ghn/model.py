@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -22,9 +22,9 @@ from ghnq_quant.ghn.checkpoints import (
     check_folder,
     read_ppuda,
 )
-from ghnq_quant.ghn.decoders import ConvDecoder, Shape4d
+from ghnq_quant.ghn.decoders import ConvDecoder, Shape4d, decoding_order
 from ghnq_quant.ghn.features import ShapeEncoder
-from ghnq_quant.ghn.message_passing import MLP, GatedGNN, schedule
+from ghnq_quant.ghn.message_passing import MLP, GatedGNN
 
 _PRIMITIVE_ROW = {name: row for row, name in enumerate(PRIMITIVES)}
 #: Bit widths that the precision embedding has a row for; 32 is float.
@@ -123,8 +123,7 @@ class GHN(
         x = self.embed(index[:, 0]) + self.shape_enc(index[:, 1:])
         if self.precision is not None:
             x = x + self._embed_precision(graphs, bits or [(32, 32)] * len(graphs))
-        x = self.gnn(x, schedule(graphs, self.virtual_edges, device))
-        return self.ln(x)
+        return self.ln(self.gnn(x, graphs, self.virtual_edges))
 
     def _embed_precision(self, graphs: list[ArchGraph], bits: Sequence[tuple[int, int]]) -> Tensor:
         assert self.precision is not None
@@ -229,46 +228,48 @@ class GHN(
         return cls._load_as_safetensor(cls(**sizes), file, kwargs.get("map_location", "cpu"), True)
 
 
+class _Entry(NamedTuple):
+    """A node to decode."""
+
+    row: int  # among the nodes of all graphs
+    graph: int
+    node: Node
+    shape: tuple[int, ...]  # of its parameter
+    decoded: Shape4d  # of what is decoded and then tiled; of a vector, without meaning
+    classifies: bool
+
+
 class _Decoding:
-    """Decodes every node's parameters, those of one shape in one go."""
+    """Decodes the parameters of all nodes of a batch, those of one shape in one go."""
 
     def __init__(self, ghn: GHN, graphs: list[ArchGraph], x: Tensor) -> None:
         self.ghn = ghn
         self.x = x
         self.parameters: list[dict[str, Tensor]] = [{} for _ in graphs]
-        #: by decoded shape: (position of the node in the batch, graph, node)
-        self.groups: dict[Shape4d, list[tuple[int, int, Node]]] = defaultdict(list)
-        self.vectors: list[tuple[int, int, Node]] = []
-        self.classifiers: dict[int, list[tuple[int, int, Node]]] = defaultdict(list)
-        self.class_biases: list[tuple[int, int, Node]] = []
-        offset = 0
+        entries = list(self._entries(graphs))
+        weights = [entry for entry in entries if len(entry.shape) > 1]
+        vectors = [entry for entry in entries if len(entry.shape) == 1]
+        self._decode_weights(sorted(weights, key=lambda e: decoding_order(e.decoded)))
+        self._decode_vectors(sorted(vectors, key=lambda e: (e.classifies, e.shape)))
+
+    def _entries(self, graphs: list[ArchGraph]) -> Iterator[_Entry]:
+        row = 0
         for g, graph in enumerate(graphs):
             assigned: set[str] = set()
-            for v, node in enumerate(graph.nodes):
+            classifier = (graph.classifier_weight, graph.classifier_bias)
+            for v, node in enumerate(graph.nodes, row):
                 # of a layer that is called more than once, the first call counts
-                if node.parameters and node.parameters[0] not in assigned:
-                    assigned.update(node.parameters)
-                    self._assign(offset + v, g, node, v, graph)
-            offset += len(graph)
-        self._decode_weights()
-        self._decode_vectors()
-        self._decode_classifiers()
+                if not node.parameters or node.parameters[0] in assigned:
+                    continue
+                assigned.update(node.parameters)
+                assert node.shape is not None
+                classifies = v - row in classifier
+                if not classifies or node.shape[0] == self.ghn.num_classes:
+                    decoded = self._decoded_shape(node, classifies)
+                    yield _Entry(v, g, node, node.shape, decoded, classifies)
+            row += len(graph)
 
-    def _assign(self, row: int, g: int, node: Node, v: int, graph: ArchGraph) -> None:
-        shape, entry = node.shape, (row, g, node)
-        assert shape is not None
-        if v in (graph.classifier_weight, graph.classifier_bias):
-            if shape[0] == self.ghn.num_classes:
-                if len(shape) == 1:
-                    self.class_biases.append(entry)
-                else:
-                    self.classifiers[min(shape[1], self.ghn.max_shape[1])].append(entry)
-        elif len(shape) == 1:
-            self.vectors.append(entry)
-        else:
-            self.groups[self._decoded_shape(node)].append(entry)
-
-    def _decoded_shape(self, node: Node) -> Shape4d:
+    def _decoded_shape(self, node: Node, classifies: bool) -> Shape4d:
         assert node.shape is not None
         c_out, c_in, kh, kw = (*node.shape, *(1,) * (4 - len(node.shape)))
         max_out, max_in, max_kh, max_kw = self.ghn.max_shape
@@ -277,59 +278,61 @@ class _Decoding:
                 f"{node.parameters[0]!r} has a {kh}×{kw} kernel; the largest that this "
                 f"hypernetwork predicts is {max_kh}×{max_kw}"
             )
-        return min(c_out, max_out), min(c_in, max_in), kh, kw
+        return max_out if classifies else min(c_out, max_out), min(c_in, max_in), kh, kw
 
-    def _rows(self, entries: list[tuple[int, int, Node]]) -> Tensor:
-        return self.x[torch.tensor([row for row, _, _ in entries], device=self.x.device)]
+    def _rows(self, entries: list[_Entry]) -> Tensor:
+        return self.x[torch.tensor([entry.row for entry in entries], device=self.x.device)]
 
-    def _decode_weights(self) -> None:
-        for shape, entries in self.groups.items():
-            w = self.ghn.decoder(self._rows(entries), shape)
-            self._set_weights(w, entries)
+    def _decode_weights(self, entries: list[_Entry]) -> None:
+        if not entries:
+            return
+        scale = [1.0 if e.classifies else tiling.fan_in_scale(e.shape) for e in entries]
+        groups = self.ghn.decoder(
+            self._rows(entries), [e.decoded for e in entries], self.x.new_tensor(scale)
+        )
+        decoded = [w for group in groups for w in group.unbind(0)]
+        classifiers = [i for i, entry in enumerate(entries) if entry.classifies]
+        for i in classifiers:
+            scale_of_i = tiling.fan_in_scale(entries[i].shape)
+            decoded[i] = self.ghn.decoder.classifier(decoded[i]) * scale_of_i
+        of_classifiers = [decoded[i][None] for i in classifiers]
+        _check_finite((*groups, *of_classifiers), [*entries, *(entries[i] for i in classifiers)])
+        for entry, w in zip(entries, decoded, strict=True):
+            if w.dim() > len(entry.shape):
+                w = w.flatten(len(entry.shape) - 1)
+            self.parameters[entry.graph][entry.node.parameters[0]] = tiling.tile(w, entry.shape)
 
-    def _decode_classifiers(self) -> None:
-        for c_in, entries in self.classifiers.items():
-            w = self.ghn.decoder.classifier(self._rows(entries), c_in)
-            self._set_weights(w, entries)
-
-    def _set_weights(self, w: Tensor, entries: list[tuple[int, int, Node]]) -> None:
-        _check_finite(w, entries)
-        scales = [tiling.fan_in_scale(node.shape or ()) for _, _, node in entries]
-        if len(set(scales)) == 1:
-            w = (w * scales[0]).contiguous()
-        else:
-            w = w * w.new_tensor(scales).view(-1, *(1,) * (w.dim() - 1))
-        for p, (_, g, node) in zip(w.unbind(0), entries, strict=True):
-            assert node.shape is not None
-            dims = len(node.shape)
-            p = p.flatten(dims - 1) if p.dim() > dims else p
-            self.parameters[g][node.parameters[0]] = tiling.tile(p, node.shape)
-
-    def _decode_vectors(self) -> None:
-        entries = [*self.vectors, *self.class_biases]
+    def _decode_vectors(self, entries: list[_Entry]) -> None:
         if not entries:
             return
         p = self.ghn.decoder_1d(self._rows(entries)).view(len(entries), 2, -1)
-        count = len(self.vectors)
+        count = sum(not entry.classifies for entry in entries)
+        # rows of a norm layer's weight and of a bias
         values = torch.stack((tiling.norm_weight(p[:count, 0]), tiling.bias(p[:count, 1])), 1)
-        _check_finite(values, self.vectors)
-        for (_, g, node), pair in zip(self.vectors, values.unbind(0), strict=True):
-            assert node.shape is not None
-            rows = (1,) if node.primitive == "bias" else (0, 1)
-            for name, row in zip(node.parameters, rows, strict=False):
-                self.parameters[g][name] = tiling.tile(pair[row], node.shape)
-        if self.class_biases:
-            class_bias = tiling.bias(self.ghn.bias_class(p[count:, 1]))
-            _check_finite(class_bias, self.class_biases)
-            for (_, g, node), b in zip(self.class_biases, class_bias.unbind(0), strict=True):
-                self.parameters[g][node.parameters[0]] = b
+        class_bias = tiling.bias(self.ghn.bias_class(p[count:, 1]))
+        _check_finite((values, class_bias), entries)
+        start = 0
+        for (size,), group in groupby(entries[:count], lambda e: e.shape):
+            same = list(group)
+            pairs = tiling.tile_vectors(values[start : start + len(same)], size)
+            self._set_vectors(same, pairs.flatten(0, 1).unbind(0))
+            start += len(same)
+        for entry, b in zip(entries[count:], class_bias.unbind(0), strict=True):
+            self.parameters[entry.graph][entry.node.parameters[0]] = b
+
+    def _set_vectors(self, entries: list[_Entry], rows: tuple[Tensor, ...]) -> None:
+        for i, entry in enumerate(entries):
+            first = 1 if entry.node.primitive == "bias" else 0
+            names = entry.node.parameters
+            self.parameters[entry.graph].update(zip(names, rows[2 * i + first :], strict=False))
 
 
-def _check_finite(values: Tensor, entries: list[tuple[int, int, Node]]) -> None:
-    if values.isfinite().all():
+def _check_finite(groups: Sequence[Tensor], entries: list[_Entry]) -> None:
+    """Raises for a value that is not finite among ``groups``, which hold one item an entry."""
+    if torch.stack([group.isfinite().all() for group in groups]).all():
         return
-    bad = (~values.isfinite().flatten(1).all(dim=1)).nonzero()[0].item()
-    name = entries[int(bad)][2].parameters[0]
+    finite = torch.cat([group.isfinite().flatten(1).all(dim=1) for group in groups])
+    name = min(entries[i] for i in (~finite).nonzero().flatten().tolist()).node.parameters[0]
     raise PredictionError(
         f"the hypernetwork predicts values that are not finite for {name!r}: its checkpoint is "
         "damaged or its training diverged; load another one"

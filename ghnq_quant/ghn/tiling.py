@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def fan_in_scale(shape: Sequence[int]) -> float:
@@ -28,23 +31,54 @@ def bias(p: Tensor) -> Tensor:
 def tile(w: Tensor, shape: Sequence[int]) -> Tensor:
     """Repeat ``w`` along output channels, then input channels, and crop it to ``shape``.
 
-    A view of ``w`` where nothing has to be repeated.
+    ``w`` itself, be it a view, where it has that shape.
 
     Example:
         >>> import torch
         >>> tile(torch.tensor([1.0, 2.0]), (5,))
         tensor([1., 2., 1., 2., 1.])
     """
-    channels = min(2, w.dim())
-    repeats = [-(-shape[d] // w.shape[d]) for d in range(channels)]
-    if max(repeats) > 1:
-        sizes: list[int] = []
-        for d in range(channels):
-            w = w.unsqueeze(2 * d)
-            sizes += [repeats[d], w.shape[2 * d + 1]]
-        kernel = w.shape[2 * channels :]
-        w = w.expand(*sizes, *kernel)
-        w = w.reshape(*(repeats[d] * sizes[2 * d + 1] for d in range(channels)), *kernel)
-    for d in range(channels):
-        w = w.narrow(d, 0, shape[d])
-    return w
+    if w.shape == shape:
+        return w
+    result: Tensor = _Tile.apply(w, tuple(shape))
+    return result
+
+
+class _Tile(torch.autograd.Function):
+    """Every element is written once, into memory of the result's size."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, shape: tuple[int, ...]) -> Tensor:
+        ctx.have = w.shape
+        tiled = w.new_empty(shape)
+        rows = tiled[: len(w)]
+        if w.dim() == 1:
+            rows.copy_(w[: len(rows)])
+        else:
+            for part in rows.split(w.shape[1], dim=1):
+                part.copy_(w[: len(rows), : part.shape[1]])
+        for block in tiled.split(len(w))[1:]:
+            block.copy_(rows[: len(block)])
+        return tiled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        d_w = grad.new_zeros(ctx.have)
+        first, *blocks = grad.split(len(d_w))
+        rows = first.clone()
+        for block in blocks:
+            rows[: len(block)] += block
+        if rows.dim() == 1:
+            d_w[: len(rows)] = rows
+        else:
+            for part in rows.split(d_w.shape[1], dim=1):
+                d_w[: len(rows), : part.shape[1]] += part
+        return d_w, None
+
+
+def tile_vectors(p: Tensor, size: int) -> Tensor:
+    """The same for a batch of vectors: (..., n) to (..., ``size``)."""
+    if size > p.shape[-1]:
+        p = p.repeat(*(1,) * (p.dim() - 1), -(-size // p.shape[-1]))
+    return p[..., :size]
