@@ -18,14 +18,17 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.func import functional_call
 
-from ghnq_quant import GHN
+from ghnq_quant import GHN, QuantScheme
+from ghnq_quant.capture import capture
 from ghnq_quant.design_space import ConvNets250K, SampledNetwork
 from ghnq_quant.errors import CheckpointError, DataError, GhnqError, SchemeError
+from ghnq_quant.quantization import emit, load_backend
 from ghnq_quant.training import ImageSet, finetune, load_images
 from ghnq_quant.training.batches import training_batch
+from ghnq_quant.training.functional import FunctionalNetwork
 from ghnq_quant.training.order import network_indices, precision_index
 from ghnq_quant.training.settings import FinetuneSettings, parse_bits, parse_image_sizes
-from ghnq_quant.training.step import backward_meta_batch, simulated
+from ghnq_quant.training.step import Network, backward_meta_batch
 from ghnq_quant.training.validation import hold_out, validate
 
 SETTINGS = FinetuneSettings(
@@ -45,6 +48,36 @@ def digits() -> ImageSet:
     return load_images("digits")
 
 
+def simulated(item: SampledNetwork, bits: tuple[int, int]) -> nn.Module:
+    """The network as modules, in train mode with the ranges of the batch."""
+    network = item.build(initialize=False).train()
+    if bits == (32, 32):
+        return network
+    scheme = QuantScheme(*bits, act_range="batch", bn="batch")
+    return emit(capture(network), scheme, load_backend("reference"))
+
+
+@pytest.mark.parametrize("split", ["train", "mobile", "bn_free"])
+@pytest.mark.parametrize("bits", [(32, 32), (4, 4), (2, 8), (8, 32), (32, 8)])
+def test_a_functional_network_computes_what_its_modules_do(
+    split: str, bits: tuple[int, int]
+) -> None:
+    ghn = GHN.from_pretrained()
+    x = torch.randn(4, 3, 32, 32)
+    for index in range(4):
+        item = ConvNets250K(split)[index]
+        (predicted,) = ghn([item.graph])
+        parameters = {name: p.detach().requires_grad_() for name, p in predicted.items()}
+        logits = FunctionalNetwork(item.program, bits)(parameters, x)
+        expected = functional_call(simulated(item, bits), parameters, (x,))
+        assert torch.equal(logits, expected)
+        values = list(parameters.values())
+        gradients = torch.autograd.grad(logits.square().sum(), values, retain_graph=True)
+        expected_gradients = torch.autograd.grad(expected.square().sum(), values)
+        for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+            torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5 * wanted.norm())
+
+
 def gradients(ghn: GHN) -> dict[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in ghn.named_parameters() if p.grad is not None}
 
@@ -57,7 +90,7 @@ def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
     items = [train[i] for i in (0, 1, 2)]
     x, y = training_batch(digits.train, 0, 8, seed=0)
     ghn = GHN.from_pretrained()
-    networks = [item.build(initialize=False).train() for item in items]
+    networks = [FunctionalNetwork(item.program, bits) for item in items]
     result = backward_meta_batch(ghn, [i.graph for i in items], networks, bits, [x] * 3, y)
     two_stage = gradients(ghn)
 
@@ -65,7 +98,7 @@ def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
     losses = []
     for item in items:
         (parameters,) = ghn([item.graph])
-        network = simulated(item.build(initialize=False).train(), bits)
+        network = simulated(item, bits)
         losses.append(F.cross_entropy(functional_call(network, parameters, (x,)), y))
     torch.stack(losses).mean().backward()
 
@@ -77,31 +110,30 @@ def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
         )
 
 
-def failing(item: SampledNetwork, error: Exception) -> nn.Module:
-    """The item's network, which fails when it is run."""
+def failing(error: Exception) -> Network:
+    """A network that fails when it is run."""
 
-    def fail(module: nn.Module, args: object) -> None:
+    def fail(parameters: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
         raise error
 
-    network = item.build(initialize=False)
-    network.register_forward_pre_hook(fail)
-    return network
+    return fail
 
 
 def test_a_network_that_runs_out_of_memory_costs_its_own_gradient_alone(digits: ImageSet) -> None:
     item = ConvNets250K("train")[0]
     x, y = training_batch(digits.train, 0, 8, seed=0)
     ghn = GHN.from_pretrained()
-    network = item.build(initialize=False).train()
-    backward_meta_batch(ghn, [item.graph], [network], (32, 32), [x], y)
+    network = FunctionalNetwork(item.program)
+    (parameters, _) = ghn([item.graph] * 2)
+    (F.cross_entropy(network(parameters, x), y) / 2).backward()
     alone = gradients(ghn)
     ghn.zero_grad()
-    networks = [network, failing(item, torch.OutOfMemoryError("no memory left"))]
+    networks: list[Network] = [network, failing(torch.OutOfMemoryError("no memory left"))]
     result = backward_meta_batch(ghn, [item.graph] * 2, networks, (32, 32), [x, x], y)
     assert result.failed == 1
     assert len(result.losses) == 1
     for name, gradient in gradients(ghn).items():
-        torch.testing.assert_close(gradient, alone[name] / 2, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(gradient, alone[name], rtol=1e-4, atol=1e-7)
 
 
 def test_another_error_is_not_swallowed(digits: ImageSet) -> None:
@@ -111,7 +143,7 @@ def test_another_error_is_not_swallowed(digits: ImageSet) -> None:
         backward_meta_batch(
             GHN.from_pretrained(),
             [item.graph],
-            [failing(item, RuntimeError("a mistake"))],
+            [failing(RuntimeError("a mistake"))],
             (32, 32),
             [x],
             y,

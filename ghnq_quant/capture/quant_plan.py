@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -61,79 +62,117 @@ class QuantPlan:
     points: tuple[QuantPoint, ...]
 
 
+@dataclass(frozen=True)
+class Places:
+    """The plan by positions in a row of operations.
+
+    Attributes:
+        units: of each conv or linear layer its position, that of the batch norm it folds, and that
+            of the operation whose result is the unit's output.
+        quantized: of each quantized result the position, in the row's order, and the operation that
+            it is named after.
+    """
+
+    units: tuple[tuple[int, int | None, int], ...]
+    quantized: dict[int, int]
+
+
+def find_places(
+    kinds: Sequence[Kind], inputs: Sequence[Sequence[int]], can_fold: Sequence[bool]
+) -> Places:
+    """Design rules «Where» and «Batch norm» for a network of any representation.
+
+    Args:
+        kinds: what each operation does, in the order of execution.
+        inputs: positions of the operations whose results each one reads.
+        can_fold: whether each is a batch norm that a convolution before it can fold.
+
+    Example:
+        >>> kinds = [Kind.INPUT, Kind.CONV, Kind.BATCH_NORM, Kind.ACTIVATION, Kind.OUTPUT]
+        >>> find_places(kinds, [[], [0], [1], [2], [3]], [False, False, True, False, False])
+        Places(units=((1, 2, 3),), quantized={0: 0})
+    """
+    users: list[list[int]] = [[] for _ in kinds]
+    for position, sources in enumerate(inputs):
+        for source in dict.fromkeys(sources):
+            users[source].append(position)
+
+    def with_activation(position: int) -> int:
+        """The activation function that alone consumes a result, else the result's own position."""
+        alone = users[position][0] if len(users[position]) == 1 else position
+        return alone if kinds[alone] is Kind.ACTIVATION else position
+
+    units = []
+    quantized: dict[int, int] = {}
+    for position, kind in enumerate(kinds):
+        if kind in (Kind.CONV, Kind.LINEAR):
+            norm = users[position][0] if len(users[position]) == 1 else None
+            if norm is not None and not (kind is Kind.CONV and can_fold[norm]):
+                norm = None
+            output = with_activation(position if norm is None else norm)
+            units.append((position, norm, output))
+            quantized[output] = position
+        elif kind is Kind.INPUT or kind in _QUANTIZED:
+            quantized.setdefault(position, position)
+    folded = {norm for _, norm, _ in units}
+    for position, kind in enumerate(kinds):
+        if kind is Kind.BATCH_NORM and position not in folded:
+            quantized[with_activation(position)] = position
+    logits = _logits(kinds, inputs)
+    kept = {p: quantized[p] for p in sorted(quantized) if p not in logits}
+    return Places(tuple(units), kept)
+
+
+def _logits(kinds: Sequence[Kind], inputs: Sequence[Sequence[int]]) -> set[int]:
+    """The operations whose value is the network's output, be it reshaped."""
+    found: set[int] = set()
+    pending = [
+        i for kind, own in zip(kinds, inputs, strict=True) if kind is Kind.OUTPUT for i in own
+    ]
+    while pending:
+        position = pending.pop()
+        found.add(position)
+        if kinds[position] is Kind.RESHAPE:
+            pending += [i for i in inputs[position] if kinds[i] is not Kind.NOT_A_TENSOR]
+    return found
+
+
 def build_quant_plan(
     graph: fx.Graph, kinds: dict[fx.Node, Kind], modules: dict[str, nn.Module]
 ) -> QuantPlan:
-    """Derive the plan of design rules «Where» and «Batch norm» from a traced graph.
+    """Derive the plan from a traced graph.
 
     Raises:
         CaptureError: a conv, linear or batch-norm module is called more than once, so that one set
             of parameters would need several quantizers.
     """
     _check_called_once(kinds)
-    units = [
-        _unit(node, kinds, modules)
-        for node, kind in kinds.items()
-        if kind in (Kind.CONV, Kind.LINEAR)
-    ]
-    logits = _logits(graph, kinds)
-    points: dict[str, QuantPoint] = {}
-    outputs = {unit.output: unit.name for unit in units}
-    folded = {unit.batch_norm_node for unit in units}
-    for node, kind in kinds.items():
-        if kind is Kind.INPUT:
-            points[node.name] = QuantPoint(node.name, node.name)
-        elif node.name in outputs:
-            points[node.name] = QuantPoint(outputs[node.name], node.name)
-        elif kind in _QUANTIZED:
-            points[node.name] = QuantPoint(_scoped_name(node, kind), node.name)
-        elif kind is Kind.BATCH_NORM and node.name not in folded:
-            end = _sole_activation(node, kinds) or node
-            points[end.name] = QuantPoint(str(node.target), end.name)
-    order = [n.name for n in kinds if n.name in points and n.name not in logits]
-    return QuantPlan(tuple(units), _distinct([points[name] for name in order]))
-
-
-def _unit(node: fx.Node, kinds: dict[fx.Node, Kind], modules: dict[str, nn.Module]) -> Unit:
-    end, norm = node, _sole_user(node)
-    if (
-        norm is not None
-        and kinds[node] is Kind.CONV
-        and kinds[norm] is Kind.BATCH_NORM
-        and isinstance(modules[str(norm.target)], nn.BatchNorm2d)
-    ):
-        end = norm
-    else:
-        norm = None
-    end = _sole_activation(end, kinds) or end
-    return Unit(
-        name=str(node.target),
-        node=node.name,
-        batch_norm=str(norm.target) if norm is not None else None,
-        batch_norm_node=norm.name if norm is not None else None,
-        output=end.name,
+    nodes = list(graph.nodes)
+    position = {node: i for i, node in enumerate(nodes)}
+    places = find_places(
+        [kinds[node] for node in nodes],
+        [[position[n] for n in node.all_input_nodes] for node in nodes],
+        [_is_batch_norm_2d(node, modules) for node in nodes],
     )
+    units = tuple(
+        Unit(
+            name=str(nodes[layer].target),
+            node=nodes[layer].name,
+            batch_norm=None if norm is None else str(nodes[norm].target),
+            batch_norm_node=None if norm is None else nodes[norm].name,
+            output=nodes[output].name,
+        )
+        for layer, norm, output in places.units
+    )
+    points = [
+        QuantPoint(_scoped_name(nodes[named_after], kinds[nodes[named_after]]), nodes[place].name)
+        for place, named_after in places.quantized.items()
+    ]
+    return QuantPlan(units, _distinct(points))
 
 
-def _sole_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _sole_activation(node: fx.Node, kinds: dict[fx.Node, Kind]) -> fx.Node | None:
-    user = _sole_user(node)
-    return user if user is not None and kinds[user] is Kind.ACTIVATION else None
-
-
-def _logits(graph: fx.Graph, kinds: dict[fx.Node, Kind]) -> set[str]:
-    """Names of the nodes whose value is the network's output, be it reshaped."""
-    names: set[str] = set()
-    pending = [n for node in graph.nodes if node.op == "output" for n in node.all_input_nodes]
-    while pending:
-        node = pending.pop()
-        names.add(node.name)
-        if kinds[node] is Kind.RESHAPE:
-            pending.extend(n for n in node.all_input_nodes if kinds[n] is not Kind.NOT_A_TENSOR)
-    return names
+def _is_batch_norm_2d(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    return node.op == "call_module" and isinstance(modules[str(node.target)], nn.BatchNorm2d)
 
 
 def _check_called_once(kinds: dict[fx.Node, Kind]) -> None:
@@ -152,6 +191,8 @@ def _check_called_once(kinds: dict[fx.Node, Kind]) -> None:
 def _scoped_name(node: fx.Node, kind: Kind) -> str:
     if node.op == "call_module":
         return str(node.target)
+    if kind is Kind.INPUT:
+        return node.name
     scope = next(reversed(node.meta.get("nn_module_stack", {})), "")
     return f"{scope}.{kind.value}" if scope else kind.value
 

@@ -33,9 +33,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 def _containers(module: nn.Module) -> dict[str, Any]:
     builtin = (dict, OrderedDict, list, set)
-    return {
-        name: v.copy() if v else () for name, v in vars(module).items() if type(v) in builtin
-    }
+    return {name: v.copy() if v else () for name, v in vars(module).items() if type(v) in builtin}
 
 
 def copy_of_modules(model: nn.Module) -> nn.Module:

@@ -26,7 +26,7 @@ class ConvNet(nn.Module):
         super().__init__()
         self._steps = [
             (op.kind, op.name, op.inputs, dropped)
-            for op, dropped in zip(program.operations, _last_reads(program), strict=True)
+            for op, dropped in zip(program.operations, program.last_reads(), strict=True)
         ]
         for op in program.operations:
             if op.name:
@@ -47,15 +47,6 @@ class ConvNet(nn.Module):
             for i in dropped:
                 del values[i]
         return x
-
-
-def _last_reads(program: Program) -> list[list[int]]:
-    """For each operation the results that nothing reads later: their memory is free again."""
-    last = {i: k for k, op in enumerate(program.operations) for i in op.inputs}
-    reads: list[list[int]] = [[] for _ in program.operations]
-    for result, reader in last.items():
-        reads[reader].append(result)
-    return reads
 
 
 def _place(root: nn.Module, name: str, module: nn.Module) -> None:
@@ -83,7 +74,7 @@ def _conv(op: Operation, initialize: bool) -> nn.Module:
         op.channels,
         op.kernel,
         op.stride,
-        padding=op.dilation * (op.kernel // 2),
+        padding=op.padding,
         dilation=op.dilation,
         groups=op.groups,
         bias=op.bias,
@@ -101,8 +92,7 @@ def _linear(op: Operation, initialize: bool) -> nn.Module:
 
 
 def _max_pool(op: Operation, initialize: bool) -> nn.Module:
-    padding = op.kernel // 2 if op.kernel % 2 else 0
-    return nn.MaxPool2d(op.kernel, op.stride, padding, ceil_mode=op.kernel % 2 == 0)
+    return nn.MaxPool2d(op.kernel, op.stride, op.padding, ceil_mode=op.kernel % 2 == 0)
 
 
 _MODULES: dict[str, Callable[[Operation, bool], nn.Module]] = {
@@ -113,7 +103,7 @@ _MODULES: dict[str, Callable[[Operation, bool], nn.Module]] = {
     "relu6": lambda op, _: nn.ReLU6(),
     "leaky_relu": lambda op, _: nn.LeakyReLU(),
     "max_pool": _max_pool,
-    "avg_pool": lambda op, _: nn.AvgPool2d(op.kernel, op.stride, op.kernel // 2),
+    "avg_pool": lambda op, _: nn.AvgPool2d(op.kernel, op.stride, op.padding),
     "adaptive_avg_pool": lambda op, _: nn.AdaptiveAvgPool2d(op.kernel),
     "flatten": lambda op, _: nn.Flatten(),
 }

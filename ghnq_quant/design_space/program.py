@@ -40,6 +40,13 @@ class Operation(NamedTuple):
         return self.channels, self.in_channels // self.groups, self.kernel, self.kernel
 
     @property
+    def padding(self) -> int:
+        """Of the window on each side; an even max pooling has none and rounds its size up."""
+        if self.kind == "max_pool" and self.kernel % 2 == 0:
+            return 0
+        return self.dilation * (self.kernel // 2)
+
+    @property
     def num_parameters(self) -> int:
         """Elements of the operation's weight and bias."""
         if self.kind == "batch_norm":
@@ -81,6 +88,14 @@ class Program:
             before = max((depths[i] for i in op.inputs), default=0)
             depths.append(before + (op.kind in ("conv", "linear")))
         return depths[-1]
+
+    def last_reads(self) -> list[list[int]]:
+        """For each operation the results that nothing reads later: their memory is free again."""
+        last = {i: k for k, op in enumerate(self.operations) for i in op.inputs}
+        reads: list[list[int]] = [[] for _ in self.operations]
+        for result, reader in last.items():
+            reads[reader].append(result)
+        return reads
 
 
 class ProgramBuilder:

@@ -44,8 +44,12 @@ class ConvDecoder(nn.Module):
         Returns:
             for each run of equal shapes one tensor (nodes in the run, c_out, c_in, kh, kw).
         """
-        parameters = [p for m in (self.fc[0], *self.conv[::2]) for p in weight_and_bias(m)]
-        return _Decode.apply(x, scale, tuple(shapes), self.max_shape, *parameters)  # type: ignore[no-any-return]
+        layers = (self.fc[0], self.conv[0], self.conv[2])
+        parameters = [p for layer in layers for p in weight_and_bias(layer)]
+        weights: tuple[Tensor, ...] = _Decode.apply(
+            x, scale, tuple(shapes), self.max_shape, *parameters
+        )
+        return weights
 
     def classifier(self, w: Tensor) -> Tensor:
         """(max c_out, c_in, 1, 1) decoded weight to (num_classes, c_in) of a classifier."""

@@ -15,6 +15,7 @@ faster than PyTorch does and a GPU can. It runs in float64, since rounding grows
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,6 @@ from torch.autograd.function import once_differentiable
 from ghnq_quant.capture import ArchGraph
 
 Array = NDArray[np.float64]
-#: Of NumPy's matrix products: on matrices this small a second thread costs more than it does.
 _threads = ThreadpoolController()
 #: Graphs are swept together up to as many nodes: what a sweep gathers from is quadratic in them.
 MAX_NODES = 1024
@@ -166,16 +166,24 @@ class _Sweep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, gather: Array, sizes: tuple[int, ...], *w: Tensor) -> Tensor:
-        with _threads.limit(limits=1, user_api="blas"):
+        with _in_numpy():
             ctx.swept = _Swept(h.numpy(), gather, sizes, *(t.numpy() for t in w))
         return torch.from_numpy(ctx.swept.h)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_h: Tensor) -> tuple[Tensor | None, ...]:
-        with _threads.limit(limits=1, user_api="blas"):
+        with _in_numpy():
             d_h0, *d_weights = map(torch.from_numpy, ctx.swept.gradients(grad_h.numpy()))
         return d_h0, None, None, *d_weights
+
+
+@contextmanager
+def _in_numpy() -> Iterator[None]:
+    """One thread, since on matrices this small a second one costs more than it does, and no warnings
+    of values that are not finite: what they lead to is checked at the end."""
+    with _threads.limit(limits=1, user_api="blas"), np.errstate(all="ignore"):
+        yield
 
 
 class _Swept:

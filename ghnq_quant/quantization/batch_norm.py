@@ -56,18 +56,12 @@ def conv_batch_norm(
         >>> conv_batch_norm(torch.zeros(2, 3, 8, 8), conv, bn, torch.round, "running").shape
         torch.Size([2, 8, 6, 6])
     """
-    x = _fast_layout(x, conv.weight)
-    if not bn.training and mode == "running" and has_running_statistics(bn):
-        assert bn.running_mean is not None
-        assert bn.running_var is not None
-        mean, variance = bn.running_mean, bn.running_var
-    else:
-        if straight_through and not torch.is_autocast_enabled(x.device.type):
-            return _fused(x, conv, bn, quantize)
-        z = conv._conv_forward(x, conv.weight, conv.bias)
-        variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
-        _update_running_statistics(bn, mean.detach(), variance.detach(), z.numel() // z.shape[1])
-    factor, shift = _fold(mean, variance, bn.weight, bn.bias, bn.eps)
+    x = fast_layout(x, conv.weight)
+    if bn.training or mode == "batch" or not has_running_statistics(bn):
+        return _with_batch_statistics(x, conv, bn, quantize, straight_through)
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    factor, shift = _fold(bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
     if conv.bias is not None:
         shift = torch.addcmul(shift, conv.bias, factor)
     return conv._conv_forward(x, quantize(_scaled(conv.weight, factor)), shift)
@@ -95,7 +89,7 @@ def _scaled(weight: Tensor, factor: Tensor) -> Tensor:
     return weight * factor.view(-1, 1, 1, 1)
 
 
-def _fast_layout(x: Tensor, weight: Tensor) -> Tensor:
+def fast_layout(x: Tensor, weight: Tensor) -> Tensor:
     """On CPU, ``x`` in the memory layout in which its convolution and batch norm are fastest.
 
     Convolutions, and more so channel statistics, like channels-last; but oneDNN then brings the
@@ -126,29 +120,66 @@ def _update_running_statistics(
     bn.running_var.lerp_(unbiased.to(bn.running_var.dtype), momentum)
 
 
-class _Geometry(NamedTuple):
+class Geometry(NamedTuple):
+    """How a convolution moves over its input."""
+
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
 
 
-def _fused(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, quantize: Quantize) -> Tensor:
-    """With the statistics of the batch."""
+def _with_batch_statistics(
+    x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, quantize: Quantize, straight_through: bool
+) -> Tensor:
     padding = conv.padding
     if isinstance(padding, str) or conv.padding_mode != "zeros":
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         x = F.pad(x, conv._reversed_padding_repeated_twice, mode)
         padding = (0, 0)
-    geometry = _Geometry(conv.stride, padding, conv.dilation, conv.groups)
-    y, mean, variance = _ConvBatchNorm.apply(
-        x, conv.weight, conv.bias, bn.weight, bn.bias, bn.eps, geometry, quantize
+    geometry = Geometry(conv.stride, padding, conv.dilation, conv.groups)
+    parameters = conv.weight, conv.bias, bn.weight, bn.bias
+    y, mean, variance = conv_batch_statistics_norm(
+        x, *parameters, bn.eps, geometry, quantize, straight_through=straight_through
     )
-    with torch.no_grad():
-        mean = mean if conv.bias is None else mean + conv.bias
-        _update_running_statistics(bn, mean, variance, y.numel() // y.shape[1])
-    result: Tensor = y
-    return result
+    _update_running_statistics(bn, mean, variance, y.numel() // y.shape[1])
+    return y
+
+
+def conv_batch_statistics_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    geometry: Geometry,
+    quantize: Quantize,
+    *,
+    straight_through: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with the statistics of the batch, as a function of all it depends on.
+
+    Args:
+        weight, bias: of the convolution.
+        gamma, beta, eps: of the batch norm.
+
+    Returns:
+        (N, C_out, H', W'), and each channel's mean and biased variance without gradient.
+    """
+    if straight_through and not torch.is_autocast_enabled(x.device.type):
+        y, mean, variance = _ConvBatchNorm.apply(
+            x, weight, bias, gamma, beta, eps, geometry, quantize
+        )
+        with torch.no_grad():
+            return y, mean if bias is None else mean + bias, variance
+    z = F.conv2d(x, weight, bias, *geometry)
+    variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
+    factor, shift = _fold(mean, variance, gamma, beta, eps)
+    if bias is not None:
+        shift = torch.addcmul(shift, bias, factor)
+    y = F.conv2d(x, quantize(_scaled(weight, factor)), shift, *geometry)
+    return y, mean.detach(), variance.detach()
 
 
 class _ConvBatchNorm(torch.autograd.Function):
@@ -169,7 +200,7 @@ class _ConvBatchNorm(torch.autograd.Function):
         gamma: Tensor | None,
         beta: Tensor | None,
         eps: float,
-        geometry: _Geometry,
+        geometry: Geometry,
         quantize: Quantize,
     ) -> tuple[Tensor, Tensor, Tensor]:
         z = F.conv2d(x, weight, None, *geometry)  # its bias would only shift the mean
@@ -215,7 +246,7 @@ def _like(grad: Tensor, z: Tensor) -> Tensor:
 
 
 def _convolution_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, wanted: tuple[bool, bool]
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool]
 ) -> tuple[Any, Any]:
     """Gradient of the input and of the weight, None for one that is not wanted."""
     stride, padding, dilation, groups = geometry

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from ghnq_quant.design_space import ConvNets250K, SampledNetwork
 from ghnq_quant.errors import DataError, GhnqError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.training.batches import shrink, training_batch
+from ghnq_quant.training.functional import FunctionalNetwork
 from ghnq_quant.training.images import ImageSet
 from ghnq_quant.training.order import network_indices, precision_index
 from ghnq_quant.training.progress import Progress
@@ -180,12 +180,13 @@ class _Run:
             group["lr"] = settings.lr_at(fraction)
         self.optimizer.zero_grad()
         scaler = self.accelerator.scaler
+        bits = settings.bits[precision_index(len(settings.bits), step, settings.seed)]
         with self.accelerator.autocast():
             result = backward_meta_batch(
                 self.predict,
                 [item.graph for item in items],
-                [self._build(item) for item in items],
-                settings.bits[precision_index(len(settings.bits), step, settings.seed)],
+                [FunctionalNetwork(item.program, bits) for item in items],
+                bits,
                 # a flattened head takes images of one size only
                 [small if item.description.any_size else images for item in items],
                 labels,
@@ -203,9 +204,6 @@ class _Run:
         size = self.settings.meta_batch_size
         indices = network_indices(len(self.networks), step, size * world, self.settings.seed)
         return [self.networks[i] for i in indices[rank * size : (rank + 1) * size]]
-
-    def _build(self, item: SampledNetwork) -> nn.Module:
-        return item.build(initialize=False).to(self.accelerator.device).train()
 
     def _update(self, grad_norm: float) -> None:
         """Step, unless the gradient is not finite (it is the same in all processes) or zero throughout."""

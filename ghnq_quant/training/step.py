@@ -8,18 +8,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from ghnq_quant.capture import ArchGraph, capture
-from ghnq_quant.quantization import QuantScheme, emit
-from ghnq_quant.quantization.reference import ReferenceBackend
-from ghnq_quant.quantization.scheme import FLOAT
+from ghnq_quant.capture import ArchGraph
 
 #: A network whose gradient is larger has diverged: the median is about 3, the largest seen in float 125.
 MAX_GRADIENT_NORM = 1e3
 
 Predict = Callable[[list[ArchGraph], list[tuple[int, int]]], list[dict[str, Tensor]]]
+Network = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,24 +34,10 @@ class StepResult:
     failed: int
 
 
-def simulated(network: nn.Module, bits: tuple[int, int]) -> nn.Module:
-    """``network`` as it trains at a precision: itself in float, else its reference simulation with ranges
-    and batch-norm statistics of the batch; its modules are taken over.
-
-    Example:
-        >>> simulated(nn.Sequential(nn.Conv2d(3, 8, 3)), (4, 8)).scheme.weight_bits
-        4
-    """
-    if bits == FLOAT:
-        return network
-    scheme = QuantScheme(*bits, act_range="batch", bn="batch")
-    return emit(capture(network), scheme, ReferenceBackend())
-
-
 def backward_meta_batch(
     predict: Predict,
     graphs: Sequence[ArchGraph],
-    networks: Sequence[nn.Module],
+    networks: Sequence[Network],
     bits: tuple[int, int],
     images: Sequence[Tensor],
     labels: Tensor,
@@ -69,7 +52,7 @@ def backward_meta_batch(
     Args:
         predict: the hypernetwork, or a wrapper of it.
         graphs: M graphs.
-        networks: their M networks, on the images' device, in train mode.
+        networks: their M networks, each a function of its parameters and of images.
         bits: (weight, activation) precision that the networks run at.
         images: one batch (N, C, H, W) for each network.
         labels: (N,), of every batch.
@@ -82,7 +65,7 @@ def backward_meta_batch(
     for network, parameters, x in zip(networks, predicted, images, strict=True):
         leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
         try:
-            loss, accuracy = _run(simulated(network, bits), leaves, x, labels)
+            loss, accuracy = _run(network, leaves, x, labels)
             (loss * (loss_scale / len(networks))).backward()
             gradients_of = [p.grad for p in leaves.values() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients_of) / loss_scale * len(networks)
@@ -106,9 +89,9 @@ def backward_meta_batch(
 
 
 def _run(
-    network: nn.Module, parameters: dict[str, Tensor], images: Tensor, labels: Tensor
+    network: Network, parameters: dict[str, Tensor], images: Tensor, labels: Tensor
 ) -> tuple[Tensor, float]:
-    logits = functional_call(network, parameters, (images,)).float()
+    logits = network(parameters, images).float()
     top1 = (logits.detach().argmax(1) == labels).float().mean()
     return F.cross_entropy(logits, labels), float(top1)
 

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.func import functional_call
 
 from ghnq_quant.design_space import SampledNetwork
 from ghnq_quant.ghn import GHN
 from ghnq_quant.training.batches import evaluation_batches
+from ghnq_quant.training.functional import FunctionalNetwork
 from ghnq_quant.training.images import Images
-from ghnq_quant.training.step import simulated
 
 
 def hold_out(images: Images, fraction: float = 0.1, seed: int = 0) -> tuple[Images, Images]:
@@ -52,15 +51,14 @@ def validate(
         precisions: (weight, activation) bits.
         limit: how many images are used.
     """
-    device = images.labels.device
     correct, seen = 0, 0
     for item in networks:
         for bits in precisions:
             with torch.no_grad():
                 (parameters,) = ghn([item.graph], [bits])
-                model = simulated(item.build(initialize=False).to(device), bits).train()
+                network = FunctionalNetwork(item.program, bits)
                 for x, y in evaluation_batches(images, 64, limit=limit):
-                    logits = functional_call(model, parameters, (x,))
+                    logits = network(parameters, x)
                     correct += int((logits.argmax(1) == y).sum())
                     seen += len(y)
     return correct / seen
