@@ -117,7 +117,7 @@ class FunctionalNetwork:
             return self._convolution(position, op, x, parameters)
         if op.kind == "batch_norm":
             gamma, beta = parameters[f"{op.name}.weight"], parameters[f"{op.name}.bias"]
-            return F.batch_norm(x, None, None, gamma, beta, training=True, eps=_EPS)
+            return torch.batch_norm(x, gamma, beta, None, None, True, 0.0, _EPS, True)
         if op.kind == "linear":
             weight = fake_quantize(parameters[f"{op.name}.weight"], self._weight_bits)
             return F.linear(x, weight, parameters[f"{op.name}.bias"])

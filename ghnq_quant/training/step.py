@@ -3,14 +3,17 @@ loss on one batch of images."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ghnq_quant.capture import ArchGraph
+from ghnq_quant.training.in_flight import map_in_flight
 
 #: A network whose gradient is larger has diverged: the median is about 3, the largest seen in float 125.
 MAX_GRADIENT_NORM = 1e3
@@ -46,8 +49,8 @@ def backward_meta_batch(
     """Add the gradient of the networks' mean loss to the hypernetwork's parameters.
 
     Each network runs and is differentiated on its own, down to its predicted parameters; the
-    hypernetwork's backward then runs once for all. So the memory is that of one network, and a network
-    that fails costs its own part of the gradient alone.
+    hypernetwork's backward then runs once for all. So the memory is that of the networks in flight
+    (one a core; on a GPU one), and a network that fails costs its own part of the gradient alone.
 
     Args:
         predict: the hypernetwork, or a wrapper of it.
@@ -59,41 +62,51 @@ def backward_meta_batch(
         loss_scale: factor on the gradient (of mixed precision in float16).
     """
     predicted = predict(list(graphs), [bits] * len(graphs))
-    roots: list[Tensor] = []
-    gradients: list[Tensor] = []
-    losses, top1, failed = [], [], 0
-    for network, parameters, x in zip(networks, predicted, images, strict=True):
-        leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
-        try:
-            loss, accuracy = _run(network, leaves, x, labels)
-            (loss * (loss_scale / len(networks))).backward()
-            gradients_of = [p.grad for p in leaves.values() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients_of) / loss_scale * len(networks)
-            usable = bool(loss.isfinite()) and bool(norm <= MAX_GRADIENT_NORM)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            usable = False
-        if usable:
-            losses.append(float(loss.detach()))
-            top1.append(accuracy)
-        else:
-            failed += 1
-        for name, p in parameters.items():
-            gradient = leaves[name].grad
-            roots.append(p)
-            # zeros keep every process of a distributed run in step
-            gradients.append(gradient if usable and gradient is not None else torch.zeros_like(p))
-    torch.autograd.backward(roots, gradients)
-    return StepResult(tuple(losses), tuple(top1), failed)
+    share = loss_scale / len(networks)
+    runs = map_in_flight(
+        lambda job: _run(*job, labels, share),
+        list(zip(networks, predicted, images, strict=True)),
+        labels.device,
+    )
+    roots = [p for parameters in predicted for p in parameters.values()]
+    torch.autograd.backward(roots, [gradient for run in runs for gradient in run.gradients])
+    ended = [run for run in runs if run.usable]
+    return StepResult(
+        tuple(run.loss for run in ended), tuple(run.top1 for run in ended), len(runs) - len(ended)
+    )
+
+
+class _Run(NamedTuple):
+    """Of one network; without use its gradients are zeros, which keep a distributed run's processes
+    in step."""
+
+    gradients: list[Tensor]
+    usable: bool
+    loss: float = math.nan
+    top1: float = math.nan
 
 
 def _run(
-    network: Network, parameters: dict[str, Tensor], images: Tensor, labels: Tensor
-) -> tuple[Tensor, float]:
-    logits = network(parameters, images).float()
+    network: Network, predicted: dict[str, Tensor], images: Tensor, labels: Tensor, share: float
+) -> _Run:
+    """The loss and ``share`` times its gradient."""
+    leaves = {name: p.detach().requires_grad_() for name, p in predicted.items()}
+    try:
+        logits = network(leaves, images).float()
+        loss = F.cross_entropy(logits, labels)
+        found = torch.autograd.grad(loss * share, list(leaves.values()), allow_unused=True)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _Run([torch.zeros_like(p) for p in predicted.values()], usable=False)
+    norm = torch.nn.utils.get_total_norm([g for g in found if g is not None]) / share
+    usable = bool(loss.isfinite()) and bool(norm <= MAX_GRADIENT_NORM)
+    gradients = [
+        g if usable and g is not None else torch.zeros_like(p)
+        for p, g in zip(predicted.values(), found, strict=True)
+    ]
     top1 = (logits.detach().argmax(1) == labels).float().mean()
-    return F.cross_entropy(logits, labels), float(top1)
+    return _Run(gradients, usable, float(loss.detach()), float(top1))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

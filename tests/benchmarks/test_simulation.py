@@ -12,11 +12,13 @@ import copy
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torchvision
+from conftest import fastest
 from naive_simulation import NaiveSimulation
 from torch import Tensor, nn
 
@@ -146,24 +148,6 @@ def forward_backward(network: Callable[[Tensor], Any], x: Tensor) -> None:
     network(x).square().mean().backward()
 
 
-def fastest_times(
-    work: Callable[..., None], candidates: dict[str, Callable[[Tensor], Any]], x: Tensor
-) -> dict[str, float]:
-    """Seconds of processor time of the fastest of ``ROUNDS`` rounds, all networks in turn.
-
-    In each turn a network runs once untimed, so that the time is not that of getting the memory which
-    the network before it had no use for.
-    """
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(ROUNDS):
-        for name, network in candidates.items():
-            work(network, x)
-            start = time.process_time()
-            work(network, x)
-            times[name].append(time.process_time() - start)
-    return {name: min(values) for name, values in times.items()}
-
-
 @pytest.mark.parametrize("work", [forward, forward_backward])
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18"])
 def test_simulation(name: str, work: Callable[..., None], benchmark: Any) -> None:
@@ -171,7 +155,11 @@ def test_simulation(name: str, work: Callable[..., None], benchmark: Any) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations of the other toolkits
         candidates = networks(name, x)
-        times = fastest_times(work, candidates, x)
+        times = fastest(
+            {key: partial(work, network, x) for key, network in candidates.items()},
+            ROUNDS,
+            time.process_time,
+        )
     benchmark.pedantic(work, (candidates["reference"], x), rounds=3)
     ratios = {key: round(value / times["float"], 2) for key, value in times.items()}
     benchmark.extra_info.update(ratios)

@@ -1,0 +1,93 @@
+"""Time of a finetuning step: 4 networks of ConvNets-250K, 32 images, forward, backward and Adam.
+
+    pytest tests/benchmarks/test_finetuning.py -s --benchmark-disable
+
+With the public GHN-2 code at hand (see conftest.py) at most half of its time, and a third with 16×16
+images. Graphs are made outside of the time, as its loader's processes do, and its networks too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import public_ghn
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import MAX_SHAPE, fastest
+from torch import Tensor
+
+from ghnq_quant import GHN
+from ghnq_quant.design_space import ConvNets250K
+from ghnq_quant.training.functional import FunctionalNetwork
+from ghnq_quant.training.step import backward_meta_batch
+
+ROUNDS = 6
+
+
+class Step:
+    """A step as ``finetune`` does it."""
+
+    def __init__(self, virtual_edges: int, bits: tuple[int, int], indices: range) -> None:
+        self.ghn = GHN(MAX_SHAPE, virtual_edges=virtual_edges).train()
+        self.optimizer = torch.optim.Adam(self.ghn.parameters(), lr=1e-4)
+        self.items, self.bits = [ConvNets250K("train")[i] for i in indices], bits
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        items = self.items
+        self.optimizer.zero_grad()
+        images = images.contiguous(memory_format=torch.channels_last)
+        backward_meta_batch(
+            self.ghn,
+            [item.graph for item in items],
+            [FunctionalNetwork(item.program, self.bits) for item in items],
+            self.bits,
+            [images] * len(items),
+            labels,
+        )
+        torch.nn.utils.clip_grad_norm_(self.ghn.parameters(), 5.0)
+        self.optimizer.step()
+
+
+class NetworksAlone:
+    """The same networks in float with parameters of their own: what no hypernetwork can save."""
+
+    def __init__(self, indices: range) -> None:
+        self.networks = [ConvNets250K("train")[i].build().train() for i in indices]
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        images = images.contiguous(memory_format=torch.channels_last)
+        for network in self.networks:
+            F.cross_entropy(network(images), labels).backward()
+
+
+@pytest.mark.usefixtures("all_cores")
+@pytest.mark.parametrize("side", [32, 16])
+@pytest.mark.parametrize("virtual_edges", [50, 10])
+@pytest.mark.parametrize("first", [0, 4])
+def test_step(
+    side: int, virtual_edges: int, first: int, benchmark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indices = range(first, first + 4)
+    batch = torch.randn(32, 3, side, side), torch.randint(10, (32,))
+    candidates: dict[str, Callable[[], object]] = {
+        "float": partial(Step(virtual_edges, (32, 32), indices), *batch),
+        "W4/A4": partial(Step(virtual_edges, (4, 4), indices), *batch),
+        "networks alone": partial(NetworksAlone(indices), *batch),
+    }
+    prepare: dict[str, Callable[[], object]] = {}
+    public = public_ghn.load()
+    if public is not None:
+        step = public_ghn.Step(public, indices, virtual_edges, monkeypatch)
+        candidates["public code"], prepare["public code"] = partial(step, *batch), step.build
+    times = fastest(candidates, ROUNDS, prepare=prepare)
+    benchmark.pedantic(candidates["float"], rounds=3)
+    ratios = {key: round(times["float"] / value, 3) for key, value in times.items()}
+    benchmark.extra_info.update(ratios)
+    milliseconds = {key: round(1e3 * value) for key, value in times.items()}
+    print(f"\n{side}×{side}, {virtual_edges} virtual edges, networks {indices}: ms {milliseconds}")
+    print(f"the float step's time over each: {ratios}")
+    if public is not None:
+        assert times["float"] <= times["public code"] / (2 if side == 32 else 3)
