@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -51,7 +52,7 @@ class Step:
     def __init__(
         self,
         public: ModuleType,
-        indices: range,
+        indices: Sequence[int],
         virtual_edges: int,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:

@@ -8,7 +8,7 @@ images. Graphs are made outside of the time, as its loader's processes do, and i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ ROUNDS = 6
 class Step:
     """A step as ``finetune`` does it."""
 
-    def __init__(self, virtual_edges: int, bits: tuple[int, int], indices: range) -> None:
+    def __init__(self, virtual_edges: int, bits: tuple[int, int], indices: Sequence[int]) -> None:
         self.ghn = GHN(MAX_SHAPE, virtual_edges=virtual_edges).train()
         self.optimizer = torch.optim.Adam(self.ghn.parameters(), lr=1e-4)
         self.items, self.bits = [ConvNets250K("train")[i] for i in indices], bits
@@ -54,7 +54,7 @@ class Step:
 class NetworksAlone:
     """The same networks in float with parameters of their own: what no hypernetwork can save."""
 
-    def __init__(self, indices: range) -> None:
+    def __init__(self, indices: Sequence[int]) -> None:
         self.networks = [ConvNets250K("train")[i].build().train() for i in indices]
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
@@ -66,11 +66,14 @@ class NetworksAlone:
 @pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize("side", [32, 16])
 @pytest.mark.parametrize("virtual_edges", [50, 10])
-@pytest.mark.parametrize("first", [0, 4])
+@pytest.mark.parametrize("indices", [(0, 1, 2, 3), (5, 7, 8, 9)], ids=str)
 def test_step(
-    side: int, virtual_edges: int, first: int, benchmark: Any, monkeypatch: pytest.MonkeyPatch
+    side: int,
+    virtual_edges: int,
+    indices: tuple[int, ...],
+    benchmark: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    indices = range(first, first + 4)
     batch = torch.randn(32, 3, side, side), torch.randint(10, (32,))
     candidates: dict[str, Callable[[], object]] = {
         "float": partial(Step(virtual_edges, (32, 32), indices), *batch),
