@@ -125,6 +125,7 @@ class _Run:
             lr=settings.lr,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
+            fused=True,  # one kernel in place of several small ones a parameter
         )
         self.predict, self.stepper = self.accelerator.prepare(self.ghn, self.optimizer)
         self.networks = ConvNets250K("train")

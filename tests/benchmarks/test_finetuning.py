@@ -32,7 +32,7 @@ class Step:
 
     def __init__(self, virtual_edges: int, bits: tuple[int, int], indices: Sequence[int]) -> None:
         self.ghn = GHN(MAX_SHAPE, virtual_edges=virtual_edges).train()
-        self.optimizer = torch.optim.Adam(self.ghn.parameters(), lr=1e-4)
+        self.optimizer = torch.optim.Adam(self.ghn.parameters(), lr=1e-4, fused=True)
         self.items, self.bits = [ConvNets250K("train")[i] for i in indices], bits
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
