@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ghnq_quant.quantization.convolution import Geometry, convolution
 from ghnq_quant.quantization.scheme import BatchNormMode
 
 Quantize = Callable[[Tensor], Tensor]
@@ -120,15 +121,6 @@ def _update_running_statistics(
     bn.running_var.lerp_(unbiased.to(bn.running_var.dtype), momentum)
 
 
-class Geometry(NamedTuple):
-    """How a convolution moves over its input."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-
 def _with_batch_statistics(
     x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, quantize: Quantize, straight_through: bool
 ) -> Tensor:
@@ -203,12 +195,13 @@ class _ConvBatchNorm(torch.autograd.Function):
         geometry: Geometry,
         quantize: Quantize,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        z = F.conv2d(x, weight, None, *geometry)  # its bias would only shift the mean
+        convolve = convolution(x, weight, geometry)
+        z = convolve(weight)  # its bias would only shift the mean
         mean, variance = batch_statistics(z)
         factor, shift = _fold(mean, variance, gamma, beta, eps)
         folded = _scaled(weight, factor)
         quantized = quantize(folded)
-        y = F.conv2d(x, quantized, shift, *geometry)
+        y = convolve(quantized, shift)
         error = None
         if ctx.needs_input_grad[0] and quantized is not folded:
             error = torch.sub(quantized, folded, out=folded)
@@ -230,10 +223,12 @@ class _ConvBatchNorm(torch.autograd.Function):
         through_norm, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
             grad, z, gamma, None, None, mean, inverse_std, True, ctx.eps, of_norm
         )
-        wanted = (of_x, of_weight)
-        grad_x, grad_weight = _convolution_backward(through_norm, x, weight, ctx.geometry, wanted)
-        if grad_x is not None and error is not None:
-            grad_x += _convolution_backward(grad, x, error, ctx.geometry, (True, False))[0]
+        convolve = convolution(x, weight, ctx.geometry)
+        grad_weight = convolve.grad_weight(through_norm) if of_weight else None
+        grad_x = None
+        if of_x:
+            terms = [(through_norm, weight)]
+            grad_x = convolve.grad_input(terms if error is None else [*terms, (grad, error)])
         grad_bias = torch.zeros_like(bias) if of_bias else None
         return grad_x, grad_weight, grad_bias, grad_gamma, grad_beta, None, None, None
 
@@ -243,17 +238,6 @@ def _like(grad: Tensor, z: Tensor) -> Tensor:
     return grad.contiguous(
         memory_format=torch.channels_last if channels_last else torch.contiguous_format
     )
-
-
-def _convolution_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool]
-) -> tuple[Any, Any]:
-    """Gradient of the input and of the weight, None for one that is not wanted."""
-    stride, padding, dilation, groups = geometry
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, (0, 0), groups, [*wanted, False]
-    )
-    return grad_x, grad_weight
 
 
 def batch_statistics(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,11 +17,8 @@ from ghnq_quant.capture import Kind
 from ghnq_quant.capture.quant_plan import find_places
 from ghnq_quant.design_space.program import Operation, Program
 from ghnq_quant.quantization import fake_quantize
-from ghnq_quant.quantization.batch_norm import (
-    Geometry,
-    conv_batch_statistics_norm,
-    fast_layout,
-)
+from ghnq_quant.quantization.batch_norm import conv_batch_statistics_norm, fast_layout
+from ghnq_quant.quantization.convolution import Geometry
 from ghnq_quant.quantization.scheme import FLOAT, FLOAT_BITS
 
 Parameters = Mapping[str, Tensor]

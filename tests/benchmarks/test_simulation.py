@@ -34,7 +34,7 @@ from brevitas.quant import (  # noqa: E402
     ShiftedUint8WeightPerTensorFloat,
 )
 
-ROUNDS = 6
+ROUNDS = 4
 
 
 class StockWeight(ShiftedUint8WeightPerTensorFloat):
