@@ -15,7 +15,7 @@ from ghnq_quant.errors import GhnqWarning
 from ghnq_quant.quantization.backends import Backend
 from ghnq_quant.quantization.batch_norm import has_running_statistics
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS, quantizer_key, rewrite
-from ghnq_quant.quantization.ranges import EmaRange
+from ghnq_quant.quantization.ranges import RunningRange
 from ghnq_quant.quantization.scheme import FLOAT_BITS, QuantScheme
 
 
@@ -66,7 +66,7 @@ class QuantModel(nn.Module):
         missing += [
             n
             for n, m in self.named_modules()
-            if isinstance(m, EmaRange) and not m.training and not m.has_statistics()
+            if isinstance(m, RunningRange) and not m.training and not m.has_statistics()
         ]
         if missing:
             self._warned = True
