@@ -22,13 +22,12 @@ class AffineObserver:
         """Bit width of the levels."""
         return (self.quant_max - self.quant_min).bit_length()
 
-    def has_statistics(self) -> bool:
-        """Whether at least one tensor was observed."""
-        return bool(self.min_val <= self.max_val)
-
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Record the range of ``x`` as far as the mode allows; the range to quantize ``x`` over."""
         raise NotImplementedError
+
+    def _has_range(self) -> bool:
+        return bool(self.min_val <= self.max_val)
 
     def forward(self, x_orig: Tensor) -> Tensor:
         if x_orig.numel() > 0:
@@ -37,7 +36,7 @@ class AffineObserver:
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of what was observed, each of shape (1,); 1 and 0 before that."""
-        if not self.has_statistics():
+        if not self._has_range():
             return self.min_val.new_ones(1), torch.zeros_like(self.min_val, dtype=torch.int).view(1)
         scale, zero_point = affine_parameters(self.min_val, self.max_val, self.bits)
         return scale.view(1), zero_point.view(1).to(torch.int)
@@ -62,6 +61,10 @@ class EmaRange(AffineObserver):
 
     averaging_constant: float
     training: bool
+
+    def has_statistics(self) -> bool:
+        """Whether at least one tensor was averaged."""
+        return self._has_range()
 
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not self.training:

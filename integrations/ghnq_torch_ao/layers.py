@@ -36,8 +36,9 @@ class QuantizedWeight(nn.Module):
     def quant_weight(self) -> Tensor:
         """The quantized weight's values."""
         quantizer, weight = self.weight_fake_quant, self.folded_weight()
-        own = isinstance(quantizer, AffineFakeQuantization)
-        quantized: Tensor = quantizer.quantized(weight) if own else quantizer(weight)
+        if isinstance(quantizer, AffineFakeQuantization):
+            return quantizer.quantized(weight)
+        quantized: Tensor = quantizer(weight)
         return quantized
 
     def extra_repr(self) -> str:
@@ -67,6 +68,7 @@ class QATConvBatchNorm2d(QuantizedWeight, intrinsic_qat.ConvBn2d):
 
     mode: BatchNormMode
     _batch_norm: tuple[nn.BatchNorm2d, ...]  # a tuple keeps it another module's child
+    _load_from_state_dict = nn.Module._load_from_state_dict  # torch.ao's own expects a batch norm
 
     @property
     def bn(self) -> nn.BatchNorm2d:
