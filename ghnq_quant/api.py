@@ -187,7 +187,7 @@ def init_quantized(
     for module in copied.root.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()  # those of other parameters
-    return emit(copied, scheme, layers)
+    return emit(copied, scheme, layers, example_input)
 
 
 def quantize(
@@ -211,7 +211,7 @@ def quantize(
     """
     scheme = _scheme(bits, act_bits, scheme)
     layers = load_backend(backend)
-    return emit(capture(model, example_input).copied({}), scheme, layers)
+    return emit(capture(model, example_input).copied({}), scheme, layers, example_input)
 
 
 def _scheme(

@@ -11,8 +11,8 @@ from ghnq_quant.quantization.batch_norm import (
     folded_weight,
     has_running_statistics,
 )
+from ghnq_quant.quantization.observers import AffineFakeQuantization
 from ghnq_quant.quantization.scheme import FLOAT_BITS, BatchNormMode
-from ghnq_torch_ao.affine import AffineFakeQuantization
 from ghnq_torch_ao.torch_ao import QConfig, intrinsic_qat, qat
 
 

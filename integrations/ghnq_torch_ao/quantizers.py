@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ghnq_quant.quantization.observers import AffineFakeQuantization, BatchRange, EmaRange
 from ghnq_quant.quantization.ranges import MOMENTUM
 from ghnq_quant.quantization.scheme import FLOAT_BITS, ActRange
-from ghnq_torch_ao.affine import AffineFakeQuantization, BatchRange, EmaRange
 from ghnq_torch_ao.torch_ao import FakeQuantize, MinMaxObserver, MovingAverageMinMaxObserver
 
 
