@@ -18,6 +18,8 @@ _BATCH_NORM = ops.aten.batch_norm.default
 DROPOUTS = (ops.aten.dropout.default, ops.aten.dropout_.default)
 _COUNT = ops.aten.add_.Tensor
 _ADD = ops.aten.add.Tensor
+#: Which argument of each is a running statistic, where it belongs to a batch norm.
+_READS = ((_BATCH_NORM, 3), (_COUNT, 0), (_ADD, 0))
 
 
 class Pt2eModel(QuantModel, fx.GraphModule):
@@ -94,8 +96,8 @@ class Pt2eModel(QuantModel, fx.GraphModule):
 
     def _norm(self, node: fx.Node) -> nn.BatchNorm2d | None:
         """The batch norm that a node applies, counts the batches of, or adds an ε to."""
-        reads = {_BATCH_NORM: 3, _COUNT: 0, _ADD: 0}.get(node.target)
-        source = None if reads is None else node.args[reads]
+        reads = [arg for op, arg in _READS if op is node.target]
+        source = node.args[reads[0]] if reads else None
         if not isinstance(source, fx.Node) or source.op != "get_attr":
             return None
         name, _, buffer = str(source.target).rpartition(".")
