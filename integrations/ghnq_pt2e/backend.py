@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
@@ -35,16 +37,31 @@ class Pt2eBackend:
             if scheme.bits_of(point.name)[1] != FLOAT_BITS
         }
         modules = LayerwiseModel(captured, scheme, markers, fold=False)
-        training = {m: m.training for m in modules.modules()}
-        exported = _export(modules.train(), example_input)
+        with _as_in_training(modules):
+            exported = _export(modules, example_input)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             prepared = prepare_qat_pt2e(exported, PlanQuantizer(plan, scheme))
-        for module, mode in training.items():
-            module.training = mode
         _check(prepared, modules)
         _name_quantizers(prepared, modules)
         return Pt2eModel(prepared, modules, plan, scheme)
+
+
+@contextmanager
+def _as_in_training(modules: nn.Module) -> Iterator[None]:
+    """All modules in train, and no batch norm whose momentum depends on a count."""
+    training = {m: m.training for m in modules.modules()}
+    momenta = {m: m.momentum for m in training if isinstance(m, nn.BatchNorm2d)}
+    try:
+        modules.train()
+        for norm in momenta:
+            norm.momentum = 0.1
+        yield
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+        for module, mode in training.items():
+            module.training = mode
 
 
 def _export(modules: nn.Module, example_input: Tensor) -> fx.GraphModule:

@@ -18,6 +18,7 @@ _BATCH_NORM = ops.aten.batch_norm.default
 DROPOUTS = (ops.aten.dropout.default, ops.aten.dropout_.default)
 _COUNT = ops.aten.add_.Tensor
 _ADD = ops.aten.add.Tensor
+_ZERO_BIAS = ops.aten.zeros_like.default  # torchao's, in float32 whatever the model's dtype
 #: Which argument of each is a running statistic, where it belongs to a batch norm.
 _READS = ((_BATCH_NORM, 3), (_COUNT, 0), (_ADD, 0))
 
@@ -72,7 +73,10 @@ class Pt2eModel(QuantModel, fx.GraphModule):
 
     def _follow_modules(self) -> None:
         changed = False
+        dtype = next(self.parameters()).dtype
         for node in self.graph.nodes:
+            if node.target is _ZERO_BIAS and node.kwargs.get("dtype", dtype) != dtype:
+                node.kwargs, changed = {**node.kwargs, "dtype": dtype}, True
             args = self._arguments(node)
             if args != node.args:
                 node.args, changed = args, True
