@@ -149,12 +149,14 @@ def init_quantized(
         bits: bit width of weights and activations, or a (weight, activation) pair: 2 to 8, 32 for
             float.
         act_bits: bit width of activations where it differs.
-        backend: toolkit of the quantized layers: ``"brevitas"``, ``"reference"`` (plain PyTorch)
-            or one registered under the entry-point group ``ghnq_quant.backends``.
+        backend: toolkit of the quantized layers: ``"brevitas"``, ``"torch_ao"``, ``"pt2e"``
+            (torchao's export flow), ``"reference"`` (plain PyTorch) or one registered under the
+            entry-point group ``ghnq_quant.backends``.
         ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10`` that the package ships.
         scheme: in place of ``bits`` and ``act_bits``, everything that a :class:`QuantScheme` can
             say.
-        example_input: (N, C, H, W), to check that the network runs on its shape.
+        example_input: (N, C, H, W), to check that the network runs on its shape; ``"pt2e"`` needs
+            it, and its model takes images of that size alone.
 
     Returns:
         a new model. Its modules, parameters and buffers have the names they had; running
@@ -187,7 +189,7 @@ def init_quantized(
     for module in copied.root.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()  # those of other parameters
-    return emit(copied, scheme, layers)
+    return emit(copied, scheme, layers, example_input)
 
 
 def quantize(
@@ -211,7 +213,7 @@ def quantize(
     """
     scheme = _scheme(bits, act_bits, scheme)
     layers = load_backend(backend)
-    return emit(capture(model, example_input).copied({}), scheme, layers)
+    return emit(capture(model, example_input).copied({}), scheme, layers, example_input)
 
 
 def _scheme(

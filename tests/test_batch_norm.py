@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from backends import backends
 from naive_simulation import conv_batch_norm as naive_conv_batch_norm
 from torch import Tensor, nn
 
@@ -182,7 +183,7 @@ def small_network() -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("backend", ["reference", "brevitas"])
+@backends
 def test_a_frozen_batch_norm_folds_its_running_statistics(backend: str) -> None:
     model = small_network()
     for _ in range(3):
@@ -198,7 +199,7 @@ def test_a_frozen_batch_norm_folds_its_running_statistics(backend: str) -> None:
     assert qmodel.get_submodule("4").num_batches_tracked == 4
 
 
-@pytest.mark.parametrize("backend", ["reference", "brevitas"])
+@backends
 def test_eval_before_any_statistics_uses_the_batch_and_warns_once(backend: str) -> None:
     qmodel = ghnq_quant.quantize(small_network(), 8, backend=backend).eval()
     batch_mode = ghnq_quant.quantize(

@@ -6,7 +6,7 @@ from ghnq_quant.quantization.affine import (
     quantize_dequantize,
     tensor_range,
 )
-from ghnq_quant.quantization.backends import Backend, load_backend
+from ghnq_quant.quantization.backends import Backend, ModelBackend, load_backend
 from ghnq_quant.quantization.batch_norm import conv_batch_norm
 from ghnq_quant.quantization.calibration import calibrate
 from ghnq_quant.quantization.model import QuantModel, emit
@@ -14,6 +14,7 @@ from ghnq_quant.quantization.scheme import QuantScheme
 
 __all__ = [
     "Backend",
+    "ModelBackend",
     "QuantModel",
     "QuantScheme",
     "affine_parameters",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
+from ghnq_quant.capture import Capture
 from ghnq_quant.errors import BackendError
-from ghnq_quant.quantization.scheme import ActRange, BatchNormMode
+from ghnq_quant.quantization.scheme import ActRange, BatchNormMode, QuantScheme
+
+if TYPE_CHECKING:
+    from ghnq_quant.quantization.model import QuantModel
 
 
 class Backend(Protocol):
@@ -33,7 +37,20 @@ class Backend(Protocol):
         """A quantizer of an activation tensor."""
 
 
-def load_backend(name: str) -> Backend:
+@runtime_checkable
+class ModelBackend(Protocol):
+    """Makes a whole quantized model, of a toolkit that has no layers to put in place of others.
+
+    Registered as a :class:`Backend` is; a backend that has this method is asked for no layer.
+    """
+
+    def model(
+        self, captured: Capture, scheme: QuantScheme, example_input: Tensor | None
+    ) -> QuantModel:
+        """The quantized model of a captured network, whose modules are taken over."""
+
+
+def load_backend(name: str) -> Backend | ModelBackend:
     """The backend of that name.
 
     Raises:
@@ -43,7 +60,7 @@ def load_backend(name: str) -> Backend:
     if name not in entries:
         raise BackendError(f"unknown backend {name!r}; known are: {', '.join(sorted(entries))}")
     try:
-        backend: Backend = entries[name].load()()
+        backend: Backend | ModelBackend = entries[name].load()()
     except ImportError as error:
         missing = error.name or name
         raise BackendError(

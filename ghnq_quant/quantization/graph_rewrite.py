@@ -17,8 +17,10 @@ def quantizer_key(point_name: str) -> str:
     return point_name.replace(".", "_")
 
 
-def rewrite(captured: Capture, model: nn.Module) -> fx.Graph:
+def rewrite(captured: Capture, model: nn.Module, *, fold: bool = True) -> fx.Graph:
     """A copy of the graph in which convolutions fold their batch norms and points are quantized.
+
+    With ``fold`` false, batch norms stay operations of their own.
 
     ``model`` holds the layers and the quantizers that the graph will call; a functional dropout
     gets a module in it, so that it follows train and eval as the traced code did.
@@ -29,7 +31,8 @@ def rewrite(captured: Capture, model: nn.Module) -> fx.Graph:
     graph.output(output)
     copies = {old.name: new for old, new in mapping.items()}
     _simplify(graph)
-    _fold_batch_norms(graph, captured, copies)
+    if fold:
+        _fold_batch_norms(graph, captured, copies)
     _restore_dropout(graph, copies, model)
     quantizers = getattr(model, QUANTIZERS)
     for point in captured.quant_plan.points:

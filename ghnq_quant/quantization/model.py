@@ -6,16 +6,16 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.graph_module import _format_import_block
 from torch.package import sys_importer
 
-from ghnq_quant.capture import Capture, QuantPlan
+from ghnq_quant.capture import Capture, QuantPlan, Unit
 from ghnq_quant.errors import GhnqWarning
-from ghnq_quant.quantization.backends import Backend
+from ghnq_quant.quantization.backends import Backend, ModelBackend
 from ghnq_quant.quantization.batch_norm import has_running_statistics
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS, quantizer_key, rewrite
-from ghnq_quant.quantization.ranges import EmaRange
+from ghnq_quant.quantization.ranges import RunningRange
 from ghnq_quant.quantization.scheme import FLOAT_BITS, QuantScheme
 
 
@@ -32,8 +32,53 @@ class QuantModel(nn.Module):
         code: Python source of the traced ``forward`` with quantizers in it.
     """
 
+    scheme: QuantScheme
+    plan: QuantPlan
+    code: str
+    _warned: bool
+
+    def _warn_of_missing_statistics(self) -> None:
+        """Before each forward in eval; warns once."""
+        if self.training or self._warned:
+            return
+        names = [u.batch_norm for u in self.plan.units if u.batch_norm is not None]
+        norms = {n: self.get_submodule(n) for n in names} if self.scheme.bn == "running" else {}
+        missing = [
+            n
+            for n, m in norms.items()
+            if isinstance(m, nn.BatchNorm2d) and not m.training and not has_running_statistics(m)
+        ]
+        missing += [
+            n
+            for n, m in self.named_modules()
+            if isinstance(m, RunningRange) and not m.training and not m.has_statistics()
+        ]
+        if missing:
+            self._warned = True
+            warnings.warn(
+                f"eval mode without running statistics ({missing[0]!r} and {len(missing) - 1} "
+                "more): the batch's own are used until some exist; train, or call "
+                "ghnq_quant.calibrate",
+                GhnqWarning,
+                stacklevel=5,
+            )
+
+    def extra_repr(self) -> str:
+        s = self.scheme
+        overrides = f", overrides={dict(s.overrides)}" if s.overrides else ""
+        return f"{s}, tensorwise asymmetric, act_range={s.act_range}, bn={s.bn}{overrides}"
+
+
+class LayerwiseModel(QuantModel):
+    """What is made of a :class:`Backend`'s layers: it runs along the network's traced graph."""
+
     def __init__(
-        self, captured: Capture, scheme: QuantScheme, quantizers: dict[str, nn.Module]
+        self,
+        captured: Capture,
+        scheme: QuantScheme,
+        quantizers: dict[str, nn.Module],
+        *,
+        fold: bool = True,
     ) -> None:
         super().__init__()
         root = captured.root
@@ -45,43 +90,14 @@ class QuantModel(nn.Module):
         self.training = root.training
         self.scheme = scheme
         self.plan: QuantPlan = captured.quant_plan
-        self.code = _source(rewrite(captured, self))
+        self.code = _source(rewrite(captured, self, fold=fold))
         self._run = _compile(self.code)
         self._warned = False
         self.register_load_state_dict_post_hook(_place_quantizers)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.training and not self._warned:
-            self._warn_of_missing_statistics()
+        self._warn_of_missing_statistics()
         return self._run(self, *args, **kwargs)
-
-    def _warn_of_missing_statistics(self) -> None:
-        names = [u.batch_norm for u in self.plan.units if u.batch_norm is not None]
-        norms = {n: self.get_submodule(n) for n in names} if self.scheme.bn == "running" else {}
-        missing = [
-            n
-            for n, m in norms.items()
-            if isinstance(m, nn.BatchNorm2d) and not m.training and not has_running_statistics(m)
-        ]
-        missing += [
-            n
-            for n, m in self.named_modules()
-            if isinstance(m, EmaRange) and not m.training and not m.has_statistics()
-        ]
-        if missing:
-            self._warned = True
-            warnings.warn(
-                f"eval mode without running statistics ({missing[0]!r} and {len(missing) - 1} "
-                "more): the batch's own are used until some exist; train, or call "
-                "ghnq_quant.calibrate",
-                GhnqWarning,
-                stacklevel=4,
-            )
-
-    def extra_repr(self) -> str:
-        s = self.scheme
-        overrides = f", overrides={dict(s.overrides)}" if s.overrides else ""
-        return f"{s}, tensorwise asymmetric, act_range={s.act_range}, bn={s.bn}{overrides}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in super().__getstate__().items() if k != "_run"}
@@ -112,32 +128,46 @@ def _compile(source: str) -> Callable[..., Any]:
     return function
 
 
-def emit(captured: Capture, scheme: QuantScheme, backend: Backend) -> QuantModel:
+def emit(
+    captured: Capture,
+    scheme: QuantScheme,
+    backend: Backend | ModelBackend,
+    example_input: Tensor | None = None,
+) -> QuantModel:
     """Turn a captured network, whose modules are taken over, into a quantized model of ``backend``.
+
+    Args:
+        example_input: (N, C, H, W), for backends that make the whole model.
 
     Raises:
         SchemeError: an override that matches no layer.
         CaptureError: a layer that is called more than once.
+        BackendError: the backend cannot make such a model.
     """
     plan = captured.quant_plan
     scheme.check_overrides([*(u.name for u in plan.units), *(p.name for p in plan.points)])
+    if isinstance(backend, ModelBackend):
+        return backend.model(captured, scheme, example_input)
     quantizers = {}
     for point in plan.points:
         bits = scheme.bits_of(point.name)[1]
         if bits != FLOAT_BITS:
             quantizers[quantizer_key(point.name)] = backend.activation(bits, scheme.act_range)
     for unit in plan.units:
-        bits = scheme.bits_of(unit.name)[0]
-        module = captured.modules[unit.name]
-        if isinstance(module, nn.Linear):
-            layer = backend.linear(module, bits)
-        elif unit.batch_norm is None:
-            layer = backend.conv2d(module, bits)  # type: ignore[arg-type]
-        else:
-            layer = backend.conv2d_batch_norm(module, bits, scheme.bn)  # type: ignore[arg-type]
-        layer.train(module.training)
+        layer = _layer(captured.modules[unit.name], unit, scheme, backend)
         captured.root.set_submodule(unit.name, layer)
-    model = QuantModel(captured, scheme, quantizers)
+    model = LayerwiseModel(captured, scheme, quantizers)
     _place_quantizers(model)
     getattr(model, QUANTIZERS).train(model.training)
     return model
+
+
+def _layer(module: nn.Module, unit: Unit, scheme: QuantScheme, backend: Backend) -> nn.Module:
+    bits = scheme.bits_of(unit.name)[0]
+    if isinstance(module, nn.Linear):
+        layer = backend.linear(module, bits)
+    elif unit.batch_norm is None:
+        layer = backend.conv2d(module, bits)  # type: ignore[arg-type]
+    else:
+        layer = backend.conv2d_batch_norm(module, bits, scheme.bn)  # type: ignore[arg-type]
+    return layer.train(module.training)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,16 @@ from ghnq_quant.quantization.scheme import ActRange
 
 #: Weight of a new batch in the moving average.
 MOMENTUM = 0.1
+
+
+@runtime_checkable
+class RunningRange(Protocol):
+    """What a quantized model asks of a module, of any backend, that keeps a range for eval."""
+
+    training: bool
+
+    def has_statistics(self) -> bool:
+        """Whether there is a range yet."""
 
 
 class BatchRange(nn.Module):

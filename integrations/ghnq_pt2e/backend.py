@@ -1,0 +1,123 @@
+"""Export, annotate and prepare: torchao's flow of quantization-aware training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, fx, nn
+from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+
+from ghnq_pt2e.model import DROPOUTS, Pt2eModel
+from ghnq_pt2e.quantizer import OUTPUT, WEIGHT, Marker, PlanQuantizer, owner
+from ghnq_quant.capture import Capture
+from ghnq_quant.errors import BackendError, CaptureError, GhnqWarning
+from ghnq_quant.quantization.graph_rewrite import QUANTIZERS, quantizer_key
+from ghnq_quant.quantization.model import LayerwiseModel, QuantModel
+from ghnq_quant.quantization.scheme import FLOAT_BITS, QuantScheme
+
+
+class Pt2eBackend:
+    """A model prepared with ``torchao.quantization.pt2e``."""
+
+    def model(
+        self, captured: Capture, scheme: QuantScheme, example_input: Tensor | None
+    ) -> QuantModel:
+        if example_input is None:
+            raise BackendError(
+                "backend 'pt2e' exports the model, which fixes the images' size: give "
+                "example_input=, a tensor (N, C, H, W) of that size"
+            )
+        plan = captured.quant_plan
+        markers: dict[str, nn.Module] = {
+            quantizer_key(point.name): Marker()
+            for point in plan.points
+            if scheme.bits_of(point.name)[1] != FLOAT_BITS
+        }
+        modules = LayerwiseModel(captured, scheme, markers, fold=False)
+        with _as_in_training(modules):
+            exported = _export(modules, example_input)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            prepared = prepare_qat_pt2e(exported, PlanQuantizer(plan, scheme))
+        _check(prepared, modules)
+        _name_quantizers(prepared, modules)
+        return Pt2eModel(prepared, modules, plan, scheme)
+
+
+@contextmanager
+def _as_in_training(modules: nn.Module) -> Iterator[None]:
+    """All modules in train, and no batch norm whose momentum depends on a count."""
+    training = {m: m.training for m in modules.modules()}
+    momenta = {m: m.momentum for m in training if isinstance(m, nn.BatchNorm2d)}
+    try:
+        modules.train()
+        for norm in momenta:
+            norm.momentum = 0.1
+        yield
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _export(modules: nn.Module, example_input: Tensor) -> fx.GraphModule:
+    """The graph of a training step, for any number of images of the example's size."""
+    parameter = next(modules.parameters())
+    shape = (2, *example_input.shape[1:])  # a batch of one would be taken for a constant
+    x = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+    try:
+        batch = {0: torch.export.Dim.DYNAMIC}
+        program = torch.export.export(modules, (x,), dynamic_shapes={"args": (batch,)})
+    except Exception as error:
+        raise CaptureError(f"torch.export cannot export the model: {error}") from error
+    exported = program.module(check_guards=False)
+    assert isinstance(exported, fx.GraphModule)
+    return exported
+
+
+def _check(prepared: fx.GraphModule, modules: nn.Module) -> None:
+    """That the graph of a training step can be turned into that of eval and of a converted model.
+
+    Raises:
+        BackendError: a module other than dropout draws random numbers.
+    """
+    for node in prepared.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags and node.target not in DROPOUTS:
+            raise BackendError(
+                f"module {owner(node)!r} draws random numbers in training, which an exported model "
+                "cannot stop doing in eval: make the model without it (a drop rate of 0)"
+            )
+    norms = {n: m for n, m in modules.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    other = [name for name, norm in norms.items() if norm.eps != 1e-5]
+    if other:
+        warnings.warn(
+            f"{len(other)} batch norms ({other[0]!r} with eps={norms[other[0]].eps}) have another "
+            "eps than 1e-5: training and eval use it, but torchao's convert_pt2e folds with 1e-5",
+            GhnqWarning,
+            stacklevel=5,
+        )
+
+
+def _name_quantizers(prepared: fx.GraphModule, modules: nn.Module) -> None:
+    """Move torchao's numbered fake quantizers to names that say what they quantize."""
+    container = nn.ModuleDict()
+    parameter = next(modules.parameters())
+    for node in prepared.graph.nodes:
+        if node.op != "call_module":
+            continue
+        (source,), (user, *_) = node.args, node.users
+        quantizer = prepared.get_submodule(node.target).to(parameter.device, parameter.dtype)
+        if OUTPUT in source.meta:
+            node.target = source.meta[OUTPUT]
+            container[node.target.rpartition(".")[2]] = quantizer
+        else:
+            node.target = user.meta[WEIGHT]
+            modules.get_submodule(node.target.rpartition(".")[0]).add_module(
+                "weight_fake_quant", quantizer
+            )
+    setattr(modules, QUANTIZERS, container.train(modules.training))

@@ -1,0 +1,117 @@
+"""A model prepared by torchao that behaves as a module: train, eval, copies, state."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import fx, nn, ops
+
+from ghnq_pt2e.quantizer import owner
+from ghnq_quant.capture import QuantPlan
+from ghnq_quant.quantization.batch_norm import has_running_statistics
+from ghnq_quant.quantization.model import QuantModel
+from ghnq_quant.quantization.scheme import QuantScheme
+
+_BATCH_NORM = ops.aten.batch_norm.default
+#: Nodes whose third argument is the mode of the module they came from.
+DROPOUTS = (ops.aten.dropout.default, ops.aten.dropout_.default)
+_COUNT = ops.aten.add_.Tensor
+_ADD = ops.aten.add.Tensor
+_ZERO_BIAS = ops.aten.zeros_like.default  # torchao's, in float32 whatever the model's dtype
+#: Which argument of each is a running statistic, where it belongs to a batch norm.
+_READS = ((_BATCH_NORM, 3), (_COUNT, 0), (_ADD, 0))
+
+
+class Pt2eModel(QuantModel, fx.GraphModule):
+    """An ``fx.GraphModule`` as ``prepare_qat_pt2e`` gives it, over the float network's own modules.
+
+    An exported graph holds the modes of batch norms and dropouts as constants. Here they follow
+    the modules, whose modes, momenta and statistics are read before each forward, so that
+    ``train()`` and ``eval()`` of the model and of its batch norms work as usual.
+    ``convert_pt2e`` takes it as it is, and changes it.
+
+    Args:
+        prepared: of ``prepare_qat_pt2e``.
+        modules: holds everything that the graph calls or reads, under the names that it uses.
+    """
+
+    def __init__(
+        self, prepared: fx.GraphModule, modules: nn.Module, plan: QuantPlan, scheme: QuantScheme
+    ) -> None:
+        fx.GraphModule.__init__(self, modules, prepared.graph)
+        self._adopt(modules)
+        self.meta = dict(prepared.meta)
+        self.plan = plan
+        self.scheme = scheme
+        self._warned = False
+
+    def _adopt(self, modules: nn.Module) -> None:
+        """Hold the modules themselves: a GraphModule copies what its graph names, alone."""
+        self._modules = dict(modules._modules)
+        self._parameters = dict(modules._parameters)
+        self._buffers = dict(modules._buffers)
+        self._non_persistent_buffers_set = set(modules._non_persistent_buffers_set)
+        self.training = modules.training
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pt2eModel:
+        holder = nn.Module()
+        for name in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            setattr(holder, name, copy.deepcopy(getattr(self, name), memo))
+        holder.training = self.training
+        source = fx.GraphModule(holder, copy.deepcopy(self.graph))
+        source.meta = copy.copy(self.meta)
+        twin = Pt2eModel(source, holder, self.plan, self.scheme)
+        twin._warned = self._warned
+        memo[id(self)] = twin
+        return twin
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._warn_of_missing_statistics()
+        self._follow_modules()  # no hook: those run when ``forward`` is already looked up
+        return super().__call__(*args, **kwargs)
+
+    def _follow_modules(self) -> None:
+        changed = False
+        dtype = next(self.parameters()).dtype
+        for node in self.graph.nodes:
+            if node.target is _ZERO_BIAS and node.kwargs.get("dtype", dtype) != dtype:
+                node.kwargs, changed = {**node.kwargs, "dtype": dtype}, True
+            args = self._arguments(node)
+            if args != node.args:
+                node.args, changed = args, True
+        if changed:
+            self.recompile()
+
+    def _arguments(self, node: fx.Node) -> tuple[Any, ...]:
+        """The arguments that a node should have, by the mode of the module it came from."""
+        if node.target in DROPOUTS:
+            return (*node.args[:2], self.get_submodule(owner(node)).training)
+        norm = self._norm(node)
+        if norm is None:
+            return node.args
+        if node.target is _COUNT:
+            return (node.args[0], int(norm.training))
+        if node.target is _ADD:  # torchao folds with the usual ε, whatever the model's
+            return (node.args[0], norm.eps)
+        of_batch = norm.training or self.scheme.bn == "batch" or not has_running_statistics(norm)
+        momentum = _momentum(norm) if norm.training else 0.0  # in eval, statistics stay
+        return (*node.args[:5], of_batch, momentum, norm.eps, *node.args[8:])
+
+    def _norm(self, node: fx.Node) -> nn.BatchNorm2d | None:
+        """The batch norm that a node applies, counts the batches of, or adds an ε to."""
+        reads = [arg for op, arg in _READS if op is node.target]
+        source = node.args[reads[0]] if reads else None
+        if not isinstance(source, fx.Node) or source.op != "get_attr":
+            return None
+        name, _, buffer = str(source.target).rpartition(".")
+        norm = self.get_submodule(name)
+        known = buffer in ("running_mean", "running_var", "num_batches_tracked")
+        return norm if known and isinstance(norm, nn.BatchNorm2d) else None
+
+
+def _momentum(norm: nn.BatchNorm2d) -> float:
+    """Of the coming batch; one without a momentum averages all batches."""
+    if norm.momentum is not None:
+        return norm.momentum
+    return 1.0 / (1 + int(norm.num_batches_tracked or 0))

@@ -1,0 +1,95 @@
+"""What the tests of several backends share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ghnq_quant.quantization import QuantModel
+
+#: Backends that make layers of the plan.
+BACKENDS = ["reference", "brevitas", "torch_ao"]
+backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+class Range(NamedTuple):
+    """A moving range of an activation."""
+
+    low: Tensor
+    high: Tensor
+
+
+#: How each toolkit calls the moving minimum and maximum in the state of a quantizer.
+_NAMES = (("running_min", "running_max"), ("min_val", "max_val"))
+
+
+def activation_ranges(qmodel: QuantModel) -> dict[str, Range]:
+    """The moving range of each activation quantizer, by its name."""
+    ranges = {}
+    for name, quantizer in qmodel.get_submodule("activation_quantizers").named_children():
+        state = {key.rpartition(".")[2]: value for key, value in quantizer.state_dict().items()}
+        low, high = next(names for names in _NAMES if names[0] in state)
+        ranges[name] = Range(state[low], state[high])
+    return ranges
+
+
+def lasting_state(qmodel: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state without what torch.ao notes down of the weight at hand, in eval too."""
+    return {
+        key: value.clone()
+        for key, value in qmodel.state_dict().items()
+        if ".weight_fake_quant." not in key
+    }
+
+
+def is_quantizer_state(key: str) -> bool:
+    """Whether an entry of a ``state_dict`` is a quantizer's and not the float model's."""
+    return key.startswith("activation_quantizers.") or ".weight_fake_quant." in key
+
+
+def quantized_units(
+    qmodel: nn.Module, x: Tensor
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """The output, and of each activation quantizer its input and output."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda m, args, y, name=name: seen.update(
+                {name: (args[0].detach(), y.detach().clone())}
+            )
+        )
+        for name, module in qmodel.get_submodule("activation_quantizers").named_children()
+    ]
+    with torch.no_grad():
+        y = qmodel(x)
+    for hook in hooks:
+        hook.remove()
+    return y, seen
+
+
+def levels_apart(ours: Tensor, theirs: Tensor, bits: int) -> tuple[int, int]:
+    """How many of the quantized values differ, and by how many levels at most."""
+    span = max(theirs.max().item(), 0) - min(theirs.min().item(), 0)
+    scale = span / (2**bits - 1) if span > 0 else 1.0
+    distance = ((ours - theirs).abs() / scale).round()
+    return int((distance > 0).sum()), int(distance.max())
+
+
+def assert_forward_equal(ours: QuantModel, theirs: QuantModel, x: Tensor, bits: int) -> None:
+    """At most 1 in 10^5 quantized values a unit is one level apart, outputs within 1e-3 of their
+    range, and the moving ranges are the same."""
+    y, seen = quantized_units(ours, x)
+    expected, expected_seen = quantized_units(theirs, x)
+    assert (y - expected).abs().max() <= 1e-3 * (expected.max() - expected.min())
+    assert seen.keys() == expected_seen.keys()
+    for name, (_, value) in seen.items():
+        count, distance = levels_apart(value, expected_seen[name][1], bits)
+        assert count <= value.numel() * 1e-5, name
+        assert distance <= 1
+    ranges = activation_ranges(theirs)
+    for name, found in activation_ranges(ours).items():
+        torch.testing.assert_close(found.low, ranges[name].low, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found.high, ranges[name].high, rtol=1e-5, atol=1e-6)
