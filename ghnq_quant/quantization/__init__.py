@@ -1,6 +1,7 @@
 """Quantizers, batch-norm folding, the reference simulation, the model that backends emit."""
 
 from ghnq_quant.quantization.affine import (
+    QuantParams,
     affine_parameters,
     fake_quantize,
     quantize_dequantize,
@@ -15,6 +16,7 @@ from ghnq_quant.quantization.scheme import QuantScheme
 __all__ = [
     "Backend",
     "QuantModel",
+    "QuantParams",
     "QuantScheme",
     "affine_parameters",
     "calibrate",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from ghnq_quant.errors import BackendError
+from ghnq_quant.quantization.affine import QuantParams
 from ghnq_quant.quantization.scheme import ActRange, BatchNormMode
 
 
@@ -31,6 +32,14 @@ class Backend(Protocol):
 
     def activation(self, act_bits: int, act_range: ActRange) -> nn.Module:
         """A quantizer of an activation tensor."""
+
+    def weight_qparams(self, layer: nn.Module, weight: Tensor) -> QuantParams | None:
+        """What a layer of this backend quantizes ``weight``, its own with the batch norm folded
+        in, with; None where it leaves weights float."""
+
+    def activation_qparams(self, quantizer: nn.Module) -> QuantParams | None:
+        """What a quantizer of :meth:`activation` uses in eval; None where it has no fixed range
+        (yet)."""
 
 
 def load_backend(name: str) -> Backend:

@@ -29,11 +29,16 @@ class QuantModel(nn.Module):
     Attributes:
         scheme: what is quantized to how many bits.
         plan: the units and quantized activations.
+        backend: that made the quantized layers.
         code: Python source of the traced ``forward`` with quantizers in it.
     """
 
     def __init__(
-        self, captured: Capture, scheme: QuantScheme, quantizers: dict[str, nn.Module]
+        self,
+        captured: Capture,
+        scheme: QuantScheme,
+        backend: Backend,
+        quantizers: dict[str, nn.Module],
     ) -> None:
         super().__init__()
         root = captured.root
@@ -45,6 +50,7 @@ class QuantModel(nn.Module):
         self.training = root.training
         self.scheme = scheme
         self.plan: QuantPlan = captured.quant_plan
+        self.backend = backend
         self.code = _source(rewrite(captured, self))
         self._run = _compile(self.code)
         self._warned = False
@@ -137,7 +143,7 @@ def emit(captured: Capture, scheme: QuantScheme, backend: Backend) -> QuantModel
             layer = backend.conv2d_batch_norm(module, bits, scheme.bn)  # type: ignore[arg-type]
         layer.train(module.training)
         captured.root.set_submodule(unit.name, layer)
-    model = QuantModel(captured, scheme, quantizers)
+    model = QuantModel(captured, scheme, backend, quantizers)
     _place_quantizers(model)
     getattr(model, QUANTIZERS).train(model.training)
     return model
