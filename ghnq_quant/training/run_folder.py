@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ghnq_quant.errors import CheckpointError
 from ghnq_quant.ghn import GHN
-from ghnq_quant.training.saving import replacing
+from ghnq_quant.files import replacing
 
 HISTORY_COLUMNS = ("step", "seconds", "loss", "top1", "lr", "grad_norm", "failed", "val_top1")
 

@@ -1,11 +1,9 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""State dicts and JSON on disk."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ghnq_quant.errors import GhnqError
+from ghnq_quant.files import replacing
 
 STATE_SUFFIXES = (".safetensors", ".pt")
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``, which takes its place when the block ends well.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> target = Path(tempfile.mkdtemp()) / "note.txt"
-        >>> with replacing(target) as temporary:
-        ...     _ = temporary.write_text("whole")
-        >>> target.read_text()
-        'whole'
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_json(content: object, path: str | Path) -> None:
