@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ghnq_quant.deployment.engine import engine, exact_engine, quantized_tensor
-from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d, FoldedLayer
+from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d, FoldedLayer, stretch
 from ghnq_quant.quantization.affine import QuantParams
 
 #: A bias beyond this many steps of its accumulator leaves no room for the sum in 32 bits.
@@ -105,13 +105,13 @@ class IntegerLayer(_Output):
         super().__init__(quantizer.qparams, low, high)
         assert layer.weight_quant is not None
         weight = layer.weight_quant
-        stretch = _stretch(weight.bits)
-        levels = layer.weight_levels().to(torch.int16) * stretch - 128
+        factor = stretch(weight.bits)
+        levels = layer.weight_levels().to(torch.int16) * factor - 128
         self.register_buffer("weight", levels.to(torch.int8))
         zeros = torch.zeros(levels.shape[0])
         self.register_buffer("bias", zeros if layer.bias is None else layer.bias.detach().clone())
-        self.weight_scale = float(weight.scale) / stretch
-        self.weight_zero_point = int(weight.zero_point) * stretch - 128
+        self.weight_scale = float(weight.scale) / factor
+        self.weight_zero_point = int(weight.zero_point) * factor - 128
         self._geometry: tuple[Any, ...] | None = None
         if isinstance(layer, FoldedConv2d):
             padding = integer_padding(layer)
@@ -142,15 +142,6 @@ class IntegerLayer(_Output):
         return f"weight {tuple(self.weight.shape)}, {super().extra_repr()}"
 
 
-def _stretch(bits: int) -> int:
-    """Factor that brings b-bit levels to about 0 … 255.
-
-    The bias is an integer in steps of input scale · weight scale. With the levels of few bits these
-    steps would be too coarse for it.
-    """
-    return 255 // (2**bits - 1)
-
-
 def integer_padding(conv: FoldedConv2d) -> tuple[int, int] | None:
     """(height, width) of the zeros on each side, None where torch's kernel has no such padding."""
     if conv.padding_mode != "zeros":
@@ -167,6 +158,6 @@ def fits_integers(layer: FoldedLayer, input_scale: float) -> bool:
         return False
     if isinstance(layer, FoldedConv2d) and integer_padding(layer) is None:
         return False
-    step = float(layer.weight_quant.scale) / _stretch(layer.weight_quant.bits) * input_scale
+    step = float(layer.weight_quant.scale) / stretch(layer.weight_quant.bits) * input_scale
     largest = 0.0 if layer.bias is None else float(layer.bias.detach().abs().max())
     return step > 0 and largest / step < _LARGEST_BIAS

@@ -110,6 +110,15 @@ def _bits(layer: FoldedLayer) -> str:
     return "" if layer.weight_quant is None else f", weight_bits={layer.weight_quant.bits}"
 
 
+def stretch(bits: int) -> int:
+    """Factor that brings b-bit levels to 0 … 255, or just below.
+
+    Integer kernels take the bias as an integer in steps of input scale · weight scale. With the
+    levels of few bits these steps would be too coarse for it.
+    """
+    return 255 // (2**bits - 1)
+
+
 def folded_layer(
     module: nn.Module, weight: Tensor, bias: Tensor | None, qparams: QuantParams | None
 ) -> FoldedLayer:

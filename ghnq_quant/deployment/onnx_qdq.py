@@ -6,14 +6,19 @@ here the markers become integers.
 
 from __future__ import annotations
 
-
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
-from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d, FoldedLayer, FoldedLinear
+from ghnq_quant.deployment.layers import (
+    FixedQuantizer,
+    FoldedConv2d,
+    FoldedLayer,
+    FoldedLinear,
+    stretch,
+)
 from ghnq_quant.deployment.torch_onnx import to_onnx
 from ghnq_quant.quantization.affine import QuantParams
 
@@ -26,9 +31,9 @@ _OPSET_4_BITS, _OPSET = 21, 18
 def export_qdq(folded: fx.GraphModule, example_input: Tensor) -> onnx.ModelProto:
     """The folded model as ONNX nodes QuantizeLinear, DequantizeLinear and float operators.
 
-    Weights are unsigned integers with a zero point: UINT4 up to 4 bits, else UINT8. Activations of
-    4 and 8 bits have these types too; those of other widths are UINT8 clipped to the levels that
-    there are.
+    Weights are unsigned integers with a zero point, UINT4 up to 4 bits, else UINT8. Activations
+    are UINT8, clipped to the levels that there are: onnxruntime stops at a UINT4 activation behind
+    a ReLU6.
 
     Args:
         folded: on CPU; its layers are replaced.
@@ -42,11 +47,9 @@ def export_qdq(folded: fx.GraphModule, example_input: Tensor) -> onnx.ModelProto
             folded.set_submodule(name, _MarkedQuantizer(name))
         elif isinstance(module, (FoldedConv2d, FoldedLinear)) and module.weight_quant is not None:
             layers[name] = module
-            marked = _MarkedConv2d if isinstance(module, FoldedConv2d) else _MarkedLinear
-            folded.set_submodule(name, marked(name, module))
-    bits = [*quantizers.values(), *(m.weight_quant for m in layers.values() if m.weight_quant)]
-    four = any(q.bits <= 4 for q in bits)
-    model = to_onnx(folded, example_input, _OPSET_4_BITS if four else _OPSET)
+            folded.set_submodule(name, _MarkedLayer(name, module))
+    four_bits = any(_has_four_bits(layer) for layer in layers.values())
+    model = to_onnx(folded, example_input, _OPSET_4_BITS if four_bits else _OPSET)
     graph = model.graph
     initializers = {i.name: i for i in graph.initializer}
     nodes: list[onnx.NodeProto] = []
@@ -55,11 +58,12 @@ def export_qdq(folded: fx.GraphModule, example_input: Tensor) -> onnx.ModelProto
             nodes.append(node)
             continue
         name = helper.get_node_attr_value(node, "name").decode()
-        if node.op_type == "Weight":
-            graph.initializer.remove(initializers[node.input[0]])
-            new, constants = _weight(node, name, layers[name])
-        else:
+        if node.op_type == "Quantizer":
             new, constants = _activation(node, name, quantizers[name])
+        else:
+            graph.initializer.remove(initializers[node.input[0]])
+            constant = _weight if node.op_type == "Weight" else _bias
+            new, constants = constant(node, name, layers[name])
         nodes += new
         graph.initializer.extend(constants)
     del graph.node[:]
@@ -74,21 +78,44 @@ def export_qdq(folded: fx.GraphModule, example_input: Tensor) -> onnx.ModelProto
 _Rewritten = tuple[list[onnx.NodeProto], list[TensorProto]]
 
 
+def _has_four_bits(layer: FoldedLayer) -> bool:
+    return layer.weight_quant is not None and layer.weight_quant.bits <= 4
+
+
 def _weight(node: onnx.NodeProto, name: str, layer: FoldedLayer) -> _Rewritten:
     assert layer.weight_quant is not None
-    qparams = layer.weight_quant.qparams
-    dtype = TensorProto.UINT4 if qparams.bits <= 4 else TensorProto.UINT8
-    levels = _integers(f"{name}.weight_levels", layer.weight_levels(), dtype)
-    scale, zero_point = _constants(f"{name}.weight", qparams, dtype)
-    inputs = [levels.name, scale.name, zero_point.name]
-    dequantize = helper.make_node(
-        "DequantizeLinear", inputs, list(node.output), f"{name}.weight.dequantize"
-    )
-    return [dequantize], [levels, scale, zero_point]
+    q = layer.weight_quant.qparams
+    levels, dtype = layer.weight_levels(), TensorProto.UINT4
+    if not _has_four_bits(layer):
+        factor, dtype = stretch(q.bits), TensorProto.UINT8
+        q, levels = QuantParams(q.scale / factor, q.zero_point * factor, 8), levels * factor
+    constants = [
+        _integers(f"{name}.weight_levels", levels, dtype),
+        *_constants(f"{name}.weight", q, dtype),
+    ]
+    return [_dequantize(node, f"{name}.weight", constants)], constants
+
+
+def _bias(node: onnx.NodeProto, name: str, layer: FoldedLayer) -> _Rewritten:
+    """A float bias as integers of 31 bits. onnxruntime would round it to steps of input scale ·
+    weight scale, too coarse for weights of few bits, were it not quantized already."""
+    assert layer.bias is not None
+    bias = layer.bias.detach().double().numpy()
+    scale = np.float32(max(np.abs(bias).max() / 2**30, np.finfo(np.float32).tiny))
+    constants = [
+        numpy_helper.from_array(np.rint(bias / scale).astype(np.int32), f"{name}.bias_levels"),
+        numpy_helper.from_array(np.array(scale), f"{name}.bias.scale"),
+    ]
+    return [_dequantize(node, f"{name}.bias", constants)], constants
+
+
+def _dequantize(node: onnx.NodeProto, name: str, constants: list[TensorProto]) -> onnx.NodeProto:
+    inputs = [constant.name for constant in constants]
+    return helper.make_node("DequantizeLinear", inputs, list(node.output), f"{name}.dequantize")
 
 
 def _activation(node: onnx.NodeProto, name: str, qparams: QuantParams) -> _Rewritten:
-    dtype = TensorProto.UINT4 if qparams.bits == 4 else TensorProto.UINT8
+    dtype = TensorProto.UINT8
     scale, zero_point = constants = _constants(name, qparams, dtype)
     parameters = [scale.name, zero_point.name]
     quantized = f"{name}.quantized"
@@ -97,7 +124,7 @@ def _activation(node: onnx.NodeProto, name: str, qparams: QuantParams) -> _Rewri
             "QuantizeLinear", [node.input[0], *parameters], [quantized], f"{name}.quantize"
         )
     ]
-    if qparams.bits not in (4, 8):
+    if qparams.bits < 8:
         lowest = _integers(f"{name}.lowest", torch.tensor(0), dtype)
         highest = _integers(f"{name}.highest", torch.tensor(2**qparams.bits - 1), dtype)
         clipped = f"{name}.clipped"
@@ -140,23 +167,16 @@ class _MarkedQuantizer(nn.Module):
         return _mark("Quantizer", x, self.name)
 
 
-class _MarkedConv2d(nn.Module):
-    def __init__(self, name: str, conv: FoldedConv2d) -> None:
+class _MarkedLayer(nn.Module):
+    def __init__(self, name: str, layer: FoldedLayer) -> None:
         super().__init__()
         self.name = name
-        self.layer = conv
+        self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = _mark("Weight", self.layer.weight, self.name)
-        return self.layer._conv_forward(x, weight, self.layer.bias)
-
-
-class _MarkedLinear(nn.Module):
-    def __init__(self, name: str, linear: FoldedLinear) -> None:
-        super().__init__()
-        self.name = name
-        self.layer = linear
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = _mark("Weight", self.layer.weight, self.name)
-        return nn.functional.linear(x, weight, self.layer.bias)
+        weight, bias = _mark("Weight", self.layer.weight, self.name), self.layer.bias
+        if bias is not None and _has_four_bits(self.layer):
+            bias = _mark("Bias", bias, self.name)
+        if isinstance(self.layer, FoldedConv2d):
+            return self.layer._conv_forward(x, weight, bias)
+        return nn.functional.linear(x, weight, bias)

@@ -19,13 +19,18 @@ class BrevitasBackend:
     """Real ``brevitas.nn`` layers with subclasses of Brevitas's own quantizers."""
 
     def conv2d(self, conv: nn.Conv2d, weight_bits: int) -> nn.Module:
-        return _with_parameters(qnn.QuantConv2d(**_conv_settings(conv, weight_bits)), conv)
+        return with_parameters(
+            qnn.QuantConv2d(**conv_settings(conv), weight_quant=_weight_quantizer(weight_bits)),
+            conv,
+        )
 
     def conv2d_batch_norm(
         self, conv: nn.Conv2d, weight_bits: int, mode: BatchNormMode
     ) -> nn.Module:
-        layer = QuantConvBatchNorm2d(**_conv_settings(conv, weight_bits), mode=mode)
-        return _with_parameters(layer, conv)
+        layer = QuantConvBatchNorm2d(
+            **conv_settings(conv), weight_quant=_weight_quantizer(weight_bits), mode=mode
+        )
+        return with_parameters(layer, conv)
 
     def linear(self, linear: nn.Linear, weight_bits: int) -> nn.Module:
         layer = qnn.QuantLinear(
@@ -35,7 +40,7 @@ class BrevitasBackend:
             weight_quant=_weight_quantizer(weight_bits),
             device="meta",
         )
-        return _with_parameters(layer, linear)
+        return with_parameters(layer, linear)
 
     def activation(self, act_bits: int, act_range: Literal["ema", "batch"]) -> nn.Module:
         return qnn.QuantIdentity(act_quant=activation_quantizer(act_bits, act_range))
@@ -74,7 +79,8 @@ def _weight_quantizer(bits: int) -> Any:
     return None if bits == FLOAT_BITS else weight_quantizer(bits)
 
 
-def _conv_settings(conv: nn.Conv2d, weight_bits: int) -> dict[str, Any]:
+def conv_settings(conv: nn.Conv2d) -> dict[str, Any]:
+    """What a Brevitas layer of the geometry of ``conv`` is made with, but for its quantizers."""
     return {
         "in_channels": conv.in_channels,
         "out_channels": conv.out_channels,
@@ -85,12 +91,12 @@ def _conv_settings(conv: nn.Conv2d, weight_bits: int) -> dict[str, Any]:
         "groups": conv.groups,
         "padding_mode": conv.padding_mode,
         "bias": conv.bias is not None,
-        "weight_quant": _weight_quantizer(weight_bits),
         "device": "meta",  # no memory and no initialization for parameters that are replaced
     }
 
 
-def _with_parameters(layer: nn.Module, module: nn.Module) -> nn.Module:
+def with_parameters(layer: nn.Module, module: nn.Module) -> nn.Module:
+    """``layer`` with the very parameters of ``module``."""
     for name, parameter in module.named_parameters(recurse=False):
         setattr(layer, name, parameter)
     return layer.to(next(module.parameters()).device)
