@@ -10,10 +10,12 @@ from ghnq_quant.torchvision_ops import define_missing_operators
 define_missing_operators()  # before anything, the user's next line too, imports torchvision
 
 from ghnq_quant.api import init_quantized, predict_parameters, quantize  # noqa: E402
+from ghnq_quant.deployment import convert, export_onnx  # noqa: E402
 from ghnq_quant.errors import (  # noqa: E402
     BackendError,
     CaptureError,
     CheckpointError,
+    ConversionError,
     DataError,
     GhnqError,
     GhnqWarning,
@@ -30,6 +32,7 @@ __all__ = [
     "BackendError",
     "CaptureError",
     "CheckpointError",
+    "ConversionError",
     "DataError",
     "GhnqError",
     "GhnqWarning",
@@ -37,6 +40,8 @@ __all__ = [
     "QuantScheme",
     "SchemeError",
     "calibrate",
+    "convert",
+    "export_onnx",
     "init_quantized",
     "predict_parameters",
     "quantize",

@@ -101,6 +101,45 @@ def init(
 
 
 @app.command()
+def export(
+    arch: Annotated[
+        str, typer.Argument(metavar="ARCH|MODULE:CALLABLE", help="The model, as for init.")
+    ],
+    weights: Annotated[
+        Path,
+        typer.Option(help="The quantized model's trained state_dict: *.safetensors or *.pt."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the *.onnx.")],
+    bits: Annotated[
+        str | None, typer.Option(metavar="W or W/A", help="Its bits [those that init noted, or 4].")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Its backend [that which init noted, or brevitas].")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Its outputs [those that init noted, or 10].")
+    ] = None,
+    format: Annotated[str, typer.Option(help="qdq or qonnx.")] = "qdq",
+    image_size: Annotated[int, typer.Option(min=1, help="Side of the images.")] = 32,
+) -> None:
+    """Write a trained quantized model as an ONNX file (extra `onnx`)."""
+    from ghnq_quant.training.saving import load_state, read_state
+
+    state, noted = read_state(weights)
+    model = create_model(arch, num_classes or int(noted.get("num_classes", 10)))
+    quantized = ghnq_quant.quantize(
+        model,
+        parse_precision(bits or noted.get("bits", "4")),
+        backend=backend or noted.get("backend", "brevitas"),
+    )
+    load_state(quantized, state, weights)
+    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    example = torch.zeros(1, channels, image_size, image_size)
+    file = ghnq_quant.export_onnx(quantized.eval(), output, example, format=format)
+    Console().print(f"Saved to {file}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def quickstart(
     data: Annotated[
         str,

@@ -23,6 +23,10 @@ class BackendError(GhnqError):
     """An unknown quantization backend, or one whose toolkit is not installed."""
 
 
+class ConversionError(GhnqError):
+    """A quantized model that cannot be folded, run on integers, or exported."""
+
+
 class CheckpointError(GhnqError):
     """A checkpoint that is missing, damaged, unsafe to load, or of another kind."""
 

@@ -9,7 +9,8 @@ from typing import Any
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.evaluation.results import NetworkResult, read_networks
 from ghnq_quant.evaluation.summary import Summary, summarize_layers, summarize_networks
-from ghnq_quant.training.saving import read_json, replacing, save_json
+from ghnq_quant.files import replacing
+from ghnq_quant.training.saving import read_json, save_json
 
 RESULTS_FILE = "results.json"
 NETWORKS_FILE = "networks.jsonl"

@@ -10,7 +10,7 @@ from ghnq_quant.evaluation import report_sections as sections
 from ghnq_quant.evaluation.history import HISTORY_FILE, read_history
 from ghnq_quant.evaluation.html import page
 from ghnq_quant.evaluation.record import RESULTS_FILE, Evaluation
-from ghnq_quant.training.saving import replacing
+from ghnq_quant.files import replacing
 
 
 def write_report(runs: Sequence[str | Path], output: str | Path = "report.html") -> Path:

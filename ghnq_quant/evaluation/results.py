@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ghnq_quant.errors import GhnqError
-from ghnq_quant.training.saving import replacing
+from ghnq_quant.files import replacing
 
 
 @dataclass(frozen=True)

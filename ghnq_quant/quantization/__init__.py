@@ -1,6 +1,7 @@
 """Quantizers, batch-norm folding, the reference simulation, the model that backends emit."""
 
 from ghnq_quant.quantization.affine import (
+    QuantParams,
     affine_parameters,
     fake_quantize,
     quantize_dequantize,
@@ -16,6 +17,7 @@ __all__ = [
     "Backend",
     "ModelBackend",
     "QuantModel",
+    "QuantParams",
     "QuantScheme",
     "affine_parameters",
     "calibrate",

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ghnq_quant.quantization.scheme import FLOAT_BITS, check_bits
+
+
+@dataclass(frozen=True)
+class QuantParams:
+    """A quantizer whose range is known: the levels 0 … 2^bits − 1 stand for (level − zero point) ·
+    scale.
+
+    Attributes:
+        scale, zero_point: scalars of the quantized tensor's dtype.
+        bits: 2 to 8.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    bits: int
+
+    def levels(self, x: Tensor) -> Tensor:
+        """The level of each element of ``x``, as uint8."""
+        level = torch.round(x / self.scale) + self.zero_point
+        return level.clamp(0, 2**self.bits - 1).to(torch.uint8)
+
+    def values(self, levels: Tensor) -> Tensor:
+        """What levels stand for."""
+        return (levels - self.zero_point) * self.scale
 
 
 def tensor_range(x: Tensor) -> tuple[Tensor, Tensor]:

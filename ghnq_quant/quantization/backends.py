@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ghnq_quant.capture import Capture
 from ghnq_quant.errors import BackendError
+from ghnq_quant.quantization.affine import QuantParams
 from ghnq_quant.quantization.scheme import ActRange, BatchNormMode, QuantScheme
 
 if TYPE_CHECKING:
@@ -35,6 +36,14 @@ class Backend(Protocol):
 
     def activation(self, act_bits: int, act_range: ActRange) -> nn.Module:
         """A quantizer of an activation tensor."""
+
+    def weight_qparams(self, layer: nn.Module, weight: Tensor) -> QuantParams | None:
+        """What a layer of this backend quantizes ``weight``, its own with the batch norm folded
+        in, with; None where it leaves weights float."""
+
+    def activation_qparams(self, quantizer: nn.Module) -> QuantParams | None:
+        """What a quantizer of :meth:`activation` uses in eval; None where it has no fixed range
+        (yet)."""
 
 
 @runtime_checkable

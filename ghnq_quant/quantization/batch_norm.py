@@ -60,12 +60,19 @@ def conv_batch_norm(
     x = fast_layout(x, conv.weight)
     if bn.training or mode == "batch" or not has_running_statistics(bn):
         return _with_batch_statistics(x, conv, bn, quantize, straight_through)
+    weight, bias = fold_running_statistics(conv, bn)
+    return conv._conv_forward(x, quantize(weight), bias)
+
+
+def fold_running_statistics(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight (C_out, …) and bias (C_out,) of the one convolution that ``conv`` and ``bn`` are in
+    eval; ``bn`` has running statistics."""
     assert bn.running_mean is not None
     assert bn.running_var is not None
     factor, shift = _fold(bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
     if conv.bias is not None:
         shift = torch.addcmul(shift, conv.bias, factor)
-    return conv._conv_forward(x, quantize(_scaled(conv.weight, factor)), shift)
+    return _scaled(conv.weight, factor), shift
 
 
 def _fold(

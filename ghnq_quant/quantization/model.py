@@ -29,6 +29,7 @@ class QuantModel(nn.Module):
     Attributes:
         scheme: what is quantized to how many bits.
         plan: the units and quantized activations.
+        backend: that made the quantized layers.
         code: Python source of the traced ``forward`` with quantizers in it.
     """
 
@@ -70,7 +71,14 @@ class QuantModel(nn.Module):
 
 
 class LayerwiseModel(QuantModel):
-    """What is made of a :class:`Backend`'s layers: it runs along the network's traced graph."""
+    """What is made of a :class:`Backend`'s layers: it runs along the network's traced graph.
+
+    Args:
+        captured: holds the layers, whose modules are taken over.
+        quantizers: of activations, by key.
+        backend: that made them; None where the layers are still the float network's.
+        fold: whether layers are called with the batch norm that they fold.
+    """
 
     def __init__(
         self,
@@ -78,6 +86,7 @@ class LayerwiseModel(QuantModel):
         scheme: QuantScheme,
         quantizers: dict[str, nn.Module],
         *,
+        backend: Backend | None = None,
         fold: bool = True,
     ) -> None:
         super().__init__()
@@ -90,6 +99,7 @@ class LayerwiseModel(QuantModel):
         self.training = root.training
         self.scheme = scheme
         self.plan: QuantPlan = captured.quant_plan
+        self.backend = backend
         self.code = _source(rewrite(captured, self, fold=fold))
         self._run = _compile(self.code)
         self._warned = False
@@ -156,7 +166,7 @@ def emit(
     for unit in plan.units:
         layer = _layer(captured.modules[unit.name], unit, scheme, backend)
         captured.root.set_submodule(unit.name, layer)
-    model = LayerwiseModel(captured, scheme, quantizers)
+    model = LayerwiseModel(captured, scheme, quantizers, backend=backend)
     _place_quantizers(model)
     getattr(model, QUANTIZERS).train(model.training)
     return model

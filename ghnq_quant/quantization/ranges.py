@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ghnq_quant.quantization.affine import tensor_range
+from ghnq_quant.quantization.affine import QuantParams, affine_parameters, tensor_range
 from ghnq_quant.quantization.scheme import ActRange
 
 #: Weight of a new batch in the moving average.
@@ -78,3 +78,10 @@ class EmaRange(nn.Module):
 def make_range(act_range: ActRange) -> BatchRange | EmaRange:
     """The module that gives an activation quantizer its range."""
     return EmaRange() if act_range == "ema" else BatchRange()
+
+
+def fixed_qparams(act_range: nn.Module, bits: int) -> QuantParams | None:
+    """What a range of :func:`make_range` comes to in eval, None where it depends on the batch."""
+    if not isinstance(act_range, EmaRange) or not act_range.has_statistics():
+        return None
+    return QuantParams(*affine_parameters(act_range.running_min, act_range.running_max, bits), bits)

@@ -6,10 +6,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghnq_quant.capture.adapters import recast
-from ghnq_quant.quantization.affine import affine_parameters, fake_quantize, quantize_dequantize
+from ghnq_quant.quantization.affine import (
+    QuantParams,
+    affine_parameters,
+    fake_quantize,
+    quantize_dequantize,
+    tensor_range,
+)
 from ghnq_quant.quantization.batch_norm import conv_batch_norm
-from ghnq_quant.quantization.ranges import make_range
-from ghnq_quant.quantization.scheme import ActRange, BatchNormMode
+from ghnq_quant.quantization.ranges import fixed_qparams, make_range
+from ghnq_quant.quantization.scheme import FLOAT_BITS, ActRange, BatchNormMode
 
 
 class FakeQuantConv2d(nn.Conv2d):
@@ -92,3 +98,14 @@ class ReferenceBackend:
 
     def activation(self, act_bits: int, act_range: ActRange) -> nn.Module:
         return FakeQuantActivation(act_bits, act_range)
+
+    def weight_qparams(self, layer: nn.Module, weight: Tensor) -> QuantParams | None:
+        assert isinstance(layer, (FakeQuantConv2d, FakeQuantLinear))
+        if layer.weight_bits == FLOAT_BITS:
+            return None
+        scale, zero_point = affine_parameters(*tensor_range(weight), layer.weight_bits)
+        return QuantParams(scale, zero_point, layer.weight_bits)
+
+    def activation_qparams(self, quantizer: nn.Module) -> QuantParams | None:
+        assert isinstance(quantizer, FakeQuantActivation)
+        return fixed_qparams(quantizer.range, quantizer.act_bits)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from ghnq_quant.training.saving import replacing, save_json
+from ghnq_quant.files import replacing
+from ghnq_quant.training.saving import save_json
 
 _COLORS = {"GHN-Q": "#1f5fa8", "PyTorch": "#d9731a"}
 _LABELS = {"GHN-Q": "GHN-Q's parameters", "PyTorch": "PyTorch's initialization"}

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ghnq_quant.errors import CheckpointError
+from ghnq_quant.files import replacing
 from ghnq_quant.ghn import GHN
-from ghnq_quant.training.saving import replacing
 
 HISTORY_COLUMNS = ("step", "seconds", "loss", "top1", "lr", "grad_norm", "failed", "val_top1")
 

@@ -1,44 +1,22 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""State dicts and JSON on disk."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from ghnq_quant.errors import GhnqError
+from ghnq_quant.errors import CheckpointError, GhnqError
+from ghnq_quant.files import replacing
 
 STATE_SUFFIXES = (".safetensors", ".pt")
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``, which takes its place when the block ends well.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> target = Path(tempfile.mkdtemp()) / "note.txt"
-        >>> with replacing(target) as temporary:
-        ...     _ = temporary.write_text("whole")
-        >>> target.read_text()
-        'whole'
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_json(content: object, path: str | Path) -> None:
@@ -89,3 +67,36 @@ def save_state(
             torch.save(state, temporary)
         else:
             save_file(state, temporary, dict(metadata or {}))
+
+
+def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A ``state_dict`` of :func:`save_state`, or any in these formats, and its metadata.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or one that holds something else.
+    """
+    try:
+        if Path(path).suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return state, file.metadata() or {}
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path} cannot be read as a state_dict: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise CheckpointError(f"{path} holds no state_dict of names and tensors")
+    return state, {}
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load a state that was read from ``path``.
+
+    Raises:
+        CheckpointError: it is of another model.
+    """
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} is of another model, backend or precision: {error}"
+        ) from error

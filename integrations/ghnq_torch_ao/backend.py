@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from ghnq_quant.capture.adapters import recast
+from ghnq_quant.errors import BackendError
+from ghnq_quant.quantization.affine import QuantParams, affine_parameters, tensor_range
+from ghnq_quant.quantization.observers import AffineFakeQuantization
+from ghnq_quant.quantization.ranges import RunningRange
 from ghnq_quant.quantization.scheme import ActRange, BatchNormMode
 from ghnq_torch_ao.layers import QATConv2d, QATConvBatchNorm2d, QATLinear
 from ghnq_torch_ao.quantizers import activation_quantizer, weight_quantizer
@@ -30,6 +34,45 @@ class TorchAoBackend:
     def activation(self, act_bits: int, act_range: ActRange) -> nn.Module:
         quantizer: nn.Module = activation_quantizer(act_bits, act_range)()
         return quantizer
+
+    def weight_qparams(self, layer: nn.Module, weight: Tensor) -> QuantParams | None:
+        quantizer = layer.weight_fake_quant
+        if isinstance(quantizer, nn.Identity):
+            return None
+        own = _own(quantizer)
+        if not own.fake_quant_enabled[0]:
+            return None
+        if not own.observer_enabled[0]:
+            return _last_used(own)
+        return QuantParams(*affine_parameters(*tensor_range(weight), own.bits), own.bits)
+
+    def activation_qparams(self, quantizer: nn.Module) -> QuantParams | None:
+        own = _own(quantizer)
+        if not own.fake_quant_enabled[0]:
+            return None
+        if not own.observer_enabled[0]:
+            return _last_used(own)
+        observer = own.activation_post_process
+        if not isinstance(observer, RunningRange) or not observer.has_statistics():
+            return None
+        return QuantParams(
+            *affine_parameters(observer.min_val, observer.max_val, own.bits), own.bits
+        )
+
+
+def _own(quantizer: object) -> AffineFakeQuantization:
+    if not isinstance(quantizer, AffineFakeQuantization):
+        raise BackendError(
+            f"{type(quantizer).__name__} is not a quantizer of this backend: what can be converted "
+            "are the fake quantizers that backend 'torch_ao' made"
+        )
+    return quantizer
+
+
+def _last_used(quantizer: AffineFakeQuantization) -> QuantParams:
+    """Scale and zero point that a disabled observer left."""
+    scale, zero_point = quantizer.scale.view(()), quantizer.zero_point.view(())
+    return QuantParams(scale, zero_point.to(scale.dtype), quantizer.bits)
 
 
 def _quantized(layer: QATConv2d | QATConvBatchNorm2d | QATLinear, weight_bits: int) -> nn.Module:

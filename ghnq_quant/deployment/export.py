@@ -1,0 +1,78 @@
+"""From a trained quantized model to an ONNX file."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor, fx
+
+from ghnq_quant.deployment.fold import fold
+from ghnq_quant.errors import ConversionError
+from ghnq_quant.files import replacing
+from ghnq_quant.quantization.model import QuantModel
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class Exporter(Protocol):
+    """Writes a folded model in one format; registered under ``ghnq_quant.exporters``."""
+
+    def __call__(self, folded: fx.GraphModule, example_input: Tensor) -> onnx.ModelProto:
+        """The ONNX model; ``folded`` is on CPU and the exporter's own."""
+
+
+def export_onnx(
+    model: QuantModel, path: str | Path, example_input: Tensor, *, format: str = "qdq"
+) -> Path:
+    """Write a trained quantized model as an ONNX file.
+
+    Args:
+        model: of any backend, trained or calibrated; it is not changed.
+        path: of the file.
+        example_input: (N, C, H, W), float32. The file's input has this shape with any N.
+        format: ``"qdq"``, standard operators with 8-bit and 4-bit integers; ``"qonnx"``, QONNX's
+            ``Quant`` operator with the true bit widths, written by Brevitas; or one registered
+            under the entry-point group ``ghnq_quant.exporters``.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ConversionError: an unknown format, a package that is not installed, no running statistics
+            or fixed ranges yet, or a model that torch.onnx cannot export.
+
+    Example:
+        >>> import ghnq_quant, tempfile, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+        >>> qat = ghnq_quant.quantize(model, bits=4)
+        >>> images = torch.rand(16, 3, 8, 8)
+        >>> _ = qat(images)  # your training
+        >>> file = ghnq_quant.export_onnx(qat, tempfile.mkdtemp() + "/model.onnx", images[:1])
+        >>> file.name
+        'model.onnx'
+    """
+    exporter = _load(format)
+    proto = exporter(fold(model).cpu(), example_input)
+    with replacing(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
+    return Path(path)
+
+
+def _load(format: str) -> Exporter:
+    entries = {entry.name: entry for entry in entry_points(group="ghnq_quant.exporters")}
+    if format not in entries:
+        raise ConversionError(f"unknown format {format!r}; known are: {', '.join(sorted(entries))}")
+    try:
+        import onnxscript  # noqa: F401  # torch.onnx asks for it late
+
+        exporter: Exporter = entries[format].load()
+    except ImportError as error:
+        raise ConversionError(
+            f"format {format!r} needs the package {error.name!r}, which is not installed: "
+            "pip install 'ghnq-quant[onnx]'"
+        ) from error
+    return exporter

@@ -1,0 +1,124 @@
+"""From a quantized model in training to a folded one: batch norms gone, everything fixed."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ghnq_quant.capture import Unit
+from ghnq_quant.deployment.layers import FixedQuantizer, FoldedLayer, folded_layer
+from ghnq_quant.errors import ConversionError
+from ghnq_quant.quantization.backends import Backend
+from ghnq_quant.quantization.batch_norm import fold_running_statistics, has_running_statistics
+from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
+from ghnq_quant.quantization.model import LayerwiseModel, QuantModel
+
+_TRAIN = "train it, or call ghnq_quant.calibrate(model, batches)"
+
+
+@torch.no_grad()
+def fold(model: QuantModel) -> fx.GraphModule:
+    """The model as one graph of folded layers and fixed quantizers, with the same names.
+
+    Args:
+        model: of any backend; it is not changed.
+
+    Raises:
+        ConversionError: a batch norm without running statistics, an activation without a fixed
+            range, or an input that is no quantized model made of a backend's layers.
+    """
+    if not isinstance(model, QuantModel):
+        raise ConversionError(
+            f"expected a model of ghnq_quant.init_quantized or quantize, not {type(model).__name__}"
+        )
+    if not isinstance(model, LayerwiseModel) or model.backend is None:
+        raise ConversionError(
+            f"{type(model).__name__} is of a toolkit that makes and converts whole models: use the "
+            "toolkit's own conversion (docs/quantization.md)"
+        )
+    graph, backend = _trace(model), model.backend
+    units = {unit.name: unit for unit in model.plan.units}
+    modules: dict[str, Any] = {}
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and not isinstance(
+            value := _attribute(model, node.target), nn.Module
+        ):
+            modules[node.target] = copy.deepcopy(value)
+        if node.op != "call_module":
+            continue
+        module = model.get_submodule(node.target)
+        if node.target in units:
+            for norm in node.args[1:]:
+                node.args = node.args[:1]
+                graph.erase_node(norm)
+            modules[node.target] = _folded(model, backend, units[node.target])
+        elif node.target.startswith(f"{QUANTIZERS}."):
+            modules[node.target] = _fixed(model, backend, node.target)
+        elif isinstance(module, (nn.modules.dropout._DropoutNd, nn.Identity)):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        else:
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                _check_statistics(module, node.target)
+            modules[node.target] = copy.deepcopy(module).eval()
+    graph.lint()
+    return fx.GraphModule(modules, graph, "FoldedModel").eval().requires_grad_(False)
+
+
+def _attribute(model: nn.Module, target: str) -> Any:
+    owner, _, name = target.rpartition(".")
+    return getattr(model.get_submodule(owner), name)
+
+
+def _folded(model: LayerwiseModel, backend: Backend, unit: Unit) -> FoldedLayer:
+    layer: Any = model.get_submodule(unit.name)
+    weight, bias = layer.weight, layer.bias
+    if unit.batch_norm is not None:
+        norm = model.get_submodule(unit.batch_norm)
+        assert isinstance(norm, nn.BatchNorm2d)
+        _check_statistics(norm, unit.batch_norm)
+        weight, bias = fold_running_statistics(layer, norm)
+    return folded_layer(layer, weight, bias, backend.weight_qparams(layer, weight))
+
+
+def _fixed(model: LayerwiseModel, backend: Backend, target: str) -> FixedQuantizer:
+    qparams = backend.activation_qparams(model.get_submodule(target))
+    if qparams is None:
+        raise ConversionError(
+            f"{target!r} quantizes over the range of each batch, so there is no fixed scale to "
+            "convert: use QuantScheme(act_range='ema')"
+            if model.scheme.act_range == "batch"
+            else f"{target!r} has no range yet: {_TRAIN}"
+        )
+    return FixedQuantizer(qparams)
+
+
+def _check_statistics(norm: nn.modules.batchnorm._BatchNorm, name: str) -> None:
+    if not has_running_statistics(norm):  # type: ignore[arg-type]
+        hint = _TRAIN if norm.track_running_stats else "it needs track_running_stats=True"
+        raise ConversionError(f"batch norm {name!r} has no running statistics: {hint}")
+
+
+class _Tracer(fx.Tracer):
+    """Records a quantized model's ``forward``; every module in it is kept whole."""
+
+    proxy_buffer_attributes = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, nn.Module):  # the batch norm that a convolution folds
+            return self.create_node("get_attr", self.path_of_module(a), (), {})
+        return super().create_arg(a)
+
+
+def _trace(model: LayerwiseModel) -> fx.Graph:
+    shell = type("Forward", (nn.Module,), {"forward": model._run})()
+    shell._modules.update(model._modules)
+    shell._parameters.update(model._parameters)
+    shell._buffers.update(model._buffers)
+    return _Tracer().trace(shell)

@@ -1,0 +1,152 @@
+"""Layers of a folded model: fixed weights on their quantization levels, fixed activation ranges."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ghnq_quant.quantization.affine import QuantParams
+
+
+class _QuantParamsBuffers(nn.Module):
+    """Keeps quantization parameters in the state, so that they are saved with the model."""
+
+    scale: Tensor
+    zero_point: Tensor
+    bits: int
+
+    def _keep(self, qparams: QuantParams) -> None:
+        self.bits = qparams.bits
+        self.register_buffer("scale", qparams.scale.detach().clone())
+        self.register_buffer("zero_point", qparams.zero_point.detach() + 0)  # not -0
+
+    @property
+    def qparams(self) -> QuantParams:
+        return QuantParams(self.scale, self.zero_point, self.bits)
+
+
+class FixedQuantizer(_QuantParamsBuffers):
+    """An activation quantizer over a fixed range.
+
+    Args:
+        qparams: scale, zero point and bits.
+
+    Shape:
+        any to the same: the values of the levels that are nearest.
+
+    Example:
+        >>> two_bits = QuantParams(torch.tensor(1.0), torch.tensor(1.0), bits=2)
+        >>> FixedQuantizer(two_bits)(torch.tensor([-3.0, 0.4, 0.6, 9.0]))
+        tensor([-1.,  0.,  1.,  2.])
+    """
+
+    def __init__(self, qparams: QuantParams) -> None:
+        super().__init__()
+        self._keep(qparams)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = -self.zero_point, 2**self.bits - 1 - self.zero_point
+        return torch.round(x / self.scale).clamp(low, high) * self.scale
+
+    def extra_repr(self) -> str:
+        scale, zero_point = self.scale.item(), self.zero_point.item()
+        return f"bits={self.bits}, scale={scale:g}, zero_point={zero_point:g}"
+
+
+class FixedWeight(_QuantParamsBuffers):
+    """The quantization of a folded layer's weight: scale, zero point and bits."""
+
+    def __init__(self, qparams: QuantParams) -> None:
+        super().__init__()
+        self._keep(qparams)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"
+
+
+class FoldedConv2d(nn.Conv2d):
+    """A convolution whose weight lies on its levels and holds the batch norm, as its bias does.
+
+    Attributes:
+        weight_quant: the weight's quantization, None where it is float.
+    """
+
+    weight_quant: FixedWeight | None
+
+    def weight_levels(self) -> Tensor:
+        """The levels of the weight, uint8 of its shape."""
+        return _levels(self)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}{_bits(self)}"
+
+
+class FoldedLinear(nn.Linear):
+    """A linear layer whose weight lies on its levels.
+
+    Attributes:
+        weight_quant: the weight's quantization, None where it is float.
+    """
+
+    weight_quant: FixedWeight | None
+
+    def weight_levels(self) -> Tensor:
+        """The levels of the weight, uint8 of its shape."""
+        return _levels(self)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}{_bits(self)}"
+
+
+FoldedLayer = FoldedConv2d | FoldedLinear
+
+
+def _levels(layer: FoldedLayer) -> Tensor:
+    assert layer.weight_quant is not None
+    return layer.weight_quant.qparams.levels(layer.weight.detach())
+
+
+def _bits(layer: FoldedLayer) -> str:
+    return "" if layer.weight_quant is None else f", weight_bits={layer.weight_quant.bits}"
+
+
+def stretch(bits: int) -> int:
+    """Factor that brings b-bit levels to 0 … 255, or just below.
+
+    Integer kernels take the bias as an integer in steps of input scale · weight scale. With the
+    levels of few bits these steps would be too coarse for it.
+    """
+    return 255 // (2**bits - 1)
+
+
+def folded_layer(
+    module: nn.Module, weight: Tensor, bias: Tensor | None, qparams: QuantParams | None
+) -> FoldedLayer:
+    """The layer with the geometry of ``module``, an ``nn.Conv2d`` or ``nn.Linear``, and these
+    values."""
+    layer: FoldedLayer
+    if isinstance(module, nn.Conv2d):
+        layer = FoldedConv2d(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,  # type: ignore[arg-type]
+            module.stride,  # type: ignore[arg-type]
+            module.padding,  # type: ignore[arg-type]
+            module.dilation,  # type: ignore[arg-type]
+            module.groups,
+            bias=bias is not None,
+            padding_mode=module.padding_mode,
+            device="meta",
+        )
+    else:
+        assert isinstance(module, nn.Linear)
+        layer = FoldedLinear(
+            module.in_features, module.out_features, bias=bias is not None, device="meta"
+        )
+    if qparams is not None:
+        weight = qparams.values(qparams.levels(weight))
+    layer.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone())
+    layer.weight_quant = None if qparams is None else FixedWeight(qparams)
+    return layer.eval()

@@ -1,0 +1,69 @@
+"""QONNX files, written by Brevitas: one ``Quant`` operator a quantizer, with its true bit width."""
+
+from __future__ import annotations
+
+import brevitas.nn as qnn
+import onnx
+import onnxoptimizer  # noqa: F401  # Brevitas asks for it late
+import torch
+from brevitas.export import export_qonnx as brevitas_export
+from brevitas.quant import ShiftedUint8ActPerTensorFloat, ShiftedUint8WeightPerTensorFloat
+from torch import Tensor, fx, nn
+
+from ghnq_brevitas.backend import conv_settings, with_parameters
+from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d, FoldedLayer, FoldedLinear
+from ghnq_quant.deployment.torch_onnx import exporting
+from ghnq_quant.quantization.affine import QuantParams, quantize_dequantize
+
+
+class FixedTensorQuant(nn.Module):
+    """What Brevitas calls a ``tensor_quant``, over a fixed range."""
+
+    def __init__(self, int_quant: nn.Module, qparams: QuantParams) -> None:
+        super().__init__()
+        self.int_quant = int_quant  # Brevitas's export looks for it
+        self.bits = qparams.bits
+        self.register_buffer("scale", qparams.scale)
+        self.register_buffer("zero_point", qparams.zero_point)
+        self.register_buffer("bit_width", torch.tensor(float(qparams.bits)))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = quantize_dequantize(x, self.scale, self.zero_point, self.bits)  # type: ignore[arg-type]
+        return y, self.scale, self.zero_point, self.bit_width  # type: ignore[return-value]
+
+
+def export_qonnx(folded: fx.GraphModule, example_input: Tensor) -> onnx.ModelProto:
+    """The folded model as ONNX with ``Quant`` operators of the domain ``qonnx.custom_op.general``.
+
+    Args:
+        folded: on CPU; its layers are replaced.
+        example_input: (N, C, H, W); N of the exported model is free.
+    """
+    for name, module in list(folded.named_modules()):
+        if isinstance(module, FixedQuantizer):
+            quantizer = _fixed(ShiftedUint8ActPerTensorFloat, module.qparams)
+            folded.set_submodule(name, qnn.QuantIdentity(act_quant=quantizer).eval())
+        elif isinstance(module, (FoldedConv2d, FoldedLinear)) and module.weight_quant is not None:
+            folded.set_submodule(name, _layer(module, module.weight_quant.qparams).eval())
+    model: onnx.ModelProto = exporting(brevitas_export, folded, example_input)
+    return model
+
+
+def _layer(layer: FoldedLayer, qparams: QuantParams) -> nn.Module:
+    quantizer = _fixed(ShiftedUint8WeightPerTensorFloat, qparams)
+    if isinstance(layer, FoldedConv2d):
+        settings = {**conv_settings(layer), "weight_quant": quantizer}
+        return with_parameters(qnn.QuantConv2d(**settings), layer)
+    linear = qnn.QuantLinear(
+        layer.in_features,
+        layer.out_features,
+        bias=layer.bias is not None,
+        weight_quant=quantizer,
+        device="meta",
+    )
+    return with_parameters(linear, layer)
+
+
+def _fixed(base: type, qparams: QuantParams) -> type:
+    attributes = {"bit_width": qparams.bits, "qparams": qparams, "tensor_quant": FixedTensorQuant}
+    return type(f"Fixed{base.__name__}", (base,), attributes)

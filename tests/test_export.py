@@ -1,0 +1,206 @@
+"""ONNX files as onnxruntime and QONNX's executor run them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_networks import images, small_network
+from torch import Tensor, nn
+
+import ghnq_quant
+from ghnq_quant import ConversionError, cli
+from ghnq_quant.quantization import QuantModel
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+BITS = [2, 3, 4, 6, 8, (4, 8), (8, 4)]
+
+
+def trained(bits: int | tuple[int, int] = 4, backend: str = "reference") -> QuantModel:
+    qmodel = ghnq_quant.quantize(small_network(), bits, backend=backend)
+    for _ in range(3):
+        qmodel(images())
+    return qmodel.eval()
+
+
+def run(file: Path, x: Tensor, *, optimized: bool) -> Tensor:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = (
+        levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+    )
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+
+
+def run_qonnx(file: Path, x: Tensor) -> Tensor:
+    pytest.importorskip("qonnx")
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_shapes import InferShapes
+
+    model = ModelWrapper(onnx.load(file))
+    model.set_tensor_shape("input", list(x.shape))
+    return torch.from_numpy(
+        execute_onnx(model.transform(InferShapes()), {"input": x.numpy()})["output"]
+    )
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_qdq_in_onnxruntime(bits: int | tuple[int, int], tmp_path: Path) -> None:
+    """As written the values are the simulation's; the optimizer's integer kernels may land on the
+    next level where a result is halfway between two."""
+    qmodel = trained(bits)
+    file = ghnq_quant.export_onnx(qmodel, tmp_path / "model.onnx", images(1))
+    x = images(40)  # any number of images
+    y = qmodel(x)
+    torch.testing.assert_close(run(file, x, optimized=False), y, rtol=1e-5, atol=1e-5)
+    optimized = run(file, x, optimized=True)
+    assert ((optimized - y).abs() < 1e-3).all(1).float().mean() > 0.5
+    act_bits = bits if isinstance(bits, int) else bits[1]
+    assert (optimized - y).abs().max() <= 2 * (y.max() - y.min()) / (2**act_bits - 1)
+
+
+def test_qdq_weights_are_integers_of_their_levels(tmp_path: Path) -> None:
+    qmodel = trained((3, 8))
+    file = ghnq_quant.export_onnx(qmodel, tmp_path / "model.onnx", images(1))
+    model = onnx.load(file)
+    folded = ghnq_quant.convert(qmodel)
+    tensors = {t.name: t for t in model.graph.initializer}
+    for name in ("stem.0", "depthwise", "plain", "head"):
+        stored = tensors[f"{name}.weight_levels"]
+        assert stored.data_type == onnx.TensorProto.UINT4
+        levels = onnx.numpy_helper.to_array(stored).astype(np.uint8)
+        assert np.array_equal(levels, folded.get_submodule(name).weight_levels().numpy())
+    assert {o.domain for o in model.opset_import} == {""}
+    kinds = [n.op_type for n in model.graph.node]
+    points = len(qmodel.activation_quantizers)
+    assert kinds.count("QuantizeLinear") == points
+    assert {n.op_type for n in model.graph.node} >= {"DequantizeLinear", "Conv", "Gemm"}
+    assert "BatchNormalization" not in kinds
+
+
+@pytest.mark.parametrize(("bits", "opset"), [(8, 18), (5, 18), (4, 21)])
+def test_the_opset_is_as_low_as_the_types_allow(bits: int, opset: int, tmp_path: Path) -> None:
+    file = ghnq_quant.export_onnx(trained(bits), tmp_path / "model.onnx", images(1))
+    assert [o.version for o in onnx.load(file).opset_import] == [opset]
+
+
+def test_onnxruntime_does_not_saturate(tmp_path: Path) -> None:
+    """Extreme weights and activations, which overflow 16-bit sums of two products."""
+    model = nn.Sequential(nn.Conv2d(64, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten())
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[0].bias.fill_(0.0)
+    qmodel = ghnq_quant.quantize(model, 8, backend="reference")
+    x = torch.ones(8, 64, 3, 3)
+    x[0] = 0.5
+    ghnq_quant.calibrate(qmodel, [x])
+    file = ghnq_quant.export_onnx(qmodel, tmp_path / "model.onnx", x[:1])
+    y = qmodel.eval()(x)
+    torch.testing.assert_close(run(file, x, optimized=True), y, rtol=0, atol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of Brevitas
+@pytest.mark.parametrize("bits", [2, 4, (4, 8), 8])
+def test_qonnx_in_its_executor(bits: int | tuple[int, int], tmp_path: Path) -> None:
+    pytest.importorskip("brevitas")
+    qmodel = trained(bits)
+    file = ghnq_quant.export_onnx(qmodel, tmp_path / "m.onnx", images(1), format="qonnx")
+    x = images(20)
+    torch.testing.assert_close(run_qonnx(file, x), qmodel(x), rtol=1e-5, atol=1e-5)
+    model = onnx.load(file)
+    quants = [n for n in model.graph.node if n.op_type == "Quant"]
+    assert {n.domain for n in quants} == {"qonnx.custom_op.general"}
+    assert len(quants) == len(qmodel.activation_quantizers) + len(qmodel.plan.units)
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    widths = {float(constants[n.input[3]]) for n in quants}
+    assert widths == {float(b) for b in np.atleast_1d(bits)}
+
+
+def test_files_of_all_backends_are_the_same(tmp_path: Path) -> None:
+    models = []
+    for backend in ("reference", "brevitas", "torch_ao"):
+        torch.manual_seed(1)
+        file = ghnq_quant.export_onnx(trained(4, backend), tmp_path / f"{backend}.onnx", images(1))
+        models.append(onnx.load(file))
+    first, *others = ({t.name: t for t in m.graph.initializer} for m in models)
+    assert all(other == first for other in others)
+    first_ops, *others_ops = ([n.op_type for n in m.graph.node] for m in models)
+    assert all(ops == first_ops for ops in others_ops)
+
+
+def test_errors_leave_no_file(tmp_path: Path) -> None:
+    untrained = ghnq_quant.quantize(small_network(), 4, backend="reference")
+    with pytest.raises(ConversionError, match="calibrate"):
+        ghnq_quant.export_onnx(untrained, tmp_path / "a.onnx", images(1))
+    with pytest.raises(ConversionError, match=r"'tflite'; known are: qdq, qonnx"):
+        ghnq_quant.export_onnx(trained(), tmp_path / "a.onnx", images(1), format="tflite")
+    with pytest.raises(ConversionError, match=r"torch\.onnx cannot export"):
+        ghnq_quant.export_onnx(trained(), tmp_path / "a.onnx", torch.zeros(1, 5, 8, 8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_round_trip_of_the_docs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
+    match = re.search(r"<!-- round trip -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert match
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    exec(compile(match[1], "export.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == [
+        f"{backend} tensor(True) tensor(True)" for backend in ("brevitas", "torch_ao", "reference")
+    ]
+
+
+# The command
+
+NETS = """
+import sys
+sys.path.insert(0, {tests!r})
+from small_networks import small_network
+"""
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "exportnets.py").write_text(NETS.format(tests=str(Path(__file__).parent)))
+    monkeypatch.chdir(tmp_path)
+    torch.save(trained(4, "brevitas").state_dict(), tmp_path / "trained.pt")
+    return tmp_path / "trained.pt"
+
+
+def ghnq(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["ghnq", "export", *arguments])
+    try:
+        cli.main()
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
+
+
+def test_export_command(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = "exportnets:small_network"
+    arguments = ["--weights", "trained.pt", "-o", "model.onnx", "--image-size", "8"]
+    assert ghnq(monkeypatch, model, *arguments) == 0
+    assert "Saved to model.onnx" in capsys.readouterr().out
+    x, qmodel = images(), trained(4, "brevitas")
+    qmodel.load_state_dict(torch.load(checkpoint, weights_only=True))
+    torch.testing.assert_close(
+        run(Path("model.onnx"), x, optimized=False), qmodel(x), rtol=1e-5, atol=1e-5
+    )
+    assert ghnq(monkeypatch, model, *arguments, "--backend", "reference") == 1
+    assert re.search(r"error: trained\.pt is of another model", capsys.readouterr().err)
+    assert ghnq(monkeypatch, model, "--weights", "none.pt", "-o", "b.onnx") == 1
+    assert "error: none.pt cannot be read" in capsys.readouterr().err
