@@ -22,6 +22,7 @@ from ghnq_quant.errors import (  # noqa: E402
 )
 from ghnq_quant.ghn import GHN  # noqa: E402
 from ghnq_quant.quantization import QuantScheme, calibrate  # noqa: E402
+from ghnq_quant.small_images import adapt_stem  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "PredictionError",
     "QuantScheme",
     "SchemeError",
+    "adapt_stem",
     "calibrate",
     "init_quantized",
     "predict_parameters",
