@@ -466,9 +466,12 @@ def test_images_that_the_hypernetwork_does_not_fit(setting, tmp_path, monkeypatc
         ({"num_nets": 0}, "--num-nets 0"),
         ({"splits": ("test", "test")}, "named twice"),
         ({"splits": ()}, "either splits"),
-        ({"model": "resnet18"}, "either splits"),
+        ({"models": ("resnet18",)}, "either splits"),
         ({"trained": "a.pt"}, "name it with --model"),
-        ({"splits": (), "model": "resnet18", "num_nets": 2}, "a named model is one"),
+        ({"splits": (), "models": ("a", "b"), "trained": "a.pt"}, "of one model"),
+        ({"splits": (), "models": ("a", "a")}, "named twice"),
+        ({"adapt_stem": True}, "for models of --model"),
+        ({"splits": (), "models": ("resnet18",), "num_nets": 2}, "a named model is one"),
         ({"precisions": ((8, 8),)}, "must be float"),
     ],
 )
@@ -489,12 +492,23 @@ def test_places_models_and_states(tmp_path):
     assert places == [("test", 0), ("test", 1), ("mobile", 0), ("mobile", 1)]
     with pytest.raises(GhnqError, match="split mobile has 100 networks, not 101"):
         network_places(EvaluationSettings("digits", splits=("mobile",), num_nets=101))
-    named = EvaluationSettings("digits", splits=(), model="mobilenet_v2")
-    model = open_network(named, *network_places(named)[0], classes=10)
+    ten = Images(
+        torch.zeros(64, 3, 32, 32, dtype=torch.uint8), torch.zeros(64), tuple("0123456789")
+    )
+    named = EvaluationSettings("digits", splits=(), models=("mobilenet_v2",))
+    model = open_network(named, *network_places(named)[0], images=ten)
     assert model.classifier[1].out_features == 10
-    wrong = EvaluationSettings("digits", splits=(), model="mobilnet_v2")
+    assert model.features[0][0].stride == (2, 2)
+    adapted = EvaluationSettings(
+        "digits", splits=(), models=("timm:mobilenetv2_050", "mobilenet_v2"), adapt_stem=True
+    )
+    assert adapted.command().endswith("--adapt-stem")
+    places = network_places(adapted)
+    assert places == [("timm:mobilenetv2_050", 0), ("mobilenet_v2", 0)]
+    assert open_network(adapted, *places[0], images=ten).conv_stem.stride == (1, 1)
+    wrong = EvaluationSettings("digits", splits=(), models=("mobilnet_v2",))
     with pytest.raises(GhnqError, match="did you mean mobilenet_v2"):
-        open_network(wrong, "mobilnet_v2", 0, classes=10)
+        open_network(wrong, "mobilnet_v2", 0, images=ten)
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
     assert torch.equal(read_state(tmp_path / "a.pt")["a"], torch.ones(2))
     torch.save({"a": 1}, tmp_path / "b.pt")

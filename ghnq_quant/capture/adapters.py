@@ -148,10 +148,17 @@ def adapters_in_use() -> tuple[Adapter, ...]:
 def create_zoo_model(name: str, num_classes: int) -> nn.Module:
     """A zoo's float model by its name there: torchvision's, else another installed adapter's.
 
+    A prefix names the zoo: ``timm:resnet18``.
+
     Raises:
         GhnqError: no zoo has a model of that name; the message tells the closest names.
     """
     adapters = load_adapters()
+    zoo, _, rest = name.rpartition(":")
+    if zoo:
+        if zoo not in adapters:
+            raise GhnqError(f"{name}: no adapter named {zoo}, only {', '.join(adapters)}")
+        adapters, name = {zoo: adapters[zoo]}, rest
     for zoo in sorted(adapters, key=lambda zoo: zoo != "torchvision"):
         model = adapters[zoo].create_model(name, num_classes)
         if model is not None:
