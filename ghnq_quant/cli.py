@@ -19,7 +19,7 @@ from rich.progress import track
 from torch import nn
 
 import ghnq_quant
-from ghnq_quant.capture.adapters import create_zoo_model, load_adapters
+from ghnq_quant.capture.adapters import create_zoo_model, has_zoo_prefix
 from ghnq_quant.errors import GhnqError, GhnqWarning
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization.scheme import parse_precision
@@ -370,7 +370,7 @@ def create_model(arch: str, num_classes: int) -> nn.Module:
         GhnqError: no such model (with the closest names), module or callable, or the callable
             returned something else than a module.
     """
-    if ":" in arch and arch.partition(":")[0] not in load_adapters():
+    if ":" in arch and not has_zoo_prefix(arch):
         return _call_by_name(arch, num_classes)
     return create_zoo_model(arch, num_classes)
 

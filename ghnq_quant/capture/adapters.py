@@ -145,6 +145,11 @@ def adapters_in_use() -> tuple[Adapter, ...]:
     return tuple(adapter for adapter in loaded if adapter is not None)
 
 
+def has_zoo_prefix(name: str) -> bool:
+    """Whether a model's name begins with an installed adapter's, as ``timm:resnet18`` does."""
+    return name.partition(":")[0] in load_adapters() and ":" in name
+
+
 def create_zoo_model(name: str, num_classes: int) -> nn.Module:
     """A zoo's float model by its name there: torchvision's, else another installed adapter's.
 
