@@ -28,6 +28,7 @@ from ghnq_quant.evaluation import (
     summarize,
     workers,
 )
+from ghnq_quant.evaluation.mismatch import mismatch_lines
 from ghnq_quant.evaluation.networks import network_places, open_network, read_state
 from ghnq_quant.evaluation.precision import FLOAT, parse_precisions
 from ghnq_quant.evaluation.protocol import num_evaluated
@@ -436,6 +437,22 @@ def test_a_named_model_with_a_trained_state(setting, tmp_path, monkeypatch):
     assert "| Float32 | " in (tmp_path / "run" / "table.md").read_text()
 
 
+def test_named_models_are_rows_with_the_mismatch_of_their_depthwise_layers(setting, tmp_path):
+    models = {"split": None, "num_nets": None, "model": ["one", "two"]}
+    evaluation = evaluate(output=tmp_path, **{**setting, **models})
+    assert evaluation.groups == ("one", "two")
+    page = (tmp_path / "table.md").read_text()
+    top1 = evaluation.networks[1].precisions["float"].top1
+    assert f"| two | {top1:.1f} | " in page
+    assert "One network a row" in page
+    layers = evaluation.networks[0].layers
+    depthwise = [x.sources["predicted"]["mismatch"] for x in layers if x.depthwise]
+    lines = mismatch_lines(evaluation)
+    row = dict(zip(*lines[:2], strict=True))
+    assert row["depthwise layers"] == f"{len(depthwise)} of {len(layers)}"
+    assert row["depthwise, predicted"] == f"{np.median(depthwise):.2f}"
+
+
 def test_live_progress_and_tables_on_a_terminal(setting, tmp_path):
     from rich.console import Console
 
@@ -492,9 +509,7 @@ def test_places_models_and_states(tmp_path):
     assert places == [("test", 0), ("test", 1), ("mobile", 0), ("mobile", 1)]
     with pytest.raises(GhnqError, match="split mobile has 100 networks, not 101"):
         network_places(EvaluationSettings("digits", splits=("mobile",), num_nets=101))
-    ten = Images(
-        torch.zeros(64, 3, 32, 32, dtype=torch.uint8), torch.zeros(64), tuple("0123456789")
-    )
+    ten = random_images(64, seed=0, side=32)
     named = EvaluationSettings("digits", splits=(), models=("mobilenet_v2",))
     model = open_network(named, *network_places(named)[0], images=ten)
     assert model.classifier[1].out_features == 10
