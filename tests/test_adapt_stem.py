@@ -153,13 +153,13 @@ class Functional(nn.Module):
         self.last = nn.Conv2d(8, 8, 3, padding=1, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(F.max_pool2d(self.conv(x), 4)).mean((2, 3))
+        return self.last(F.max_pool2d(self.conv(x), 8)).mean((2, 3))
 
 
 class Shared(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.convs = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1) for _ in range(4)])
+        self.convs = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1) for _ in range(5)])
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class Uneven(nn.Module):
     ("model", "message"),
     [
         (Functional(), "max_pool2d in the forward of the model lowers the resolution"),
-        (Shared(), "module 'pool' lowers the resolution and is called 4 times"),
+        (Shared(), "module 'pool' lowers the resolution and is called 5 times"),
         (Slices(), "getitem in the forward of the model lowers the resolution"),
         (Uneven(), "branches that lower the resolution by different strides"),
     ],
