@@ -19,7 +19,7 @@ from rich.progress import track
 from torch import nn
 
 import ghnq_quant
-from ghnq_quant.capture.adapters import create_zoo_model
+from ghnq_quant.capture.adapters import create_zoo_model, has_zoo_prefix
 from ghnq_quant.errors import GhnqError, GhnqWarning
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization.scheme import parse_precision
@@ -282,8 +282,15 @@ def evaluate(
         typer.Option(help="Splits of ConvNets-250K [test,deep,wide,bn_free,mobile]."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="One torchvision or timm model instead of splits.")
+        str | None,
+        typer.Option(
+            metavar="NAME,…",
+            help="Torchvision's and timm's models, such as timm:mobilenetv2_050, not splits.",
+        ),
     ] = None,
+    adapt_stem: Annotated[
+        bool, typer.Option("--adapt-stem", help="Adapt --model to the images' size.")
+    ] = False,
     trained: Annotated[
         Path | None, typer.Option(help="A trained state_dict of --model, to compare with.")
     ] = None,
@@ -308,7 +315,8 @@ def evaluate(
         output,
         ghn=ghn,
         split=None if split is None else split.split(","),
-        model=model,
+        model=None if model is None else model.split(","),
+        adapt_stem=adapt_stem,
         trained=trained,
         precision=precision.split(","),
         num_nets=num_nets,
@@ -391,16 +399,17 @@ def create_model(arch: str, num_classes: int) -> nn.Module:
     """Make a float model from a zoo's model name or from ``module:callable``.
 
     Args:
-        arch: a torchvision name, else a timm name, else one of any other installed adapter's; or
-            ``module:callable``, imported with the working folder on the path. The callable gets
-            ``num_classes`` if it has such a parameter.
+        arch: a torchvision name, else a timm name, else one of any other installed adapter's, with
+            the zoo's name before it if wanted (``timm:resnet18``); or ``module:callable``, imported
+            with the working folder on the path. The callable gets ``num_classes`` if it has such a
+            parameter.
         num_classes: outputs of the model.
 
     Raises:
         GhnqError: no such model (with the closest names), module or callable, or the callable
             returned something else than a module.
     """
-    if ":" in arch:
+    if ":" in arch and not has_zoo_prefix(arch):
         return _call_by_name(arch, num_classes)
     return create_zoo_model(arch, num_classes)
 

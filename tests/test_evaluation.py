@@ -28,6 +28,7 @@ from ghnq_quant.evaluation import (
     summarize,
     workers,
 )
+from ghnq_quant.evaluation.mismatch import mismatch_lines
 from ghnq_quant.evaluation.networks import network_places, open_network, read_state
 from ghnq_quant.evaluation.precision import FLOAT, parse_precisions
 from ghnq_quant.evaluation.protocol import num_evaluated
@@ -436,6 +437,22 @@ def test_a_named_model_with_a_trained_state(setting, tmp_path, monkeypatch):
     assert "| Float32 | " in (tmp_path / "run" / "table.md").read_text()
 
 
+def test_named_models_are_rows_with_the_mismatch_of_their_depthwise_layers(setting, tmp_path):
+    models = {"split": None, "num_nets": None, "model": ["one", "two"]}
+    evaluation = evaluate(output=tmp_path, **{**setting, **models})
+    assert evaluation.groups == ("one", "two")
+    page = (tmp_path / "table.md").read_text()
+    top1 = evaluation.networks[1].precisions["float"].top1
+    assert f"| two | {top1:.1f} | " in page
+    assert "One network a row" in page
+    layers = evaluation.networks[0].layers
+    depthwise = [x.sources["predicted"]["mismatch"] for x in layers if x.depthwise]
+    lines = mismatch_lines(evaluation)
+    row = dict(zip(*lines[:2], strict=True))
+    assert row["depthwise layers"] == f"{len(depthwise)} of {len(layers)}"
+    assert row["depthwise, predicted"] == f"{np.median(depthwise):.2f}"
+
+
 def test_live_progress_and_tables_on_a_terminal(setting, tmp_path):
     from rich.console import Console
 
@@ -466,9 +483,12 @@ def test_images_that_the_hypernetwork_does_not_fit(setting, tmp_path, monkeypatc
         ({"num_nets": 0}, "--num-nets 0"),
         ({"splits": ("test", "test")}, "named twice"),
         ({"splits": ()}, "either splits"),
-        ({"model": "resnet18"}, "either splits"),
+        ({"models": ("resnet18",)}, "either splits"),
         ({"trained": "a.pt"}, "name it with --model"),
-        ({"splits": (), "model": "resnet18", "num_nets": 2}, "a named model is one"),
+        ({"splits": (), "models": ("a", "b"), "trained": "a.pt"}, "of one model"),
+        ({"splits": (), "models": ("a", "a")}, "named twice"),
+        ({"adapt_stem": True}, "for models of --model"),
+        ({"splits": (), "models": ("resnet18",), "num_nets": 2}, "a named model is one"),
         ({"precisions": ((8, 8),)}, "must be float"),
     ],
 )
@@ -489,12 +509,21 @@ def test_places_models_and_states(tmp_path):
     assert places == [("test", 0), ("test", 1), ("mobile", 0), ("mobile", 1)]
     with pytest.raises(GhnqError, match="split mobile has 100 networks, not 101"):
         network_places(EvaluationSettings("digits", splits=("mobile",), num_nets=101))
-    named = EvaluationSettings("digits", splits=(), model="mobilenet_v2")
-    model = open_network(named, *network_places(named)[0], classes=10)
+    ten = random_images(64, seed=0, side=32)
+    named = EvaluationSettings("digits", splits=(), models=("mobilenet_v2",))
+    model = open_network(named, *network_places(named)[0], images=ten)
     assert model.classifier[1].out_features == 10
-    wrong = EvaluationSettings("digits", splits=(), model="mobilnet_v2")
+    assert model.features[0][0].stride == (2, 2)
+    adapted = EvaluationSettings(
+        "digits", splits=(), models=("timm:mobilenetv2_050", "mobilenet_v2"), adapt_stem=True
+    )
+    assert adapted.command().endswith("--adapt-stem")
+    places = network_places(adapted)
+    assert places == [("timm:mobilenetv2_050", 0), ("mobilenet_v2", 0)]
+    assert open_network(adapted, *places[0], images=ten).conv_stem.stride == (1, 1)
+    wrong = EvaluationSettings("digits", splits=(), models=("mobilnet_v2",))
     with pytest.raises(GhnqError, match="did you mean mobilenet_v2"):
-        open_network(wrong, "mobilnet_v2", 0, classes=10)
+        open_network(wrong, "mobilnet_v2", 0, images=ten)
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
     assert torch.equal(read_state(tmp_path / "a.pt")["a"], torch.ones(2))
     torch.save({"a": 1}, tmp_path / "b.pt")

@@ -72,10 +72,12 @@ class Capture:
     def shapes(self, input_shape: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
         """Shape of the value of each node, by the node's name; by default for one 224×224 image."""
         return propagate_shapes(
-            self.root, self.graph, input_shape or (1, self._input_channels(), 224, 224)
+            self.root, self.graph, input_shape or (1, self.input_channels, 224, 224)
         )
 
-    def _input_channels(self) -> int:
+    @property
+    def input_channels(self) -> int:
+        """Of the images, as the network's first convolution takes them."""
         return next(m.in_channels for m in self.root.modules() if isinstance(m, nn.Conv2d))
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -35,7 +39,12 @@ def propagate_shapes(
     interpreter = _ShapeInterpreter(root, graph)
     parameter = next(root.parameters())
     try:
-        with unchanged(root), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        with (
+            unchanged(root),
+            torch.no_grad(),
+            _no_log_of_failures(),
+            FakeTensorMode(allow_non_fake_inputs=True),
+        ):
             root.eval()  # so that no batch norm updates its statistics
             interpreter.run(
                 torch.empty(input_shape, dtype=parameter.dtype, device=parameter.device)
@@ -46,3 +55,14 @@ def propagate_shapes(
             f"{interpreter.current}: {str(error).partition(chr(10))[0]}"
         ) from error
     return interpreter.shapes
+
+
+@contextmanager
+def _no_log_of_failures() -> Iterator[None]:
+    """An operation that fails is logged with a trace, beside the exception that it raises."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled

@@ -1,4 +1,4 @@
-"""The networks that are evaluated: those of ConvNets-250K's splits, or one named model."""
+"""The networks that are evaluated: those of ConvNets-250K's splits, or named models."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from ghnq_quant.capture.adapters import create_zoo_model
 from ghnq_quant.errors import CheckpointError, GhnqError
 from ghnq_quant.evaluation.settings import EvaluationSettings
+from ghnq_quant.small_images import adapt_stem
+from ghnq_quant.training import Images
 
 
 def network_places(settings: EvaluationSettings) -> list[tuple[str, int]]:
-    """(split, index) of all networks in their order; (model, 0) of a named one.
+    """(split, index) of all networks in their order; (model, 0) of named ones.
 
     Raises:
         DataError: there is no such split.
@@ -23,8 +25,8 @@ def network_places(settings: EvaluationSettings) -> list[tuple[str, int]]:
     """
     from ghnq_quant.design_space import ConvNets250K
 
-    if settings.model is not None:
-        return [(settings.model, 0)]
+    if settings.models:
+        return [(name, 0) for name in settings.models]
     places = []
     for split in settings.splits:
         size = len(ConvNets250K(split))
@@ -35,16 +37,21 @@ def network_places(settings: EvaluationSettings) -> list[tuple[str, int]]:
     return places
 
 
-def open_network(settings: EvaluationSettings, group: str, index: int, classes: int) -> nn.Module:
+def open_network(settings: EvaluationSettings, group: str, index: int, images: Images) -> nn.Module:
     """The network of a place; those of the splits come without initialization.
 
+    Args:
+        images: whose classes a named model tells apart, and whose size it is adapted to if wanted.
+
     Raises:
-        GhnqError: there is no model of that name.
+        GhnqError: there is no model of that name, or it cannot be adapted.
     """
     from ghnq_quant.design_space import ConvNets250K
 
-    if settings.model is not None:
-        return create_zoo_model(settings.model, classes)
+    if settings.models:
+        model = create_zoo_model(group, len(images.classes))
+        side = min(images.images.shape[2:])
+        return adapt_stem(model, side) if settings.adapt_stem else model
     return ConvNets250K(group)[index].build(initialize=False)
 
 

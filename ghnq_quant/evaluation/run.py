@@ -1,4 +1,4 @@
-"""``evaluate``: the paper's protocol over the networks of splits, or over one named model."""
+"""``evaluate``: the paper's protocol over the networks of splits, or over named models."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def evaluate(
     *,
     ghn: GHN | str | Path = "ghnq-cifar10",
     split: Sequence[str] | None = None,
-    model: str | None = None,
+    model: str | Sequence[str] | None = None,
+    adapt_stem: bool = False,
     trained: str | Path | None = None,
     precision: Sequence[str] = PAPER_PRECISIONS,
     num_nets: int | None = None,
@@ -61,7 +62,9 @@ def evaluate(
         output: folder for ``results.json``, ``table.md``, ``table.csv`` and ``networks.jsonl``.
         ghn: a hypernetwork, or the folder or name of its checkpoint.
         split: splits of ConvNets-250K, by default those of Table 1 and ``mobile``.
-        model: in place of splits, one torchvision or timm model's name.
+        model: in place of splits, one or several names of torchvision's and timm's models, with the
+            zoo before it where both have one (``timm:resnet18``).
+        adapt_stem: whether to adapt these to the images' size by :func:`ghnq_quant.adapt_stem`.
         trained: a trained ``state_dict`` of ``model``, whose weights' distributions are put beside
             the predicted ones.
         precision: such as ``W4/A8``; float is always measured.
@@ -91,7 +94,8 @@ def evaluate(
         data_name=data_name,
         ghn=_checkpoint_name(ghn),
         splits=() if model is not None and split is None else tuple(split or TABLE_SPLITS),
-        model=model,
+        models=(model,) if isinstance(model, str) else tuple(model or ()),
+        adapt_stem=adapt_stem,
         trained=None if trained is None else str(trained),
         precisions=parse_precisions(precision),
         num_nets=num_nets,

@@ -32,9 +32,10 @@ class EvaluationSettings:
         data: see :func:`ghnq_quant.training.load_images`.
         data_name: the data set's name in the results; None for its own.
         ghn: the checkpoint's folder or name.
-        splits: of ConvNets-250K; none where a named model is evaluated.
-        model: a torchvision or timm model's name, in place of splits.
-        trained: a trained ``state_dict`` of ``model``, to compare distributions with.
+        splits: of ConvNets-250K; none where named models are evaluated.
+        models: names of models of torchvision and timm, in place of splits.
+        adapt_stem: whether the named models are adapted to the images' size.
+        trained: a trained ``state_dict`` of the one named model, to compare distributions with.
         precisions: (weight, activation) bits, float first.
         num_nets: the first so many networks of each split; None for all.
         num_images: the first so many test images of their fixed mixed order; None for all.
@@ -47,21 +48,24 @@ class EvaluationSettings:
     data_name: str | None = None
     ghn: str = "ghnq-cifar10"
     splits: tuple[str, ...] = TABLE_SPLITS
-    model: str | None = None
+    models: tuple[str, ...] = ()
+    adapt_stem: bool = False
     trained: str | None = None
     precisions: tuple[Precision, ...] = parse_precisions(PAPER_PRECISIONS)
     num_nets: int | None = None
     num_images: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.model is None) == (not self.splits):
-            raise GhnqError("evaluate either splits of ConvNets-250K or one named model")
-        if self.trained is not None and self.model is None:
+        if bool(self.models) == bool(self.splits):
+            raise GhnqError("evaluate either splits of ConvNets-250K or named models")
+        if self.trained is not None and len(self.models) != 1:
             raise GhnqError("--trained is the state_dict of one model: name it with --model")
-        if self.model is not None and self.num_nets is not None:
+        if self.models and self.num_nets is not None:
             raise GhnqError("--num-nets counts the networks of a split; a named model is one")
-        if len(set(self.splits)) < len(self.splits):
-            raise GhnqError(f"a split is named twice: {', '.join(self.splits)}")
+        if self.adapt_stem and not self.models:
+            raise GhnqError("--adapt-stem is for models of --model; splits are made for 32×32")
+        if len(set(self.groups)) < len(self.groups):
+            raise GhnqError(f"one is named twice: {', '.join(self.groups)}")
         if self.precisions[:1] != (FLOAT,):
             raise GhnqError("the first precision must be float: the others are compared with it")
         if self.num_nets is not None and self.num_nets < 1:
@@ -74,8 +78,8 @@ class EvaluationSettings:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The table's columns: the splits, or the model's name."""
-        return self.splits or (str(self.model),)
+        """The splits, or the models' names."""
+        return self.splits or self.models
 
     @property
     def precision_names(self) -> tuple[str, ...]:
@@ -88,7 +92,7 @@ class EvaluationSettings:
         optional: Sequence[tuple[str, object]] = (
             ("--data-name", self.data_name),
             ("--split", ",".join(self.splits) or None),
-            ("--model", self.model),
+            ("--model", ",".join(self.models) or None),
             ("--trained", self.trained),
             ("--precision", ",".join(self.precision_names)),
             ("--num-nets", self.num_nets),
@@ -97,10 +101,16 @@ class EvaluationSettings:
         for option, value in optional:
             if value is not None:
                 words += [option, str(value)]
+        if self.adapt_stem:
+            words.append("--adapt-stem")
         return shlex.join(words)
 
     def to_json(self) -> dict[str, Any]:
         """As plain lists, numbers and texts, with what the protocol fixes."""
         plain = asdict(self)
-        plain.update(splits=list(self.splits), precisions=list(self.precision_names))
+        plain.update(
+            splits=list(self.splits),
+            models=list(self.models),
+            precisions=list(self.precision_names),
+        )
         return {**plain, "batch_size": BATCH_SIZE, "seed": SEED}

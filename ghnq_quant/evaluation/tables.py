@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ghnq_quant.evaluation.mismatch import MISMATCH_TITLE, mismatch_lines
 from ghnq_quant.evaluation.record import Evaluation
 from ghnq_quant.evaluation.settings import TABLE_SPLITS
 from ghnq_quant.evaluation.summary import METRICS, Summary
@@ -109,7 +110,7 @@ def caption(evaluation: Evaluation) -> str:
         f"{evaluation.facts['ghn']['name']}. "
     )
     if set(counts.values()) == {1}:
-        return f"{text}One network; in %."
+        return f"{text}{'One network' if len(counts) == 1 else 'One network a row'}; in %."
     return f"{text}Mean ± standard error of the mean; max, in %; {networks}." + nonfinite_note(
         evaluation
     )
@@ -131,19 +132,28 @@ def terminal_tables(evaluation: Evaluation) -> list[Table]:
     """Top-1 and top-5, laid out as the paper's Table 1, for rich."""
     from rich.table import Table
 
-    groups = ordered_groups(evaluation.groups)
     tables = []
     for metric, title in ACCURACIES:
         table = Table(title=f"{title} by bitwidth", title_justify="left")
-        table.add_column("")
-        for group in groups:
-            table.add_column(
-                "\n".join(filter(None, (group_kind(group), group_title(group)))), justify="right"
-            )
-        for row in table_cells(evaluation, metric):
+        head, *rows = _lines(evaluation, metric, "{kind}\n{title}")
+        for column in head:
+            table.add_column(column, justify="right" if column else "left")
+        for row in rows:
             table.add_row(*row)
         tables.append(table)
     return tables
+
+
+def _lines(evaluation: Evaluation, metric: str, split_title: str) -> list[list[str]]:
+    """A table's head and rows; of several named models, which may be many, each one is a row."""
+    head = [
+        split_title.format(title=group_title(g), kind=kind) if (kind := group_kind(g)) else g
+        for g in ordered_groups(evaluation.groups)
+    ]
+    lines = [["", *head], *table_cells(evaluation, metric)]
+    if len(head) > 1 and not any(map(group_kind, evaluation.groups)):
+        return [list(column) for column in zip(*lines, strict=True)]
+    return lines
 
 
 def markdown_page(evaluation: Evaluation) -> str:
@@ -156,6 +166,8 @@ def markdown_page(evaluation: Evaluation) -> str:
             f"{title} ({unit})\n\n{markdown_table(evaluation, metric)}"
             for metric, title, unit in ROBUSTNESS
         ]
+    if mismatch := mismatch_lines(evaluation):
+        parts.append(f"{MISMATCH_TITLE}\n\n{markdown(mismatch)}")
     parts.append(f"```sh\n{facts['command']}\n```")
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     parts.append(f"Made with {versions}.")
@@ -164,9 +176,14 @@ def markdown_page(evaluation: Evaluation) -> str:
 
 def markdown_table(evaluation: Evaluation, metric: str) -> str:
     """One metric's table."""
-    groups = ordered_groups(evaluation.groups)
-    head = [f"{group_title(g)} ({kind})" if (kind := group_kind(g)) else g for g in groups]
-    lines = [["", *head], ["---", *["---:"] * len(groups)], *table_cells(evaluation, metric)]
+    head, *rows = _lines(evaluation, metric, "{title} ({kind})")
+    return markdown([head, *rows])
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as a Markdown table, the first its head and the first column its titles."""
+    head, *rows = lines
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

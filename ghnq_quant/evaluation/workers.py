@@ -45,7 +45,7 @@ class Job:
     def measure(self, place: Place, on_batch: Callable[[], None] = lambda: None) -> NetworkResult:
         """Measure the network of one place."""
         group, index = place
-        model = open_network(self.settings, group, index, len(self.images.classes))
+        model = open_network(self.settings, group, index, self.images)
         return measure_network(
             model,
             self.ghn,

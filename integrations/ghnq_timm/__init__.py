@@ -25,6 +25,7 @@ from ghnq_quant.capture.adapters import (  # noqa: E402
     BatchNormThen,
     GroupNormThen,
     Surrounded,
+    enlarged_input_folded,
     recast,
 )
 
@@ -86,6 +87,15 @@ class TimmAdapter:
     def rewrite(self, module: nn.Module) -> nn.Module | None:
         cls = _REWRITTEN.get(type(module))
         return None if cls is None else recast(module, cls)
+
+    def fit_head(self, module: nn.Module, side: int) -> None:
+        """The head of timm's VGG, which enlarges feature maps to 7×7."""
+        if isinstance(module, ConvMlp) and side < module.input_kernel_size:
+            conv = module.fc1
+            folded = enlarged_input_folded(conv.weight.detach(), side)
+            conv.weight = nn.Parameter(folded, conv.weight.requires_grad)
+            conv.kernel_size = (side, side)
+            module.input_kernel_size = side
 
     def create_model(self, name: str, num_classes: int) -> nn.Module | None:
         if not timm.is_model(name):
