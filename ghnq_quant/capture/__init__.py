@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -59,6 +60,37 @@ class Capture:
     def quant_plan(self) -> QuantPlan:
         """What a quantization backend executes."""
         return build_quant_plan(self.graph, self.kinds, self.modules)
+
+    @cached_property
+    def stem(self) -> tuple[str, ...]:
+        """Names of the conv and linear modules that read the image, with no other between."""
+        sources = [node for node, kind in self.kinds.items() if kind is Kind.INPUT]
+        return self._first_layers(sources, lambda node: list(node.users))
+
+    @cached_property
+    def classifier(self) -> tuple[str, ...]:
+        """Names of the conv and linear modules that the output is made of, with no other between.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 10))
+            >>> capture(model).stem, capture(model).classifier
+            (('0',), ('2',))
+        """
+        outputs = [node for node, kind in self.kinds.items() if kind is Kind.OUTPUT]
+        return self._first_layers(outputs, lambda node: node.all_input_nodes)
+
+    def _first_layers(
+        self, pending: list[fx.Node], neighbours: Callable[[fx.Node], list[fx.Node]]
+    ) -> tuple[str, ...]:
+        seen: set[fx.Node] = set()
+        while pending:
+            new = [n for n in neighbours(pending.pop()) if n not in seen]
+            seen.update(new)
+            pending += [
+                n for n in new if self.kinds[n] not in (Kind.CONV, Kind.LINEAR, Kind.NOT_A_TENSOR)
+            ]
+        layers = [n for n in self.kinds if n in seen and self.kinds[n] in (Kind.CONV, Kind.LINEAR)]
+        return tuple(dict.fromkeys(str(n.target) for n in layers))
 
     def copied(self, replaced: dict[int, nn.Parameter]) -> Capture:
         """The same capture of a copy of its modules.
