@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ghnq_quant.capture import Capture, capture
 from ghnq_quant.errors import GhnqWarning, PredictionError
 from ghnq_quant.ghn import GHN
-from ghnq_quant.quantization import QuantModel, QuantScheme, emit, load_backend
+from ghnq_quant.quantization import Backend, QuantModel, QuantScheme, emit, load_backend
 from ghnq_quant.quantization.scheme import FLOAT_BITS, as_pair, check_bits
 
 
@@ -178,6 +178,14 @@ def init_quantized(
     captured = capture(model, example_input)
     precision = (scheme.weight_bits, scheme.act_bits)
     (new_values,) = predict_captured([captured], ghn, precision)
+    return emit_predicted(captured, new_values, scheme, layers)
+
+
+def emit_predicted(
+    captured: Capture, new_values: list[Tensor | None], scheme: QuantScheme, backend: Backend
+) -> QuantModel:
+    """A quantized copy of a captured network with new values for its parameters, in their order;
+    None keeps the parameter's own."""
     replaced = {
         id(p): nn.Parameter(new, requires_grad=p.requires_grad)
         for p, new in zip(captured.root.parameters(), new_values, strict=True)
@@ -187,7 +195,7 @@ def init_quantized(
     for module in copied.root.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()  # those of other parameters
-    return emit(copied, scheme, layers)
+    return emit(copied, scheme, backend)
 
 
 def quantize(

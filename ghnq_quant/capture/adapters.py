@@ -36,6 +36,9 @@ class Adapter(Protocol):
     def model_names(self) -> list[str]:
         """All names that :meth:`create_model` knows."""
 
+    def convolutional_models(self) -> dict[str, list[str]]:
+        """Those of convolutional classifiers, by family: what ``ghnq coverage`` measures."""
+
 
 class Surrounded(nn.Module):
     """Mixin of a standard layer with operations before or after it, recorded on their own.

@@ -73,6 +73,17 @@ _REWRITTEN: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
+#: timm's modules of convolutional networks.
+_CONVOLUTIONAL = (
+    *("byobnet", "convmixer", "convnext", "cspnet", "densenet", "dla", "dpn", "efficientnet"),
+    *("fasternet", "ghostnet", "hardcorenas", "hgnet", "hrnet", "inception_next"),
+    *("inception_resnet_v2", "inception_v3", "inception_v4", "mobilenetv3", "nasnet", "nfnet"),
+    *("pnasnet", "rdnet", "regnet", "repghost", "repvit", "res2net", "resnest", "resnet"),
+    *("resnetv2", "rexnet", "selecsls", "senet", "sknet", "starnet", "tresnet", "vgg", "vovnet"),
+    *("xception", "xception_aligned"),
+)
+
+
 class TimmAdapter:
     """Splits timm's layers that are several operations in one; keeps whole what must not be traced:
     stochastic depth, drop block, pooling with TensorFlow's padding, and norms in other layouts."""
@@ -95,3 +106,6 @@ class TimmAdapter:
 
     def model_names(self) -> list[str]:
         return list(timm.list_models())
+
+    def convolutional_models(self) -> dict[str, list[str]]:
+        return {family: list(timm.list_models(module=family)) for family in _CONVOLUTIONAL}
