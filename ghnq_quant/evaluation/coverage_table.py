@@ -16,7 +16,7 @@ Each model with 10 classes goes through these stages, in a process of its own:
 |---|---|
 | create | the zoo makes it |
 | capture | it is traced, and in eval mode the graph computes what the model computes |
-| predict | all weights and biases of its conv, linear and norm layers are predicted, of their shape, finite |
+| predict | all weights and biases of conv, linear and norm layers are predicted, finite, of their shape |
 | emit | the quantized model is made: {bits}, backend `{backend}` |
 | forward | in training mode, a batch of two images gives (2, 10) finite logits |
 | backward | every gradient is finite |
