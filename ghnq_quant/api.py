@@ -120,6 +120,8 @@ def _by_parameter(root: nn.Module, predicted: dict[str, Tensor], ghn: GHN) -> li
 
 
 def _own_memory(value: Tensor, parameter: nn.Parameter, name: str) -> Tensor:
+    if value.numel() == parameter.numel():
+        value = value.reshape(parameter.shape)  # of a conv1d, which is captured as a 1×k conv2d
     if value.shape != parameter.shape:
         raise PredictionError(
             f"{name!r} has shape {tuple(parameter.shape)}, predicted was {tuple(value.shape)}"

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
+from ghnq_quant.capture.computed_weight import ComputedWeight
 from ghnq_quant.errors import GhnqError
 
 
@@ -24,7 +25,8 @@ class Adapter(Protocol):
     def is_leaf(self, module: nn.Module) -> bool:
         """Whether ``module`` is to be kept whole and run as it is.
 
-        It has no parameters, or is a LayerNorm or GroupNorm with a ``forward`` of its own.
+        It is a norm layer of any kind, whose 1-d ``weight`` and ``bias`` are predicted, or has no
+        parameters.
         """
 
     def rewrite(self, module: nn.Module) -> nn.Module | None:
@@ -55,7 +57,7 @@ class Surrounded(nn.Module):
         return x
 
 
-class _NormThen(Surrounded):
+class NormThen(Surrounded):
     """A norm layer whose child modules are applied to its output, in order."""
 
     def after(self, x: Tensor) -> Tensor:
@@ -64,12 +66,41 @@ class _NormThen(Surrounded):
         return x
 
 
-class BatchNormThen(_NormThen, nn.BatchNorm2d):
+class BatchNormThen(NormThen, nn.BatchNorm2d):
     """A batch norm, then its child modules."""
 
 
-class GroupNormThen(_NormThen, nn.GroupNorm):
+class GroupNormThen(NormThen, nn.GroupNorm):
     """A group norm, then its child modules."""
+
+
+class _RowWeight(ComputedWeight):
+    def compute_weight(self, parameter: Tensor) -> Tensor:
+        return parameter.unsqueeze(2)
+
+
+class Conv1dAs2d(_RowWeight, Surrounded, nn.Conv2d):
+    """A 1-d convolution as a 1×k one, with the parameter (c_out, c_in, k)."""
+
+    def before(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(2)
+
+    def after(self, x: Tensor) -> Tensor:
+        return x.squeeze(2)
+
+
+def conv1d_as_2d(conv: nn.Conv1d) -> Conv1dAs2d:
+    """A 1-d convolution, padded with zeros by a number, as a 1×k one."""
+    assert conv.padding_mode == "zeros"
+    assert not isinstance(conv.padding, str)
+    return recast(
+        conv,
+        Conv1dAs2d,
+        kernel_size=(1, *conv.kernel_size),
+        stride=(1, *conv.stride),
+        padding=(0, *conv.padding),
+        dilation=(1, *conv.dilation),
+    )
 
 
 _Module = TypeVar("_Module", bound=nn.Module)

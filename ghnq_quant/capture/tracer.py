@@ -35,9 +35,11 @@ def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
         CaptureError: the model has no 2-d convolution, has a convolution of another rank, or its
             ``forward`` cannot be traced.
     """
-    _check_layers(model)
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"expected an nn.Module, got {type(model).__name__}")
     adapters = adapters_in_use()
     root = _rewritten(model, adapters)
+    _check_layers(root)
     tracer = _Tracer(adapters)
     with unchanged(root):
         root.eval()
@@ -62,8 +64,6 @@ def _constants(root: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
 
 
 def _check_layers(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"expected an nn.Module, got {type(model).__name__}")
     has_conv = False
     for name, module in model.named_modules():
         if isinstance(module, _UNSUPPORTED):

@@ -11,6 +11,7 @@ from torch.fx.graph_module import _format_import_block
 from torch.package import sys_importer
 
 from ghnq_quant.capture import Capture, QuantPlan
+from ghnq_quant.capture.computed_weight import ComputedWeight, keep_computing
 from ghnq_quant.errors import GhnqWarning
 from ghnq_quant.quantization.backends import Backend
 from ghnq_quant.quantization.batch_norm import has_running_statistics
@@ -135,6 +136,8 @@ def emit(captured: Capture, scheme: QuantScheme, backend: Backend) -> QuantModel
             layer = backend.conv2d(module, bits)  # type: ignore[arg-type]
         else:
             layer = backend.conv2d_batch_norm(module, bits, scheme.bn)  # type: ignore[arg-type]
+        if isinstance(module, ComputedWeight):
+            keep_computing(layer, module)
         layer.train(module.training)
         captured.root.set_submodule(unit.name, layer)
     model = QuantModel(captured, scheme, quantizers)
