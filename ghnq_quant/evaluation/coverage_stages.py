@@ -47,6 +47,7 @@ class ModelCoverage:
         meta: whether it is too large for the memory and was made without any: then predicting and
             emitting are the last stages.
         kept: how many parameters keep their own initialization, by «Type.parameter».
+        finite: whether its logits and all gradients are, of those stages that it passed.
         failed: the stage that it failed in, None if it passed all.
         reason: of the failure.
     """
@@ -60,6 +61,7 @@ class ModelCoverage:
     side: int = 0
     meta: bool = False
     kept: dict[str, int] = field(default_factory=dict)
+    finite: bool = True
     failed: str | None = None
     reason: str = ""
 
@@ -198,16 +200,14 @@ class _Run:
         self.logits: Tensor = self.quantized.train()(self._images())
         if self.logits.shape != (2, NUM_CLASSES):
             raise GhnqError(f"the output has shape {tuple(self.logits.shape)}")
-        if not _finite(self.logits):
-            raise GhnqError("the output is not finite")
+        self.found.finite = _finite(self.logits)
 
     def backward(self) -> None:
         F.cross_entropy(self.logits, torch.arange(2)).backward()
-        for name, p in self.quantized.named_parameters():
-            if p.grad is not None and not _finite(p.grad):
-                raise GhnqError(f"the gradient of {name!r} is not finite")
-        if all(p.grad is None for p in self.quantized.parameters()):
+        gradients = [p.grad for p in self.quantized.parameters() if p.grad is not None]
+        if not gradients:
             raise GhnqError("no parameter has a gradient")
+        self.found.finite = self.found.finite and all(map(_finite, gradients))
 
     def _images(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)

@@ -18,8 +18,8 @@ Each model with 10 classes goes through these stages, in a process of its own:
 | capture | it is traced, and in eval mode the graph computes what the model computes |
 | predict | all weights and biases of conv, linear and norm layers are predicted, finite, of their shape |
 | emit | the quantized model is made: {bits}, backend `{backend}` |
-| forward | in training mode, a batch of two images gives (2, 10) finite logits |
-| backward | every gradient is finite |
+| forward | in training mode, a batch of two images gives logits of shape (2, 10) |
+| backward | the cross entropy has gradients |
 
 Images are 3×64×64, or the first of 96, 160, 224 that a model runs on. «meta» counts models that are
 too large for {memory} GiB: made without memory for their parameters, they end with emit, and are not
@@ -42,6 +42,7 @@ def coverage_page(
         parts += [f"```bash\n{command}\n```"]
     parts += [_totals(results), "## By family", _families(results)]
     parts += ["## Failures", _failures(results)]
+    parts += ["## Values that are not finite", _not_finite(results)]
     parts += ["## Parameters that keep their own initialization", _kept(results)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -94,6 +95,17 @@ def _failures(results: Sequence[ModelCoverage]) -> str:
         names = ", ".join(r.model for r in of_it)
         rows.append(f"| {stage} | {names} | {_cell(of_it[0].reason)} |")
     return "\n".join(rows)
+
+
+def _not_finite(results: Sequence[ModelCoverage]) -> str:
+    names = [r.model for r in results if not r.finite]
+    if not names:
+        return "None."
+    return (
+        f"{len(names)} models run, but logits or gradients of that first batch overflow: "
+        f"{', '.join(names)}. Their parameters are finite; they need another start, more bits, or "
+        "larger images and batches to train."
+    )
 
 
 def _cell(text: str, longest: int = 200) -> str:
