@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
-from typing import overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -96,18 +96,28 @@ def predict_captured(
         by_name = ghn([c.arch_graph for c in captures], [bits] * len(captures))
     results = []
     for captured, new in zip(captures, by_name, strict=True):  # no frame between warning and caller
-        results.append(_by_parameter(captured.root, new, ghn))
+        results.append(_by_parameter(captured, new, ghn))
     return results
 
 
-def _by_parameter(root: nn.Module, predicted: dict[str, Tensor], ghn: GHN) -> list[Tensor | None]:
+def _by_parameter(captured: Capture, predicted: dict[str, Tensor], ghn: GHN) -> list[Tensor | None]:
+    root, skipped = captured.root, captured.skipped
     by_id: dict[int, Tensor] = {}
     for name, p in root.named_parameters(remove_duplicate=False):
         if name in predicted and id(p) not in by_id:  # a tied parameter: its first use counts
             by_id[id(p)] = _own_memory(predicted.pop(name), p, name)
     named = list(root.named_parameters())
     kept = [name for name, p in named if id(p) not in by_id]
-    if kept:
+    if skipped:
+        kept = [n for n in kept if not n.startswith(tuple(f"{s}." for s in skipped))]
+        warnings.warn(
+            f"{len(skipped)} modules stay float with their own initialization, as they are not "
+            f"made of supported layers: {', '.join(skipped)}"
+            + (f"; so do the parameters {', '.join(kept)}" if kept else ""),
+            GhnqWarning,
+            stacklevel=4,
+        )
+    elif kept:
         warnings.warn(
             f"{len(kept)} parameters keep their own initialization: {', '.join(kept[:8])}"
             f"{', …' if len(kept) > 8 else ''}. The hypernetwork predicts classification layers of "
@@ -142,6 +152,7 @@ def init_quantized(
     ghn: GHN | None = None,
     scheme: QuantScheme | None = None,
     example_input: Tensor | None = None,
+    skip: Literal["unsupported"] | None = None,
 ) -> QuantModel:
     """Turn a float network into one that is ready for quantization-aware training, with parameters
     predicted by GHN-Q.
@@ -157,6 +168,9 @@ def init_quantized(
         scheme: in place of ``bits`` and ``act_bits``, everything that a :class:`QuantScheme` can
             say.
         example_input: (N, C, H, W), to check that the network runs on its shape.
+        skip: ``"unsupported"`` leaves the modules float that cannot be captured, such as attention,
+            with their own initialization; one warning names them, and so does the returned
+            model's attribute ``skipped``.
 
     Returns:
         a new model. Its modules, parameters and buffers have the names they had; running
@@ -177,7 +191,7 @@ def init_quantized(
     """
     scheme = _scheme(bits, act_bits, scheme)
     layers = load_backend(backend)
-    captured = capture(model, example_input)
+    captured = capture(model, example_input, skip=skip)
     precision = (scheme.weight_bits, scheme.act_bits)
     (new_values,) = predict_captured([captured], ghn, precision)
     return emit_predicted(captured, new_values, scheme, layers)

@@ -573,9 +573,13 @@ BAD: dict[str, tuple[Any, str]] = {
         nn.Sequential(nn.Conv2d(3, 4, 3), OwnNorm(4)),
         r"'1' \(OwnNorm\) replaces LayerNorm\.forward",
     ),
-    "weight standardization": (
-        nn.Sequential(timm.layers.StdConv2d(3, 4, 3)),
-        r"'0' \(StdConv2d\) replaces Conv2d\.forward",
+    "a weight of no layer": (
+        Net(lambda n, x: F.conv2d(n.a(x), n.w.weight), w=nn.Embedding(4, 4)),
+        r"calls conv2d with a parameter that belongs to no conv",
+    ),
+    "attention": (
+        Net(lambda n, x: n.m(n.a(x).flatten(2)), m=nn.MultiheadAttention(4, 2)),
+        r"module 'm' is a MultiheadAttention",
     ),
 }
 

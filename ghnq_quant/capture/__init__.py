@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from torch import Tensor, fx, nn
 
@@ -15,6 +16,7 @@ from ghnq_quant.capture.operations import Kind, classify
 from ghnq_quant.capture.quant_plan import QuantPlan, QuantPoint, Unit, build_quant_plan
 from ghnq_quant.capture.shapes import propagate_shapes
 from ghnq_quant.capture.tracer import trace
+from ghnq_quant.errors import CaptureError
 
 __all__ = [
     "PRIMITIVES",
@@ -37,10 +39,12 @@ class Capture:
     Attributes:
         root: module that the graph's names refer to.
         graph: the torch.fx graph.
+        skipped: names of the modules that are kept whole because they are not supported.
     """
 
     root: nn.Module
     graph: fx.Graph
+    skipped: tuple[str, ...] = ()
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -99,7 +103,7 @@ class Capture:
             replaced: parameters of the copy by the ``id`` of those in whose place they are; they are
                 not copied, and neither are the ones they replace.
         """
-        return Capture(copy.deepcopy(self.root, dict(replaced)), self.graph)
+        return Capture(copy.deepcopy(self.root, dict(replaced)), self.graph, self.skipped)
 
     def shapes(self, input_shape: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
         """Shape of the value of each node, by the node's name; by default for one 224×224 image."""
@@ -111,13 +115,20 @@ class Capture:
         return next(m.in_channels for m in self.root.modules() if isinstance(m, nn.Conv2d))
 
 
-def capture(model: nn.Module, example_input: Tensor | None = None) -> Capture:
+def capture(
+    model: nn.Module,
+    example_input: Tensor | None = None,
+    *,
+    skip: Literal["unsupported"] | None = None,
+) -> Capture:
     """Trace a convolutional network without running its kernels and without changing it.
 
     Args:
         model: any network of Conv2d, Linear, norm, activation and pooling layers, as modules or
             functional calls, that torch.fx can trace in eval mode.
         example_input: (N, C, H, W); where given, the network is also checked to run on its shape.
+        skip: ``"unsupported"`` keeps whole each module that would raise, as one operation without
+            parameters to predict; the innermost one that can be called so.
 
     Raises:
         CaptureError: the network cannot be captured; the message names the module.
@@ -129,7 +140,9 @@ def capture(model: nn.Module, example_input: Tensor | None = None) -> Capture:
         >>> capture(model).quant_plan.units[0].batch_norm
         '1'
     """
-    captured = Capture(*trace(model))
+    if skip not in (None, "unsupported"):
+        raise CaptureError(f'skip={skip!r}: expected None or "unsupported"')
+    captured = Capture(*trace(model, skip=skip is not None))
     if example_input is not None:
         captured.shapes(tuple(example_input.shape))
     return captured

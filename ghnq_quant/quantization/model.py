@@ -30,6 +30,7 @@ class QuantModel(nn.Module):
     Attributes:
         scheme: what is quantized to how many bits.
         plan: the units and quantized activations.
+        skipped: names of the modules that stayed float because they are not supported.
         code: Python source of the traced ``forward`` with quantizers in it.
     """
 
@@ -46,6 +47,7 @@ class QuantModel(nn.Module):
         self.training = root.training
         self.scheme = scheme
         self.plan: QuantPlan = captured.quant_plan
+        self.skipped = captured.skipped
         self.code = _source(rewrite(captured, self))
         self._run = _compile(self.code)
         self._warned = False
