@@ -54,7 +54,7 @@ def test_the_standardized_weight_is_quantized(name: str, backend: str) -> None:
     weight = weight if isinstance(weight, Tensor) else weight.value
     torch.testing.assert_close(weight, fake_quantize(standardized(model[0]), 3))
     quantized(x).square().sum().backward()
-    assert quantized.get_parameter("0.weight").grad is not None
+    assert dict(quantized.named_parameters())["0.weight"].grad is not None
     again = copy.deepcopy(quantized)
     torch.testing.assert_close(again(x), quantized(x))
     if backend == "reference":
