@@ -103,8 +103,7 @@ def _not_finite(results: Sequence[ModelCoverage]) -> str:
         return "None."
     return (
         f"{len(names)} models run, but logits or gradients of that first batch overflow: "
-        f"{', '.join(names)}. Their parameters are finite; they need another start, more bits, or "
-        "larger images and batches to train."
+        f"{', '.join(names)}. Their parameters are finite."
     )
 
 
