@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
-from typing import overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from ghnq_quant.capture import Capture, capture
 from ghnq_quant.errors import GhnqWarning, PredictionError
 from ghnq_quant.ghn import GHN
-from ghnq_quant.quantization import QuantModel, QuantScheme, emit, load_backend
+from ghnq_quant.quantization import (
+    Backend,
+    ModelBackend,
+    QuantModel,
+    QuantScheme,
+    emit,
+    load_backend,
+)
 from ghnq_quant.quantization.scheme import FLOAT_BITS, as_pair, check_bits
 
 
@@ -96,18 +103,28 @@ def predict_captured(
         by_name = ghn([c.arch_graph for c in captures], [bits] * len(captures))
     results = []
     for captured, new in zip(captures, by_name, strict=True):  # no frame between warning and caller
-        results.append(_by_parameter(captured.root, new, ghn))
+        results.append(_by_parameter(captured, new, ghn))
     return results
 
 
-def _by_parameter(root: nn.Module, predicted: dict[str, Tensor], ghn: GHN) -> list[Tensor | None]:
+def _by_parameter(captured: Capture, predicted: dict[str, Tensor], ghn: GHN) -> list[Tensor | None]:
+    root, skipped = captured.root, captured.skipped
     by_id: dict[int, Tensor] = {}
     for name, p in root.named_parameters(remove_duplicate=False):
         if name in predicted and id(p) not in by_id:  # a tied parameter: its first use counts
             by_id[id(p)] = _own_memory(predicted.pop(name), p, name)
     named = list(root.named_parameters())
     kept = [name for name, p in named if id(p) not in by_id]
-    if kept:
+    if skipped:
+        kept = [n for n in kept if not n.startswith(tuple(f"{s}." for s in skipped))]
+        warnings.warn(
+            f"{len(skipped)} modules stay float with their own initialization, as they are not "
+            f"made of supported layers: {', '.join(skipped)}"
+            + (f"; so do the parameters {', '.join(kept)}" if kept else ""),
+            GhnqWarning,
+            stacklevel=4,
+        )
+    elif kept:
         warnings.warn(
             f"{len(kept)} parameters keep their own initialization: {', '.join(kept[:8])}"
             f"{', …' if len(kept) > 8 else ''}. The hypernetwork predicts classification layers of "
@@ -120,6 +137,8 @@ def _by_parameter(root: nn.Module, predicted: dict[str, Tensor], ghn: GHN) -> li
 
 
 def _own_memory(value: Tensor, parameter: nn.Parameter, name: str) -> Tensor:
+    if value.numel() == parameter.numel():
+        value = value.reshape(parameter.shape)  # of a conv1d, which is captured as a 1×k conv2d
     if value.shape != parameter.shape:
         raise PredictionError(
             f"{name!r} has shape {tuple(parameter.shape)}, predicted was {tuple(value.shape)}"
@@ -140,6 +159,7 @@ def init_quantized(
     ghn: GHN | None = None,
     scheme: QuantScheme | None = None,
     example_input: Tensor | None = None,
+    skip: Literal["unsupported"] | None = None,
 ) -> QuantModel:
     """Turn a float network into one that is ready for quantization-aware training, with parameters
     predicted by GHN-Q.
@@ -157,6 +177,9 @@ def init_quantized(
             say.
         example_input: (N, C, H, W), to check that the network runs on its shape; ``"pt2e"`` needs
             it, and its model takes images of that size alone.
+        skip: ``"unsupported"`` leaves the modules float that cannot be captured, such as attention,
+            with their own initialization; one warning names them, and so does the returned
+            model's attribute ``skipped``.
 
     Returns:
         a new model. Its modules, parameters and buffers have the names they had; running
@@ -177,9 +200,21 @@ def init_quantized(
     """
     scheme = _scheme(bits, act_bits, scheme)
     layers = load_backend(backend)
-    captured = capture(model, example_input)
+    captured = capture(model, example_input, skip=skip)
     precision = (scheme.weight_bits, scheme.act_bits)
     (new_values,) = predict_captured([captured], ghn, precision)
+    return emit_predicted(captured, new_values, scheme, layers, example_input)
+
+
+def emit_predicted(
+    captured: Capture,
+    new_values: list[Tensor | None],
+    scheme: QuantScheme,
+    backend: Backend | ModelBackend,
+    example_input: Tensor | None = None,
+) -> QuantModel:
+    """A quantized copy of a captured network with new values for its parameters, in their order;
+    None keeps the parameter's own."""
     replaced = {
         id(p): nn.Parameter(new, requires_grad=p.requires_grad)
         for p, new in zip(captured.root.parameters(), new_values, strict=True)
@@ -189,7 +224,7 @@ def init_quantized(
     for module in copied.root.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()  # those of other parameters
-    return emit(copied, scheme, layers, example_input)
+    return emit(copied, scheme, backend, example_input)
 
 
 def quantize(

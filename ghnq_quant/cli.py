@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -341,6 +342,46 @@ def report(
 
     page = write_report(runs, output)
     Console().print(f"Saved to {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def coverage(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(help="Glob over all model names [the convolutional models]."),
+    ] = None,
+    library: Annotated[
+        str | None, typer.Option(help="timm, torchvision or another adapter's name [all].")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for coverage.jsonl and coverage.md.")
+    ] = Path("ghnq-coverage"),
+    bits: Bits = "4",
+    backend: Backend = "brevitas",
+    workers: Annotated[int, typer.Option(min=1, help="Models at a time, a core each.")] = 1,
+    memory: Annotated[float, typer.Option(min=1.0, help="GiB that a model may take.")] = 8.0,
+    again: Annotated[bool, typer.Option("--again", help="Measure the failed ones anew.")] = False,
+) -> None:
+    """How many models of a zoo are captured, predicted, quantized and trainable.
+
+    Takes seconds a model. A run that is killed goes on where it was when it is started again.
+    """
+    from rich.markdown import Markdown
+
+    from ghnq_quant.evaluation.coverage import PAGE_FILE, measure_coverage, zoo_models
+    from ghnq_quant.evaluation.coverage_stages import Measurement
+
+    console = Console()
+    measure_coverage(
+        zoo_models(library, pattern),
+        output,
+        Measurement(parse_precision(bits), backend, int(memory * 2**30)),
+        workers=workers,
+        again=again,
+        command=shlex.join(["ghnq", *sys.argv[1:]]),
+        console=console,
+    )
+    console.print(Markdown((output / PAGE_FILE).read_text("utf-8")))
 
 
 space = typer.Typer(help="The networks of ConvNets-250K.", no_args_is_help=True)

@@ -217,6 +217,32 @@ def test_classification_layer(tail: list[nn.Module], found: tuple[str | None, ..
     assert tuple(None if p is None else graph.nodes[p].parameters[0] for p in positions) == found
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "repvgg_a0",
+        "mobileone_s0",
+        "convnext_atto",
+        "densenet121",
+        "dla34",
+        "hrnet_w18_small",
+    ],
+)
+def test_stem_and_classifier_are_those_that_timm_names(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=10)
+    captured = capture(model)
+    for found, key in ((captured.stem, "first_conv"), (captured.classifier, "classifier")):
+        named = model.pretrained_cfg[key]
+        assert set(found) == {named} if isinstance(named, str) else set(named)
+
+
+def test_several_stems_and_classifiers() -> None:
+    captured = capture(Net(lambda n, x: (n.a(x) + n.b(n.act(n.d(x)))).relu(), d=nn.Conv2d(3, 4, 3)))
+    assert (captured.stem, captured.classifier) == (("a", "d"), ("a", "b"))
+
+
 # --- ArchGraph -----------------------------------------------------------------------------------
 
 
@@ -547,9 +573,13 @@ BAD: dict[str, tuple[Any, str]] = {
         nn.Sequential(nn.Conv2d(3, 4, 3), OwnNorm(4)),
         r"'1' \(OwnNorm\) replaces LayerNorm\.forward",
     ),
-    "weight standardization": (
-        nn.Sequential(timm.layers.StdConv2d(3, 4, 3)),
-        r"'0' \(StdConv2d\) replaces Conv2d\.forward",
+    "a weight of no layer": (
+        Net(lambda n, x: F.conv2d(n.a(x), n.w.weight), w=nn.Embedding(4, 4)),
+        r"calls conv2d with a parameter that belongs to no conv",
+    ),
+    "attention": (
+        Net(lambda n, x: n.m(n.a(x).flatten(2)), m=nn.MultiheadAttention(4, 2)),
+        r"module 'm' is a MultiheadAttention",
     ),
 }
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ghnq_quant.capture.computed_weight import ComputedWeight
 from ghnq_quant.errors import GhnqError
 
 
@@ -26,7 +27,8 @@ class Adapter(Protocol):
     def is_leaf(self, module: nn.Module) -> bool:
         """Whether ``module`` is to be kept whole and run as it is.
 
-        It has no parameters, or is a LayerNorm or GroupNorm with a ``forward`` of its own.
+        It is a norm layer of any kind, whose 1-d ``weight`` and ``bias`` are predicted, or has no
+        parameters.
         """
 
     def rewrite(self, module: nn.Module) -> nn.Module | None:
@@ -37,6 +39,9 @@ class Adapter(Protocol):
 
     def model_names(self) -> list[str]:
         """All names that :meth:`create_model` knows."""
+
+    def convolutional_models(self) -> dict[str, list[str]]:
+        """Those of convolutional classifiers, by family: what ``ghnq coverage`` measures."""
 
 
 @runtime_checkable
@@ -66,7 +71,7 @@ class Surrounded(nn.Module):
         return x
 
 
-class _NormThen(Surrounded):
+class NormThen(Surrounded):
     """A norm layer whose child modules are applied to its output, in order."""
 
     def after(self, x: Tensor) -> Tensor:
@@ -75,11 +80,11 @@ class _NormThen(Surrounded):
         return x
 
 
-class BatchNormThen(_NormThen, nn.BatchNorm2d):
+class BatchNormThen(NormThen, nn.BatchNorm2d):
     """A batch norm, then its child modules."""
 
 
-class GroupNormThen(_NormThen, nn.GroupNorm):
+class GroupNormThen(NormThen, nn.GroupNorm):
     """A group norm, then its child modules."""
 
 
@@ -102,6 +107,35 @@ def enlarged_input_folded(weight: Tensor, side: int) -> Tensor:
     size = weight.shape[-1]
     enlarge = F.adaptive_avg_pool1d(torch.eye(side, dtype=weight.dtype, device=weight.device), size)
     return torch.einsum("ochw,ih,jw->ocij", weight, enlarge, enlarge)
+
+
+class _RowWeight(ComputedWeight):
+    def compute_weight(self, parameter: Tensor) -> Tensor:
+        return parameter.unsqueeze(2)
+
+
+class Conv1dAs2d(_RowWeight, Surrounded, nn.Conv2d):
+    """A 1-d convolution as a 1×k one, with the parameter (c_out, c_in, k)."""
+
+    def before(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(2)
+
+    def after(self, x: Tensor) -> Tensor:
+        return x.squeeze(2)
+
+
+def conv1d_as_2d(conv: nn.Conv1d) -> Conv1dAs2d:
+    """A 1-d convolution, padded with zeros by a number, as a 1×k one."""
+    assert conv.padding_mode == "zeros"
+    assert not isinstance(conv.padding, str)
+    return recast(
+        conv,
+        Conv1dAs2d,
+        kernel_size=(1, *conv.kernel_size),
+        stride=(1, *conv.stride),
+        padding=(0, *conv.padding),
+        dilation=(1, *conv.dilation),
+    )
 
 
 _Module = TypeVar("_Module", bound=nn.Module)

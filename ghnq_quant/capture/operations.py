@@ -136,7 +136,7 @@ def _classify_node(node: fx.Node, modules: dict[str, nn.Module]) -> Kind:
         return Kind.OUTPUT
     if node.op == "call_module":
         module = modules[str(node.target)]
-        return next((kind for types, kind in _MODULES if isinstance(module, types)), Kind.OTHER)
+        return module_kind(module)
     if node.op == "call_function":
         if node.target is getattr:
             return Kind.RESHAPE if node.args[1] in _TENSOR_ATTRIBUTES else Kind.NOT_A_TENSOR
@@ -147,6 +147,15 @@ def _classify_node(node: fx.Node, modules: dict[str, nn.Module]) -> Kind:
         return Kind.OTHER
     if kind is Kind.SPATIAL_MEAN and not _is_spatial(argument(node, 1, "dim", None)):
         return Kind.OTHER
+    return kind
+
+
+def module_kind(module: nn.Module) -> Kind:
+    """What a call of ``module``, kept whole, does."""
+    kind = next((kind for types, kind in _MODULES if isinstance(module, types)), Kind.OTHER)
+    weight = module._parameters.get("weight")
+    if kind is Kind.OTHER and weight is not None and weight.dim() == 1:
+        return Kind.OTHER_NORM  # a zoo's own
     return kind
 
 

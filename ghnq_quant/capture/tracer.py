@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedParameter
 
 from ghnq_quant.capture.adapters import Adapter, Surrounded, adapters_in_use
+from ghnq_quant.capture.operations import Kind, module_kind
 from ghnq_quant.capture.unchanged import copy_of_modules, unchanged
 from ghnq_quant.errors import CaptureError
 
@@ -22,23 +26,34 @@ _UNSUPPORTED = (
 #: Layers that a quantization backend replaces: what they compute must be known.
 _REPLACED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
 _NORMS = (nn.LayerNorm, nn.GroupNorm)
+#: Functions whose second operand may be a weight.
+_PRODUCTS: set[Any] = {
+    *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose2d, F.linear),
+    *(torch.matmul, torch.mm, torch.bmm, operator.matmul, "matmul"),
+}
 
 
-def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
+def trace(model: nn.Module, *, skip: bool = False) -> tuple[nn.Module, fx.Graph, tuple[str, ...]]:
     """Trace ``model`` as it runs in eval mode.
+
+    Args:
+        skip: keep whole, as one operation, each module that cannot be traced or is not supported.
 
     Returns:
         the module that the graph's names refer to (``model`` itself, or a copy that shares its
-        tensors where an adapter rewrote layers or ``forward`` holds tensors) and the graph.
+        tensors where an adapter rewrote layers or ``forward`` holds tensors), the graph, and the
+        names of the modules that were skipped.
 
     Raises:
         CaptureError: the model has no 2-d convolution, has a convolution of another rank, or its
             ``forward`` cannot be traced.
     """
-    _check_layers(model)
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"expected an nn.Module, got {type(model).__name__}")
     adapters = adapters_in_use()
     root = _rewritten(model, adapters)
-    tracer = _Tracer(adapters)
+    _check_layers(root, skip)
+    tracer = _Tracer(adapters, skip)
     with unchanged(root):
         root.eval()
         try:
@@ -52,7 +67,7 @@ def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
         root = copy_of_modules(root)
         for name, value in constants.items():
             root.register_buffer(name, value, persistent=False)
-    return root, graph
+    return root, graph, tuple(tracer.skipped)
 
 
 def _constants(root: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
@@ -61,12 +76,10 @@ def _constants(root: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
     return {n: vars(root)[n] for n in names if n.startswith("_tensor_constant") and n in vars(root)}
 
 
-def _check_layers(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"expected an nn.Module, got {type(model).__name__}")
+def _check_layers(model: nn.Module, skip: bool) -> None:
     has_conv = False
     for name, module in model.named_modules():
-        if isinstance(module, _UNSUPPORTED):
+        if isinstance(module, _UNSUPPORTED) and not skip:
             raise CaptureError(
                 f"module {name!r} is a {type(module).__name__}: only Conv2d convolutions are "
                 "supported; replace it, or quantize the part of the model that has none"
@@ -105,9 +118,11 @@ def _rewrite(module: nn.Module, adapters: tuple[Adapter, ...]) -> nn.Module | No
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, adapters: tuple[Adapter, ...]) -> None:
+    def __init__(self, adapters: tuple[Adapter, ...], skip: bool) -> None:
         super().__init__()
         self._adapters = adapters
+        self._skip = skip
+        self.skipped: list[str] = []
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -132,6 +147,8 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self.skipped:
+            return True
         if isinstance(m, _REPLACED):
             _check_is_standard(m, module_qualified_name)
             return True
@@ -140,9 +157,33 @@ class _Tracer(fx.Tracer):
         if isinstance(m, _NORMS):
             _check_is_standard(m, module_qualified_name)
             return True
-        return super().is_leaf_module(m, module_qualified_name)
+        is_leaf = super().is_leaf_module(m, module_qualified_name)
+        if is_leaf:
+            _check_is_known(m, module_qualified_name)
+        return is_leaf
 
     def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if not self._skip:
+            return self._call(m, forward, args, kwargs)
+        last, stack = next(reversed(self.graph.nodes)), self.module_stack.copy()
+        name = self.path_of_module(m)
+        skipped = len(self.skipped)
+        try:
+            return self._call(m, forward, args, kwargs)
+        except Exception:
+            while (newest := next(reversed(self.graph.nodes))) is not last:
+                self.graph.erase_node(newest)
+            self.module_stack = stack
+            self.skipped[skipped:] = [name]
+            return super().call_module(m, forward, args, kwargs)
+
+    def _call(
         self,
         m: nn.Module,
         forward: Callable[..., Any],
@@ -153,6 +194,37 @@ class _Tracer(fx.Tracer):
             return super().call_module(m, forward, args, kwargs)
         return m.after(super().call_module(m, forward, (m.before(*args, **kwargs),), {}))
 
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **others: Any
+    ) -> Any:
+        """The usual, but for a convolution or matrix product with a parameter no layer holds."""
+        if target in _PRODUCTS and any(map(self._is_of_parameters, (*args[1:2], *kwargs.values()))):
+            name, cls = next(reversed(self.module_stack.values()), ("", self.root))
+            raise CaptureError(
+                f"module {name!r} ({getattr(cls, '__name__', type(cls).__name__)}) calls "
+                f"{getattr(target, '__name__', target)} with a parameter that belongs to no conv "
+                "or linear layer, so it would be neither predicted nor quantized; use a layer, or "
+                'leave the module float with skip="unsupported"'
+            )
+        return super().create_proxy(kind, target, args, kwargs, *more, **others)
+
+    def _is_of_parameters(self, operand: Any) -> bool:
+        """Whether a product's second operand is a parameter, or computed with one directly."""
+        if isinstance(operand, Tensor):
+            return operand.dim() > 1 and operand.requires_grad
+        if not isinstance(operand, fx.Proxy):
+            return False
+        names = {name for name, _ in self.root.named_parameters(remove_duplicate=False)}
+        pending, seen = [operand.node], set()
+        while pending:
+            node = pending.pop()
+            if node.op == "get_attr" and node.target in names:
+                return True
+            if node.op in ("call_function", "call_method") and node not in seen:
+                seen.add(node)
+                pending += node.all_input_nodes
+        return False
+
 
 def _default(placeholder: fx.Node) -> tuple[Any] | None:
     """(default,) of an argument, None if it has none."""
@@ -160,6 +232,16 @@ def _default(placeholder: fx.Node) -> tuple[Any] | None:
     if name.startswith("*"):
         return ({},) if name.startswith("**") else ((),)
     return (placeholder.args[0],) if placeholder.args else None
+
+
+def _check_is_known(module: nn.Module, name: str) -> None:
+    has_matrix = any(p.dim() > 1 for p in module.parameters())
+    if has_matrix and module_kind(module) is Kind.OTHER:
+        raise CaptureError(
+            f"module {name!r} is a {type(module).__name__}, whose parameters are neither of a "
+            "conv, linear nor norm layer; replace it, or leave it float with "
+            'skip="unsupported"'
+        )
 
 
 def _check_is_standard(module: nn.Module, name: str) -> None:

@@ -11,6 +11,7 @@ from torch.fx.graph_module import _format_import_block
 from torch.package import sys_importer
 
 from ghnq_quant.capture import Capture, QuantPlan, Unit
+from ghnq_quant.capture.computed_weight import ComputedWeight, keep_computing
 from ghnq_quant.errors import GhnqWarning
 from ghnq_quant.quantization.backends import Backend, ModelBackend
 from ghnq_quant.quantization.batch_norm import has_running_statistics
@@ -29,7 +30,7 @@ class QuantModel(nn.Module):
     Attributes:
         scheme: what is quantized to how many bits.
         plan: the units and quantized activations.
-        backend: that made the quantized layers.
+        skipped: names of the modules that stayed float because they are not supported.
         code: Python source of the traced ``forward`` with quantizers in it.
     """
 
@@ -99,6 +100,7 @@ class LayerwiseModel(QuantModel):
         self.training = root.training
         self.scheme = scheme
         self.plan: QuantPlan = captured.quant_plan
+        self.skipped = captured.skipped
         self.backend = backend
         self.code = _source(rewrite(captured, self, fold=fold))
         self._run = _compile(self.code)
@@ -180,4 +182,6 @@ def _layer(module: nn.Module, unit: Unit, scheme: QuantScheme, backend: Backend)
         layer = backend.conv2d(module, bits)  # type: ignore[arg-type]
     else:
         layer = backend.conv2d_batch_norm(module, bits, scheme.bn)  # type: ignore[arg-type]
+    if isinstance(module, ComputedWeight):
+        keep_computing(layer, module)
     return layer.train(module.training)

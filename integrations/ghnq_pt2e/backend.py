@@ -44,7 +44,7 @@ class Pt2eBackend:
             prepared = prepare_qat_pt2e(exported, PlanQuantizer(plan, scheme))
         _check(prepared, modules)
         _name_quantizers(prepared, modules)
-        return Pt2eModel(prepared, modules, plan, scheme)
+        return Pt2eModel(prepared, modules, plan, scheme, captured.skipped)
 
 
 @contextmanager

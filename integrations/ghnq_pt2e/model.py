@@ -37,13 +37,19 @@ class Pt2eModel(QuantModel, fx.GraphModule):
     """
 
     def __init__(
-        self, prepared: fx.GraphModule, modules: nn.Module, plan: QuantPlan, scheme: QuantScheme
+        self,
+        prepared: fx.GraphModule,
+        modules: nn.Module,
+        plan: QuantPlan,
+        scheme: QuantScheme,
+        skipped: tuple[str, ...],
     ) -> None:
         fx.GraphModule.__init__(self, modules, prepared.graph)
         self._adopt(modules)
         self.meta = dict(prepared.meta)
         self.plan = plan
         self.scheme = scheme
+        self.skipped = skipped
         self._warned = False
 
     def _adopt(self, modules: nn.Module) -> None:
@@ -61,7 +67,7 @@ class Pt2eModel(QuantModel, fx.GraphModule):
         holder.training = self.training
         source = fx.GraphModule(holder, copy.deepcopy(self.graph))
         source.meta = copy.copy(self.meta)
-        twin = Pt2eModel(source, holder, self.plan, self.scheme)
+        twin = Pt2eModel(source, holder, self.plan, self.scheme, self.skipped)
         twin._warned = self._warned
         memo[id(self)] = twin
         return twin

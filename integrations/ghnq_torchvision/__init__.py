@@ -14,6 +14,9 @@ from torchvision.ops import StochasticDepth  # noqa: E402
 __all__ = ["TorchvisionAdapter"]
 
 
+_TRANSFORMERS = ("vision_transformer", "swin_transformer", "maxvit")
+
+
 class TorchvisionAdapter:
     """Keeps whole torchvision's stochastic depth, which follows train and eval, and its norm."""
 
@@ -31,3 +34,11 @@ class TorchvisionAdapter:
 
     def model_names(self) -> list[str]:
         return list(torchvision.models.list_models(module=torchvision.models))
+
+    def convolutional_models(self) -> dict[str, list[str]]:
+        families: dict[str, list[str]] = {}
+        for name in self.model_names():
+            family = torchvision.models.get_model_builder(name).__module__.rpartition(".")[2]
+            if family not in _TRANSFORMERS:
+                families.setdefault(family, []).append(name)
+        return families

@@ -1,0 +1,236 @@
+"""How far one model of a zoo comes: from its making to the gradients of its quantized form."""
+
+from __future__ import annotations
+
+import gc
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ghnq_quant.api import emit_predicted, predict_captured
+from ghnq_quant.capture import Capture, Kind, capture
+from ghnq_quant.capture.adapters import load_adapters
+from ghnq_quant.capture.unchanged import unchanged
+from ghnq_quant.errors import CaptureError, GhnqError, GhnqWarning
+from ghnq_quant.quantization import QuantModel, QuantScheme, load_backend
+
+#: In their order: make the model; trace it, and compare the traced graph with it on one batch;
+#: predict its parameters; emit the quantized model; run it in training mode; its gradients.
+STAGES = ("create", "capture", "predict", "emit", "forward", "backward")
+#: Sides of the image, of which a model gets the first that it runs on.
+SIDES = (64, 96, 160, 224)
+NUM_CLASSES = 10
+#: Copies of the parameters that training a quantized model takes at the least: its own, the float
+#: model's, their gradients, and of each weight the folded, the quantized and their difference.
+_COPIES = 6
+
+
+@dataclass
+class ModelCoverage:
+    """What came of one model.
+
+    Attributes:
+        library: name of the adapter that made it.
+        family: of models, as the adapter groups them.
+        model: its name there.
+        parameters: how many values they have.
+        nodes: of its graph as the hypernetwork reads it.
+        seconds: by stage, of the stages that it passed.
+        side: of the image.
+        meta: whether it is too large for the memory and was made without any: then predicting and
+            emitting are the last stages.
+        kept: how many parameters keep their own initialization, by «Type.parameter».
+        finite: whether its logits and all gradients are, of those stages that it passed.
+        failed: the stage that it failed in, None if it passed all.
+        reason: of the failure.
+    """
+
+    library: str
+    family: str
+    model: str
+    parameters: int = 0
+    nodes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    side: int = 0
+    meta: bool = False
+    kept: dict[str, int] = field(default_factory=dict)
+    finite: bool = True
+    failed: str | None = None
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How a model is measured.
+
+    Attributes:
+        bits: of weights and activations.
+        backend: the quantized model's.
+        memory: bytes that a model may take.
+    """
+
+    bits: tuple[int, int] = (4, 4)
+    backend: str = "brevitas"
+    memory: int = 8 * 2**30
+
+    def measure(
+        self, library: str, family: str, name: str, say: Callable[[ModelCoverage], None]
+    ) -> ModelCoverage:
+        """Take a model through all stages.
+
+        Args:
+            say: called before each stage with what is known; should the process die, ``failed``
+                names the stage.
+        """
+        found = ModelCoverage(library, family, name)
+        run = _Run(self, found)
+        stages: tuple[str, ...] = STAGES
+        for stage in STAGES:
+            if stage not in stages:
+                continue
+            found.failed = stage
+            say(found)
+            start = time.perf_counter()
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", GhnqWarning)
+                    getattr(run, stage)()
+            except Exception as error:
+                found.reason = _one_line(error)
+                return found
+            found.seconds[stage] = round(time.perf_counter() - start, 3)
+            if found.meta:
+                stages = STAGES[:4]
+        found.failed = None
+        return found
+
+
+class _Run:
+    """The stages of one model; each leaves what the next one needs."""
+
+    def __init__(self, measurement: Measurement, found: ModelCoverage) -> None:
+        self.settings = measurement
+        self.found = found
+
+    def create(self) -> None:
+        adapter = load_adapters()[self.found.library]
+        create = lambda: adapter.create_model(self.found.model, NUM_CLASSES)  # noqa: E731
+        try:
+            with torch.device("meta"):
+                model = create()
+        except Exception:  # an initialization that needs values
+            model = create()
+        if model is None:
+            raise GhnqError(f"{self.found.library} has no model {self.found.model}")
+        self.found.parameters = sum(p.numel() for p in model.parameters())
+        needed = 4 * _COPIES * self.found.parameters + 2**30
+        self.found.meta = needed > self.settings.memory
+        if not self.found.meta and any(p.is_meta for p in model.parameters()):
+            model = create()
+        assert model is not None
+        self.model: nn.Module = model
+
+    def capture(self) -> None:
+        self.captured: Capture = capture(self.model)
+        self.found.nodes = len(self.captured.arch_graph)
+        self.found.side = _smallest_side(self.captured)
+        if not self.found.meta:
+            self._compare()
+
+    def _compare(self) -> None:
+        x = self._images()
+        with torch.no_grad(), unchanged(self.model), unchanged(self.captured.root):
+            expected = self.model.eval()(x)
+            self.captured.root.eval()
+            actual = fx.Interpreter(self.captured.root, graph=self.captured.graph).run(x)
+        if not torch.allclose(actual, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
+            raise CaptureError("the captured graph does not compute what the model computes")
+
+    def predict(self) -> None:
+        (self.new_values,) = predict_captured([self.captured], None, self.settings.bits)
+        named = list(self.captured.root.named_parameters())
+        predicted = {
+            id(p): new
+            for (_, p), new in zip(named, self.new_values, strict=True)
+            if new is not None
+        }
+        for (name, p), new in zip(named, self.new_values, strict=True):
+            if new is not None and (new.shape != p.shape or not (new.is_meta or _finite(new))):
+                raise GhnqError(f"{name!r}: predicted with a wrong shape or values not finite")
+        self._check_all_predicted(predicted)
+        kept = {id(p) for _, p in named if id(p) not in predicted}
+        self.found.kept = dict(
+            Counter(
+                f"{type(module).__name__.lstrip('_')}.{name}"
+                for module in self.model.modules()
+                for name, p in module.named_parameters(recurse=False)
+                if id(p) in kept
+            )
+        )
+
+    def _check_all_predicted(self, predicted: dict[int, Tensor]) -> None:
+        layers = (Kind.CONV, Kind.LINEAR, Kind.BATCH_NORM, Kind.OTHER_NORM)
+        for node, kind in self.captured.kinds.items():
+            if kind not in layers or node.op != "call_module":
+                continue
+            parameters = self.captured.modules[str(node.target)]._parameters
+            for name in ("weight", "bias"):
+                p = parameters.get(name)
+                if p is not None and id(p) not in predicted:
+                    raise GhnqError(f"{node.target}.{name} of a {kind.value} is not predicted")
+
+    def emit(self) -> None:
+        scheme = QuantScheme(*self.settings.bits)
+        backend = load_backend(self.settings.backend)
+        self.quantized: QuantModel = emit_predicted(self.captured, self.new_values, scheme, backend)
+        del self.model, self.captured, self.new_values
+        gc.collect()
+
+    def forward(self) -> None:
+        self.logits: Tensor = self.quantized.train()(self._images())
+        if self.logits.shape != (2, NUM_CLASSES):
+            raise GhnqError(f"the output has shape {tuple(self.logits.shape)}")
+        self.found.finite = _finite(self.logits)
+
+    def backward(self) -> None:
+        F.cross_entropy(self.logits, torch.arange(2)).backward()
+        gradients = [p.grad for p in self.quantized.parameters() if p.grad is not None]
+        if not gradients:
+            raise GhnqError("no parameter has a gradient")
+        self.found.finite = self.found.finite and all(map(_finite, gradients))
+
+    def _images(self) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        side = self.found.side
+        return torch.randn(2, 3, side, side, generator=generator)
+
+
+def _smallest_side(captured: Capture) -> int:
+    for side in SIDES:
+        try:
+            captured.shapes((2, 3, side, side))
+        except CaptureError:
+            if side == SIDES[-1]:
+                raise
+        else:
+            return side
+    raise AssertionError
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(x.isfinite().all())
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, GhnqError) else f"{type(error).__name__}: {text}"

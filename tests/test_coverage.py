@@ -1,0 +1,100 @@
+"""One small model of each of timm's modules goes through every stage; the measurement itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ghnq_quant import GhnqError
+from ghnq_quant.evaluation.coverage import Model, measure_coverage, read_coverage, zoo_models
+from ghnq_quant.evaluation.coverage_stages import STAGES, Measurement
+
+SMALL = (
+    "test_byobnet",
+    "test_convnext",
+    "cs3darknet_focus_s",
+    "densenet121",
+    "dla46x_c",
+    "dpn48b",
+    "test_efficientnet",
+    "fasternet_t0",
+    "ghostnet_050",
+    "hardcorenas_b",
+    "hgnetv2_b0",
+    "hrnet_w18_small",
+    "inception_next_atto",
+    "lcnet_035",
+    "test_nfnet",
+    "regnetx_002",
+    "repghostnet_050",
+    "repvit_m1",
+    "resnest14d",
+    "test_resnet",
+    "resnetv2_18",
+    "rexnet_100",
+    "legacy_seresnet18",
+    "skresnet18",
+    "starnet_s050",
+    "ese_vovnet19b_slim_dw",
+)
+#: The smallest of their modules, and yet too large for a quick test: without memory.
+LARGE = (
+    "convmixer_768_32",
+    "inception_resnet_v2",
+    "inception_v3",
+    "inception_v4",
+    "nasnetalarge",
+    "pnasnet5large",
+    "rdnet_tiny",
+    "res2next50",
+    "selecsls42",
+    "tresnet_m",
+    "vgg11",
+    "legacy_xception",
+    "xception41p",
+)
+
+
+@pytest.mark.parametrize("name", [*SMALL, *LARGE])
+def test_the_smallest_model_of_each_module(name: str) -> None:
+    (model,) = zoo_models("timm", name)
+    memory = 8 * 2**30 if name in SMALL else 0
+    found = Measurement(memory=memory).measure(*model, say=lambda _: None)
+    assert (found.failed, found.reason) == (None, "")
+    assert tuple(found.seconds) == (STAGES if name in SMALL else STAGES[:4])
+
+
+def test_every_module_of_timm_has_its_sample() -> None:
+    families = {model.family for name in (*SMALL, *LARGE) for model in zoo_models("timm", name)}
+    assert families == {model.family for model in zoo_models("timm")}
+
+
+def test_a_measurement_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    models = [*zoo_models("timm", "test_resnet"), Model("timm", "none", "no_such_model")]
+    measure_coverage(models[:1], tmp_path)
+    lines = (tmp_path / "coverage.jsonl").read_bytes()
+    (tmp_path / "coverage.jsonl").write_bytes(lines + b'{"cut')
+    first, second = measure_coverage(models, tmp_path)
+    assert (tmp_path / "coverage.jsonl").read_bytes().startswith(lines)
+    assert (first.failed, second.failed) == (None, "create")
+    assert "no_such_model" in second.reason
+    page = (tmp_path / "coverage.md").read_text("utf-8")
+    assert "**timm: 1 of 2 models pass (50.0 %)**" in page
+    assert "no_such_model" in page
+    assert len(read_coverage(tmp_path / "coverage.jsonl")) == 2
+
+
+def test_a_model_beyond_the_limit_of_memory_is_told(tmp_path: Path) -> None:
+    """A process that may take less than its own code fails, and the parent goes on."""
+    tight = Measurement(memory=2**28)
+    (result,) = measure_coverage(zoo_models("timm", "test_resnet"), tmp_path, tight)
+    assert result.failed is not None
+    assert result.reason
+
+
+def test_no_such_models() -> None:
+    with pytest.raises(GhnqError, match="no adapter 'zoo'; installed are:"):
+        zoo_models("zoo")
+    with pytest.raises(GhnqError, match="no model matches 'nothing\\*'"):
+        zoo_models(None, "nothing*")
