@@ -86,7 +86,7 @@ class _Steps:
         self.captured = captured
         self.resolution = resolution
         self.image_size = image_size
-        self.stem = {str(node.target) for node in resolution.stem}
+        self.stem = captured.stem
         self.failure: CaptureError | None = None
         self.calls: dict[object, int] = {}
         for node in captured.graph.nodes:

@@ -167,7 +167,12 @@ ERRORS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[GhnqError]
         SchemeError,
         "nowhere.*stem",
     ),
-    "backend": (small_network, {"backend": "tpu"}, BackendError, "'tpu'.*brevitas, reference"),
+    "backend": (
+        small_network,
+        {"backend": "tpu"},
+        BackendError,
+        "'tpu'.*brevitas, pt2e, reference, torch_ao",
+    ),
     "control flow": (DataDependent, {}, CaptureError, "DataDependent.*cannot trace|branch"),
     "1-d": (rank(1), {}, CaptureError, "'1' is a Conv1d"),
     "3-d": (rank(3), {}, CaptureError, "'1' is a Conv3d"),

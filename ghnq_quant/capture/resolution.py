@@ -33,12 +33,10 @@ class Resolution:
     """How a network goes from the image to its last feature map.
 
     Attributes:
-        stem: convolutions that read the image, with no other before them.
         steps: downsamplings from the image on.
         last: the convolution with the last feature map, before anything global.
     """
 
-    stem: tuple[fx.Node, ...]
     steps: tuple[Downsampling, ...]
     last: fx.Node
 
@@ -55,8 +53,6 @@ def find_resolution(
         shapes: by node, for one image of ``PROBE_SIDE`` by ``PROBE_SIDE`` pixels.
     """
     sides: dict[fx.Node, int | None] = {}
-    at_image: set[fx.Node] = set()
-    stem: list[fx.Node] = []
     steps: dict[int, list[tuple[fx.Node, int]]] = {}
     last = None
     for node in graph.nodes:
@@ -64,15 +60,10 @@ def find_resolution(
         before = max((side for side in inputs if side is not None), default=None)
         after = _side(node, kinds[node], before, shapes.get(node.name))
         sides[node] = after
-        reads_image = at_image.issuperset(node.all_input_nodes)
-        if reads_image and kinds[node] is not Kind.CONV:
-            at_image.add(node)
         if after is None or before is None:
             continue
         if kinds[node] is Kind.CONV:
             last = node
-            if reads_image:
-                stem.append(node)
         layer = kinds[node] in _STRIDED
         stride = _stride(node, modules) if layer else round(before / after)
         if stride > 1:
@@ -81,7 +72,7 @@ def find_resolution(
     ordered = [
         Downsampling(*zip(*steps[side], strict=True)) for side in sorted(steps, reverse=True)
     ]
-    return Resolution(tuple(stem), tuple(ordered), last)
+    return Resolution(tuple(ordered), last)
 
 
 def _side(

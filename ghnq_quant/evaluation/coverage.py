@@ -16,7 +16,7 @@ from ghnq_quant.evaluation.coverage_stages import Measurement, ModelCoverage
 from ghnq_quant.evaluation.coverage_table import coverage_page
 from ghnq_quant.evaluation.isolated import Say, run_isolated
 from ghnq_quant.evaluation.progress import Progress
-from ghnq_quant.training.saving import replacing
+from ghnq_quant.files import replacing
 
 if TYPE_CHECKING:
     from rich.console import Console
