@@ -64,50 +64,35 @@ class FixedWeight(_QuantParamsBuffers):
         return f"bits={self.bits}"
 
 
-class FoldedConv2d(nn.Conv2d):
-    """A convolution whose weight lies on its levels and holds the batch norm, as its bias does.
+class _Folded(nn.Module):
+    """Mixin of a layer whose weight lies on its levels.
 
     Attributes:
         weight_quant: the weight's quantization, None where it is float.
     """
 
+    weight: Tensor
     weight_quant: FixedWeight | None
 
     def weight_levels(self) -> Tensor:
         """The levels of the weight, uint8 of its shape."""
-        return _levels(self)
+        assert self.weight_quant is not None
+        return self.weight_quant.qparams.levels(self.weight.detach())
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}{_bits(self)}"
+        bits = "" if self.weight_quant is None else f", weight_bits={self.weight_quant.bits}"
+        return super().extra_repr() + bits
 
 
-class FoldedLinear(nn.Linear):
-    """A linear layer whose weight lies on its levels.
+class FoldedConv2d(_Folded, nn.Conv2d):
+    """A convolution on its levels that holds the batch norm, as its bias does."""
 
-    Attributes:
-        weight_quant: the weight's quantization, None where it is float.
-    """
 
-    weight_quant: FixedWeight | None
-
-    def weight_levels(self) -> Tensor:
-        """The levels of the weight, uint8 of its shape."""
-        return _levels(self)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}{_bits(self)}"
+class FoldedLinear(_Folded, nn.Linear):
+    """A linear layer on its levels."""
 
 
 FoldedLayer = FoldedConv2d | FoldedLinear
-
-
-def _levels(layer: FoldedLayer) -> Tensor:
-    assert layer.weight_quant is not None
-    return layer.weight_quant.qparams.levels(layer.weight.detach())
-
-
-def _bits(layer: FoldedLayer) -> str:
-    return "" if layer.weight_quant is None else f", weight_bits={layer.weight_quant.bits}"
 
 
 def stretch(bits: int) -> int:
