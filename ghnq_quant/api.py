@@ -21,6 +21,7 @@ from ghnq_quant.quantization import (
     load_backend,
 )
 from ghnq_quant.quantization.scheme import FLOAT_BITS, as_pair, check_bits
+from ghnq_quant.trainability import ready_for_training
 
 
 @cache
@@ -160,9 +161,13 @@ def init_quantized(
     scheme: QuantScheme | None = None,
     example_input: Tensor | None = None,
     skip: Literal["unsupported"] | None = None,
+    as_predicted: bool = False,
 ) -> QuantModel:
     """Turn a float network into one that is ready for quantization-aware training, with parameters
     predicted by GHN-Q.
+
+    Batch norms that are folded are as new, and filters before them have the size of a new layer's
+    (see :func:`ghnq_quant.trainability.ready_for_training`, which tells why).
 
     Args:
         model: the network; it is not changed.
@@ -180,6 +185,8 @@ def init_quantized(
         skip: ``"unsupported"`` leaves the modules float that cannot be captured, such as attention,
             with their own initialization; one warning names them, and so does the returned
             model's attribute ``skipped``.
+        as_predicted: keep all parameters exactly as :func:`predict_parameters` gives them, as in the
+            paper's evaluation.
 
     Returns:
         a new model. Its modules, parameters and buffers have the names they had; running
@@ -203,6 +210,8 @@ def init_quantized(
     captured = capture(model, example_input, skip=skip)
     precision = (scheme.weight_bits, scheme.act_bits)
     (new_values,) = predict_captured([captured], ghn, precision)
+    if not as_predicted:
+        new_values = ready_for_training(captured, new_values)
     return emit_predicted(captured, new_values, scheme, layers, example_input)
 
 

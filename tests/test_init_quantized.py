@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_networks import images, small_network
 from torch import nn
 
@@ -38,13 +39,41 @@ def ghn(tiny_ghn: GHN) -> GHN:
 def test_parameters_are_the_predicted_ones(backend: str, ghn: GHN) -> None:
     model = small_network(steps=2)
     expected = ghnq_quant.predict_parameters(model, ghn)
-    qmodel = ghnq_quant.init_quantized(model, 4, ghn=ghn, backend=backend)
+    qmodel = ghnq_quant.init_quantized(model, 4, ghn=ghn, backend=backend, as_predicted=True)
     assert list(dict(qmodel.named_parameters())) == list(expected)
     for name, p in qmodel.named_parameters():
         assert torch.equal(p, expected[name])
         assert p.is_leaf
     assert not qmodel.get_parameter("plain.bias").requires_grad
     assert not torch.equal(qmodel.get_parameter("plain.weight"), model.plain.weight)
+
+
+@backends
+def test_folded_norms_are_new_and_filters_have_the_size_of_new_ones(backend: str, ghn: GHN) -> None:
+    model = small_network()
+    expected = ghnq_quant.predict_parameters(model, ghn)
+    qmodel = ghnq_quant.init_quantized(model, 4, ghn=ghn, backend=backend)
+    for name in ("stem.1", "norm"):
+        expected[f"{name}.weight"] = torch.ones(8)
+        expected[f"{name}.bias"] = torch.zeros(8)
+    for name, fan_in in (("stem.0.weight", 27), ("depthwise.weight", 9)):
+        predicted = expected[name]
+        expected[name] = F.normalize(predicted.flatten(1), dim=1).view_as(predicted) / 3**0.5
+        assert expected[name].square().mean() == pytest.approx(1 / (3 * fan_in))
+    for name, p in qmodel.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[name])
+
+
+def test_size_of_filters_changes_nothing_that_is_computed(ghn: GHN) -> None:
+    model = small_network(dropout=0.0)
+    model.stem[1].eps = model.norm.eps = 1e-12  # added to a variance that the size changes
+    qmodel = ghnq_quant.init_quantized(model, 32, ghn=ghn, backend="reference")
+    predicted = ghnq_quant.predict_parameters(model, ghn)
+    for name in ("stem.1", "norm"):
+        predicted[f"{name}.weight"], predicted[f"{name}.bias"] = torch.ones(8), torch.zeros(8)
+    model.load_state_dict(predicted, strict=False)
+    x = images()
+    torch.testing.assert_close(qmodel(x), model(x), rtol=1e-3, atol=1e-4)
 
 
 @backends
@@ -82,7 +111,7 @@ def test_bits(arguments: dict[str, Any], scheme: QuantScheme, backend: str, ghn:
 @backends
 def test_32_bits_are_the_float_network(backend: str, ghn: GHN) -> None:
     model = small_network(dropout=0.0)
-    qmodel = ghnq_quant.init_quantized(model, 32, ghn=ghn, backend=backend)
+    qmodel = ghnq_quant.init_quantized(model, 32, ghn=ghn, backend=backend, as_predicted=True)
     model.load_state_dict(ghnq_quant.predict_parameters(model, ghn), strict=False)
     x = images()
     torch.testing.assert_close(qmodel(x), model(x), rtol=1e-4, atol=1e-5)

@@ -73,6 +73,32 @@ def rescale(model: nn.Module, predicted: Parameters) -> Parameters:
     }
 
 
+def own_scale(model: nn.Module, predicted: Parameters) -> Parameters:
+    """Each output channel of each convolution at the scale of the layer's own initialization."""
+    own = dict(model.named_parameters())
+    return {
+        n: p if p.dim() < 4 else p / _rms(p, per_channel=True) * _rms(own[n].detach(), False)
+        for n, p in predicted.items()
+    }
+
+
+def own_blend(share: float) -> Callable[[nn.Module, Parameters], Parameters]:
+    def refine(model: nn.Module, predicted: Parameters) -> Parameters:
+        own = dict(model.named_parameters())
+        return {
+            n: p if p.dim() < 4 else math.sqrt(1 - share) * p + math.sqrt(share) * own[n].detach()
+            for n, p in predicted.items()
+        }
+
+    return refine
+
+
+def _rms(p: Tensor, per_channel: bool) -> Tensor:
+    values = p.flatten(1) if per_channel else p.flatten()[None]
+    rms = values.square().mean(1).sqrt().clamp_min(1e-8)
+    return rms.view(-1, *[1] * (p.dim() - 1))
+
+
 def chained(
     *steps: Callable[[nn.Module, Parameters], Parameters],
 ) -> Callable[[nn.Module, Parameters], Parameters]:

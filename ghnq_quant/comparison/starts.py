@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 import ghnq_quant
-from ghnq_quant.comparison.refinements import blend, chained, complete, rescale, reset_norms
+from ghnq_quant.comparison.refinements import (
+    blend,
+    chained,
+    complete,
+    own_blend,
+    own_scale,
+    rescale,
+    reset_norms,
+)
 from ghnq_quant.ghn import GHN
 
 Refinement = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
@@ -64,4 +72,11 @@ STARTS: dict[str, Start] = {
     "ghnq-rescale-complete-0.3": Start("c", True, chained(rescale, complete(0.3))),
     "ghnq-rescale-complete-1": Start("c", True, chained(rescale, complete(1.0))),
     "ghnq-rescale-blend-0.5": Start("c", True, chained(rescale, blend(0.5))),
+    "ghnq-norms-blend-0.5": Start("c", True, chained(blend(0.5), reset_norms)),
+    "ghnq-norms-complete-0.5": Start("c", True, chained(complete(0.5), reset_norms)),
+    "ghnq-norms-complete-1": Start("c", True, chained(complete(1.0), reset_norms)),
+    "own": Start("c", True, chained(own_scale, reset_norms)),
+    "own-0.25": Start("c", True, chained(own_scale, own_blend(0.25), reset_norms)),
+    "own-0.5": Start("c", True, chained(own_scale, own_blend(0.5), reset_norms)),
+    "own-0.75": Start("c", True, chained(own_scale, own_blend(0.75), reset_norms)),
 }

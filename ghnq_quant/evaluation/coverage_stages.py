@@ -20,6 +20,7 @@ from ghnq_quant.capture.adapters import load_adapters
 from ghnq_quant.capture.unchanged import unchanged
 from ghnq_quant.errors import CaptureError, GhnqError, GhnqWarning
 from ghnq_quant.quantization import QuantModel, QuantScheme, load_backend
+from ghnq_quant.trainability import ready_for_training
 
 #: In their order: make the model; trace it, and compare the traced graph with it on one batch;
 #: predict its parameters; emit the quantized model; run it in training mode; its gradients.
@@ -192,7 +193,8 @@ class _Run:
     def emit(self) -> None:
         scheme = QuantScheme(*self.settings.bits)
         backend = load_backend(self.settings.backend)
-        self.quantized: QuantModel = emit_predicted(self.captured, self.new_values, scheme, backend)
+        values = ready_for_training(self.captured, self.new_values)
+        self.quantized: QuantModel = emit_predicted(self.captured, values, scheme, backend)
         del self.model, self.captured, self.new_values
         gc.collect()
 
