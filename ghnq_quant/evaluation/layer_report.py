@@ -104,8 +104,8 @@ def _caption(before: nn.Module, after: nn.Module, seconds: float) -> str:
     total = sum(p.numel() for p in parameters.values())
     predicted = sum(p.numel() for n, p in parameters.items() if not _same(p, old.get(n)))
     return (
-        f"{predicted:,} of {total:,} parameters predicted (batch norms included) "
-        f"in {seconds:.1f} s.\ndB: the weight's quantization signal-to-noise ratio."
+        f"{predicted:,} of {total:,} parameters predicted in {seconds:.1f} s; folded batch norms are "
+        "new.\ndB: the weight's quantization signal-to-noise ratio."
     )
 
 
