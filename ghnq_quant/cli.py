@@ -29,9 +29,9 @@ app = typer.Typer(
     name="ghnq",
     help="Parameters for quantized CNNs, predicted by a graph hypernetwork (GHN-Q).",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
 )
 
 Bits = Annotated[
