@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import os
 import shlex
 import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Literal, TextIO
 
 import torch
 import typer
@@ -20,9 +17,9 @@ from rich.progress import track
 from torch import nn
 
 import ghnq_quant
-from ghnq_quant.capture.adapters import create_zoo_model, has_zoo_prefix
 from ghnq_quant.errors import GhnqError, GhnqWarning
 from ghnq_quant.ghn import GHN
+from ghnq_quant.models_by_name import create_model
 from ghnq_quant.quantization.scheme import parse_precision
 
 app = typer.Typer(
@@ -220,6 +217,20 @@ def finetune(
     meta_batch_size: Annotated[int, typer.Option(min=1, help="Networks a step and process.")] = 4,
     image_batch_size: Annotated[int, typer.Option(min=2, help="Images a step.")] = 32,
     lr: Annotated[float, typer.Option(min=0.0, help="Adam's learning rate.")] = 1e-3,
+    schedule: Annotated[
+        Literal["step", "cosine"],
+        typer.Option(help="Of the learning rate: the paper's step or cosine."),
+    ] = "step",
+    max_macs: Annotated[
+        str | None,
+        typer.Option(
+            help="Smaller networks first, as in 5M@0.5: at most 5M MACs, half of the run."
+        ),
+    ] = None,
+    inner_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of SGD that each network takes in the objective.")
+    ] = 0,
+    inner_lr: Annotated[float, typer.Option(min=0.0, help="Their learning rate.")] = 0.05,
     seed: Annotated[int, typer.Option(min=0, help="Order of networks and images.")] = 0,
     mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
     validate_every: Annotated[int, typer.Option(min=1, help="In steps, a multiple of 10.")] = 500,
@@ -235,7 +246,7 @@ def finetune(
     """
     from ghnq_quant.training import FinetuneSettings, load_images
     from ghnq_quant.training import finetune as run
-    from ghnq_quant.training.settings import parse_bits, parse_image_sizes
+    from ghnq_quant.training.settings import parse_bits, parse_image_sizes, parse_macs
 
     settings = FinetuneSettings(
         steps=steps,
@@ -247,6 +258,10 @@ def finetune(
         meta_batch_size=meta_batch_size,
         image_batch_size=image_batch_size,
         lr=lr,
+        schedule=schedule,
+        max_macs=None if max_macs is None else parse_macs(max_macs),
+        inner_steps=inner_steps,
+        inner_lr=inner_lr,
         seed=seed,
         validate_every=validate_every,
         val_networks=val_networks,
@@ -328,6 +343,70 @@ def evaluate(
         device=device,
         console=Console(),
     )
+
+
+@app.command()
+def compare_init(
+    archs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ARCH…",
+            help="resnet8, vgg7 and mobilenet_v2_small, made for 32×32 images, or any model as for "
+            "init.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
+    bits: Annotated[str, typer.Option(metavar="W|W/A,…", help="Precisions.")] = "4",
+    backend: Backend = "brevitas",
+    budget: Annotated[int, typer.Option(help="Steps of the longest training.")] = 400,
+    seeds: Annotated[int, typer.Option(help="Trainings of each kind.")] = 3,
+    start: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Starts; the documentation lists all.")
+    ] = "ghnq,pytorch,float-first",
+    lr: Annotated[
+        str, typer.Option(metavar="LR,…", help="Learning rates, of which each start gets its best.")
+    ] = "0.01,0.03,0.1,0.3",
+    data: Data = "cifar10",
+    images_per_class: Annotated[
+        int | None, typer.Option(min=2, help="Train on so few images of each class.")
+    ] = None,
+    test_images: Annotated[int, typer.Option(min=64, help="To measure on.")] = 2000,
+    ghn: Annotated[str, typer.Option(help="A checkpoint's folder or name.")] = "ghnq-cifar10-qat",
+    data_name: DataName = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
+) -> None:
+    """What a start is worth: accuracy against steps of quantization-aware training.
+
+    From GHN-Q's parameters, from PyTorch's initialization, and from a float training that takes
+    half of the steps; same images, tuned learning rate. A run that is killed goes on where it was
+    when it is started again.
+    """
+    from ghnq_quant.comparison import CompareSettings
+    from ghnq_quant.comparison import compare_init as run
+
+    settings = CompareSettings(
+        archs=tuple(archs),
+        bits=tuple(parse_precision(part) for part in bits.split(",")),
+        backend=backend,
+        budget=budget,
+        seeds=seeds,
+        starts=tuple(start.split(",")),
+        lrs=_numbers(lr),
+        data=data,
+        data_name=data_name,
+        images_per_class=images_per_class,
+        test_images=test_images,
+        ghn=ghn,
+    )
+    run(settings, output, download=download, workers=workers, console=Console())
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise GhnqError(f"{text!r}: write numbers as in 0.03,0.1") from error
 
 
 @app.command()
@@ -434,42 +513,6 @@ def space_show(
     console = Console()
     console.print_json(network.description.to_json())
     console.print(f"Saved to {picture}", markup=False, highlight=False)
-
-
-def create_model(arch: str, num_classes: int) -> nn.Module:
-    """Make a float model from a zoo's model name or from ``module:callable``.
-
-    Args:
-        arch: a torchvision name, else a timm name, else one of any other installed adapter's, with
-            the zoo's name before it if wanted (``timm:resnet18``); or ``module:callable``, imported
-            with the working folder on the path. The callable gets ``num_classes`` if it has such a
-            parameter.
-        num_classes: outputs of the model.
-
-    Raises:
-        GhnqError: no such model (with the closest names), module or callable, or the callable
-            returned something else than a module.
-    """
-    if ":" in arch and not has_zoo_prefix(arch):
-        return _call_by_name(arch, num_classes)
-    return create_zoo_model(arch, num_classes)
-
-
-def _call_by_name(arch: str, num_classes: int) -> nn.Module:
-    module_name, _, callable_name = arch.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module_name), callable_name)
-        parameters = inspect.signature(function).parameters
-    except ModuleNotFoundError as error:
-        raise GhnqError(f"{arch}: {error} (looked in {os.getcwd()} too)") from error
-    except (AttributeError, TypeError, ValueError) as error:
-        raise GhnqError(f"{arch}: {module_name} has no callable {callable_name}") from error
-    model = function(num_classes=num_classes) if "num_classes" in parameters else function()
-    if not isinstance(model, nn.Module):
-        raise GhnqError(f"{arch} returned {type(model).__name__}, not a torch.nn.Module")
-    return model
 
 
 def _optional_ghn(name_or_path: str | None) -> GHN | None:

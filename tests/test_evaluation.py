@@ -20,6 +20,7 @@ from ghnq_quant.capture import capture
 from ghnq_quant.errors import CheckpointError, DataError, GhnqError, SchemeError
 from ghnq_quant.evaluation import (
     Evaluation,
+    NetworkResult,
     distribution,
     evaluate,
     measure_network,
@@ -28,12 +29,12 @@ from ghnq_quant.evaluation import (
     summarize,
     workers,
 )
+from ghnq_quant.evaluation.journal import Journal
 from ghnq_quant.evaluation.mismatch import mismatch_lines
 from ghnq_quant.evaluation.networks import network_places, open_network, read_state
 from ghnq_quant.evaluation.precision import FLOAT, parse_precisions
 from ghnq_quant.evaluation.protocol import num_evaluated
 from ghnq_quant.evaluation.quantization_error import QuantizationError
-from ghnq_quant.evaluation.results import Journal
 from ghnq_quant.evaluation.settings import EvaluationSettings
 from ghnq_quant.evaluation.variants import make_variants
 from ghnq_quant.training import Images, ImageSet, evaluation_batches
@@ -408,10 +409,10 @@ def test_other_settings_in_the_same_folder_are_refused(setting, tmp_path, embedd
     ):
         with pytest.raises(GhnqError, match=message):
             evaluate(output=tmp_path, **{**small, **other})
-    with pytest.raises(GhnqError, match="is of an evaluation with other settings"):
-        Journal(tmp_path / "networks.jsonl", {}).resume()
-    Journal(tmp_path / "empty.jsonl", {"a": 1}).resume()
-    assert Journal(tmp_path / "empty.jsonl", {"a": 2}).resume() == {}
+    with pytest.raises(GhnqError, match="is of a run with other settings"):
+        Journal(tmp_path / "networks.jsonl", {}, NetworkResult).resume()
+    Journal(tmp_path / "empty.jsonl", {"a": 1}, NetworkResult).resume()
+    assert Journal(tmp_path / "empty.jsonl", {"a": 2}, NetworkResult).resume() == {}
     (tmp_path / "networks.jsonl").write_text("{}\nnot json\n")
     with pytest.raises(GhnqError, match="is damaged"):
         evaluate(output=tmp_path, **small)

@@ -91,7 +91,7 @@ def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
     x, y = training_batch(digits.train, 0, 8, seed=0)
     ghn = GHN.from_pretrained()
     networks = [FunctionalNetwork(item.program, bits) for item in items]
-    result = backward_meta_batch(ghn, [i.graph for i in items], networks, bits, [x] * 3, y)
+    result = backward_meta_batch(ghn, [i.graph for i in items], networks, bits, [[(x, y)]] * 3)
     two_stage = gradients(ghn)
 
     ghn.zero_grad()
@@ -129,7 +129,7 @@ def test_a_network_that_runs_out_of_memory_costs_its_own_gradient_alone(digits: 
     alone = gradients(ghn)
     ghn.zero_grad()
     networks: list[Network] = [network, failing(torch.OutOfMemoryError("no memory left"))]
-    result = backward_meta_batch(ghn, [item.graph] * 2, networks, (32, 32), [x, x], y)
+    result = backward_meta_batch(ghn, [item.graph] * 2, networks, (32, 32), [[(x, y)]] * 2)
     assert result.failed == 1
     assert len(result.losses) == 1
     for name, gradient in gradients(ghn).items():
@@ -145,8 +145,7 @@ def test_another_error_is_not_swallowed(digits: ImageSet) -> None:
             [item.graph],
             [failing(RuntimeError("a mistake"))],
             (32, 32),
-            [x],
-            y,
+            [[(x, y)]],
         )
 
 

@@ -19,8 +19,8 @@ from ghnq_quant.evaluation import (
     write_report,
 )
 from ghnq_quant.evaluation.history import read_history
+from ghnq_quant.evaluation.journal import Journal
 from ghnq_quant.evaluation.record import NETWORKS_FILE
-from ghnq_quant.evaluation.results import Journal
 from ghnq_quant.evaluation.tables import table_cells
 
 HISTORY = """step,seconds,loss,top1,lr,grad_norm,failed,val_top1
@@ -56,7 +56,7 @@ def save_run(
         "seconds": 3.0,
     }
     networks = [network(g, i, 30.0 + offset + 5 * i) for g in groups for i in range(2)]
-    journal = Journal(folder / NETWORKS_FILE, facts)
+    journal = Journal(folder / NETWORKS_FILE, facts, NetworkResult)
     journal.resume()
     for n in networks:
         journal.append(n)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ghnq_quant.errors import GhnqError
-from ghnq_quant.evaluation.results import NetworkResult, read_networks
+from ghnq_quant.evaluation.journal import read_journal
+from ghnq_quant.evaluation.results import NetworkResult
 from ghnq_quant.evaluation.summary import Summary, summarize_layers, summarize_networks
 from ghnq_quant.files import replacing
 from ghnq_quant.training.saving import read_json, save_json
@@ -77,7 +78,7 @@ class Evaluation:
                 "run, or run its command again, which goes on where it stopped"
             )
         content = read_json(Path(folder) / RESULTS_FILE)
-        by_place = read_networks(Path(folder) / NETWORKS_FILE)
+        by_place = read_journal(Path(folder) / NETWORKS_FILE, NetworkResult)
         try:
             places = [(n["group"], n["index"]) for n in content.pop("networks")]
             networks = tuple(by_place[place] for place in places)

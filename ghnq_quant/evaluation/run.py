@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
-from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from ghnq_quant.errors import DataError, GhnqError
+from ghnq_quant.evaluation.journal import Journal
 from ghnq_quant.evaluation.networks import network_places, read_state
 from ghnq_quant.evaluation.precision import PAPER_PRECISIONS, parse_precisions
 from ghnq_quant.evaluation.progress import Progress
 from ghnq_quant.evaluation.protocol import num_evaluated
 from ghnq_quant.evaluation.record import NETWORKS_FILE, Evaluation
-from ghnq_quant.evaluation.results import Journal, NetworkResult
+from ghnq_quant.evaluation.results import NetworkResult
 from ghnq_quant.evaluation.settings import BATCH_SIZE, TABLE_SPLITS, EvaluationSettings
 from ghnq_quant.evaluation.tables import caption, terminal_tables
 from ghnq_quant.evaluation.workers import Job, measured
 from ghnq_quant.ghn import GHN
+from ghnq_quant.provenance import checksum, versions
 from ghnq_quant.training import Images, ImageSet, load_images
 
 if TYPE_CHECKING:
@@ -110,14 +107,14 @@ def evaluate(
     _check_images(image_set.test, hypernetwork, settings)
     identity = _identity(settings, hypernetwork, image_set)
     job = Job(settings, hypernetwork, image_set.test, state, device)
-    journal = Journal(Path(output) / NETWORKS_FILE, identity)
+    journal = Journal(Path(output) / NETWORKS_FILE, identity, NetworkResult)
     finished = _measure_missing(job, places, journal, workers, console)
     facts = {
         "command": settings.command(),
         **identity,
         "device": device,
         "seconds": round(sum(network.seconds for network in finished), 1),
-        "versions": _versions(),
+        "versions": versions(),
     }
     evaluation = Evaluation(facts, finished)
     evaluation.save(output)
@@ -132,7 +129,7 @@ def evaluate(
 def _measure_missing(
     job: Job,
     places: Sequence[tuple[str, int]],
-    journal: Journal,
+    journal: Journal[NetworkResult],
     workers: int,
     console: Console | None,
 ) -> tuple[NetworkResult, ...]:
@@ -142,7 +139,7 @@ def _measure_missing(
     with Progress(len(places), len(places) - len(missing), console) as progress:
         for result in measured(job, missing, workers, progress.advance):
             journal.append(result)
-            finished[result.group, result.index] = result
+            finished[result.key] = result
     return tuple(finished[place] for place in places)
 
 
@@ -183,31 +180,13 @@ def _identity(settings: EvaluationSettings, ghn: GHN, image_set: ImageSet) -> di
             "images_used": num_evaluated(len(test), settings.num_images),
             "test_images": len(test),
             "classes": list(test.classes),
-            "sha256": _checksum((test.images, test.labels, test.mean, test.std)),
+            "sha256": checksum((test.images, test.labels, test.mean, test.std)),
         },
         "ghn": {
             "name": settings.ghn,
-            "sha256": _checksum(tensor for _, tensor in sorted(ghn.state_dict().items())),
+            "sha256": checksum(tensor for _, tensor in sorted(ghn.state_dict().items())),
             "precision_embedding": ghn.precision is not None,
             "provenance": ghn.provenance,
         },
         "design_space_schema": SCHEMA,
     }
-
-
-def _checksum(tensors: Iterable[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    packages = ("ghnq-quant", "torch", "torchvision", "timm", "numpy")
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

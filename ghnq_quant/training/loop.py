@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ghnq_quant.design_space import ConvNets250K, SampledNetwork
 from ghnq_quant.errors import DataError, GhnqError
@@ -16,7 +17,7 @@ from ghnq_quant.ghn import GHN
 from ghnq_quant.training.batches import shrink, training_batch
 from ghnq_quant.training.functional import FunctionalNetwork
 from ghnq_quant.training.images import ImageSet
-from ghnq_quant.training.order import network_indices, precision_index
+from ghnq_quant.training.order import network_indices, other_networks, precision_index
 from ghnq_quant.training.progress import Progress
 from ghnq_quant.training.run_folder import Counters, RunFolder
 from ghnq_quant.training.settings import FinetuneSettings
@@ -173,10 +174,8 @@ class _Run:
 
     def _step(self, fraction: float) -> tuple[StepResult, float]:
         settings, step = self.settings, self.counters.step
-        items = self._items(step)
-        images, labels = training_batch(self.train, step, settings.image_batch_size, settings.seed)
-        images = images.contiguous(memory_format=torch.channels_last)  # convolutions are faster so
-        small = shrink(images, settings.image_size_at(fraction))
+        items = self._items(step, settings.max_macs_at(fraction))
+        size = settings.image_size_at(fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr_at(fraction)
         self.optimizer.zero_grad()
@@ -188,9 +187,8 @@ class _Run:
                 [item.graph for item in items],
                 [FunctionalNetwork(item.program, bits) for item in items],
                 bits,
-                # a flattened head takes images of one size only
-                [small if item.description.any_size else images for item in items],
-                labels,
+                [self._batches(item, place, step, size) for place, item in enumerate(items)],
+                inner_lr=settings.inner_lr,
                 loss_scale=1.0 if scaler is None else scaler.get_scale(),
             )
         norm = self.accelerator.clip_grad_norm_(self.ghn.parameters(), settings.clip)
@@ -200,11 +198,39 @@ class _Run:
         self.counters.failed_networks += result.failed
         return result, grad_norm
 
-    def _items(self, step: int) -> list[SampledNetwork]:
+    def _items(self, step: int, max_macs: int | None) -> list[SampledNetwork]:
+        """This process's networks; one that is too large is replaced by another at random."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        size = self.settings.meta_batch_size
-        indices = network_indices(len(self.networks), step, size * world, self.settings.seed)
-        return [self.networks[i] for i in indices[rank * size : (rank + 1) * size]]
+        size, count, seed = self.settings.meta_batch_size, len(self.networks), self.settings.seed
+        indices = network_indices(count, step, size * world, seed)
+        items = []
+        for index in indices[rank * size : (rank + 1) * size]:
+            others = other_networks(count, index, seed)
+            item = self.networks[index]
+            while max_macs is not None and item.program.macs > max_macs:
+                item = self.networks[next(others)]
+            items.append(item)
+        return items
+
+    def _batches(
+        self, item: SampledNetwork, place: int, step: int, size: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The images of a network, its own of the meta-batch: one batch, and one an inner step."""
+        settings, accelerator = self.settings, self.accelerator
+        network = accelerator.process_index * settings.meta_batch_size + place
+        networks = accelerator.num_processes * settings.meta_batch_size
+        count = 1 + settings.inner_steps
+        first = (step * networks + network) * count
+        batches = []
+        for number in range(first, first + count):
+            images, labels = training_batch(
+                self.train, number, settings.image_batch_size, settings.seed
+            )
+            if item.description.any_size:  # a flattened head takes images of one size only
+                images = shrink(images, size)
+            # convolutions are faster so
+            batches.append((images.contiguous(memory_format=torch.channels_last), labels))
+        return batches
 
     def _update(self, grad_norm: float) -> None:
         """Step, unless the gradient is not finite (it is the same in all processes) or zero throughout."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -16,6 +17,13 @@ def network_indices(count: int, step: int, batch_size: int, seed: int) -> list[i
     """
     positions = range(step * batch_size, (step + 1) * batch_size)
     return [int(_order(count, p // count, seed)[p % count]) for p in positions]
+
+
+def other_networks(count: int, index: int, seed: int) -> Iterator[int]:
+    """An endless row of positions to take in place of ``index``, drawn at random."""
+    rng = np.random.default_rng((seed, 5, index))
+    while True:
+        yield int(rng.integers(count))
 
 
 @lru_cache(maxsize=2)

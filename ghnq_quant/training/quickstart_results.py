@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import platform
 import shlex
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 from rich.table import Table
 
 from ghnq_quant.files import replacing
+from ghnq_quant.provenance import versions
 from ghnq_quant.training.saving import save_json
 
 _COLORS = {"GHN-Q": "#1f5fa8", "PyTorch": "#d9731a"}
@@ -137,7 +136,7 @@ class QuickstartResult:
             "summary": summary,
             "seconds": round(self.seconds, 1),
             "threads": torch.get_num_threads(),
-            "versions": _versions(),
+            "versions": versions(),
         }
 
     def save(self, folder: str | Path) -> None:
@@ -179,13 +178,3 @@ def _plus_minus(mean: float, error: float) -> str:
 
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("ghnq-quant", "torch", "brevitas", "scikit-learn"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

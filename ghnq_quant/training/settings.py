@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.quantization.scheme import FLOAT, as_pair, parse_precision
@@ -21,9 +22,17 @@ class FinetuneSettings:
         meta_batch_size: networks a step and process.
         image_batch_size: images a step.
         lr, weight_decay, betas: of Adam.
-        lr_decay: factor on ``lr`` from ``lr_decay_at`` (a fraction of the run) on.
+        schedule: ``"step"``, or ``"cosine"`` from ``lr`` down to zero.
+        lr_decay: factor on ``lr`` from ``lr_decay_at`` (a fraction of the run) on, of the step schedule.
         clip: largest norm of the gradient.
         image_sizes: (side, until which fraction of the run) of the images, in rising order.
+        max_macs: (multiply-accumulates, until which fraction of the run): until then only networks of
+            at most that many for a 3×32×32 image, which makes early steps cheap; None for all.
+        inner_steps: steps of SGD that each network takes from its predicted parameters; the
+            hypernetwork gets the mean gradient of the losses before each of them and after the last,
+            to first order (as first-order MAML, Finn et al. 2017, rewards the last alone), so that
+            what is rewarded are parameters to train from.
+        inner_lr: their learning rate.
         precision_embedding: tell the hypernetwork the precision (design section 5).
         seed: of the order of networks and images.
         log_every, checkpoint_every, validate_every: in steps; the latter two are multiples of the first.
@@ -39,10 +48,14 @@ class FinetuneSettings:
     lr: float = 1e-3
     weight_decay: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["step", "cosine"] = "step"
     lr_decay: float = 0.1
     lr_decay_at: float = 0.75
     clip: float = 5.0
     image_sizes: tuple[tuple[int, float], ...] = ((32, 1.0),)
+    max_macs: tuple[int, float] | None = None
+    inner_steps: int = 0
+    inner_lr: float = 0.05
     precision_embedding: bool = False
     seed: int = 0
     log_every: int = 10
@@ -81,11 +94,19 @@ class FinetuneSettings:
 
     def lr_at(self, progress: float) -> float:
         """Learning rate at a fraction of the run."""
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
         return self.lr * (self.lr_decay if progress >= self.lr_decay_at else 1.0)
 
     def image_size_at(self, progress: float) -> int:
         """Side of the images at a fraction of the run."""
         return next(size for size, end in self.image_sizes if progress < end or end == 1.0)
+
+    def max_macs_at(self, progress: float) -> int | None:
+        """The largest networks at a fraction of the run."""
+        if self.max_macs is None or progress >= self.max_macs[1]:
+            return None
+        return self.max_macs[0]
 
     def to_json(self) -> dict[str, Any]:
         """As plain lists, numbers and texts."""
@@ -107,6 +128,19 @@ def parse_bits(text: str) -> tuple[tuple[int, int], ...]:
         ((32, 32), (8, 8), (4, 8))
     """
     return tuple(parse_precision(part) for part in text.split(","))
+
+
+def parse_macs(text: str) -> tuple[int, float]:
+    """A limit of millions of multiply-accumulates and until when it holds.
+
+    Example:
+        >>> parse_macs("5M@0.5")
+        (5000000, 0.5)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)M@(\d*\.?\d+)", text)
+    if match is None:
+        raise GhnqError(f"limit {text!r}: write it as in 5M@0.5, five million for half of the run")
+    return round(float(match[1]) * 1e6), float(match[2])
 
 
 def parse_image_sizes(text: str) -> tuple[tuple[int, float], ...]:

@@ -19,6 +19,7 @@ from ghnq_quant.training.in_flight import map_in_flight
 MAX_GRADIENT_NORM = 1e3
 
 Predict = Callable[[list[ArchGraph], list[tuple[int, int]]], list[dict[str, Tensor]]]
+Batch = tuple[Tensor, Tensor]
 Network = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 
@@ -42,11 +43,15 @@ def backward_meta_batch(
     graphs: Sequence[ArchGraph],
     networks: Sequence[Network],
     bits: tuple[int, int],
-    images: Sequence[Tensor],
-    labels: Tensor,
+    batches: Sequence[Sequence[Batch]],
+    *,
+    inner_lr: float = 0.0,
     loss_scale: float = 1.0,
 ) -> StepResult:
     """Add the gradient of the networks' mean loss to the hypernetwork's parameters.
+
+    A network with several batches takes a step of SGD between one and the next; its loss is then the
+    mean over them, and its gradient of first order: the mean of the gradients along the way.
 
     Each network runs and is differentiated on its own, down to its predicted parameters; the
     hypernetwork's backward then runs once for all. So the memory is that of the networks in flight
@@ -57,16 +62,16 @@ def backward_meta_batch(
         graphs: M graphs.
         networks: their M networks, each a function of its parameters and of images.
         bits: (weight, activation) precision that the networks run at.
-        images: one batch (N, C, H, W) for each network.
-        labels: (N,), of every batch.
+        batches: for each network one or more of images (N, C, H, W) and labels (N,).
+        inner_lr: learning rate of the steps between a network's batches.
         loss_scale: factor on the gradient (of mixed precision in float16).
     """
     predicted = predict(list(graphs), [bits] * len(graphs))
     share = loss_scale / len(networks)
     runs = map_in_flight(
-        lambda job: _run(*job, labels, share),
-        list(zip(networks, predicted, images, strict=True)),
-        labels.device,
+        lambda job: _run(*job, inner_lr, share),
+        list(zip(networks, predicted, batches, strict=True)),
+        batches[0][0][1].device,
     )
     roots = [p for parameters in predicted for p in parameters.values()]
     torch.autograd.backward(roots, [gradient for run in runs for gradient in run.gradients])
@@ -87,26 +92,40 @@ class _Run(NamedTuple):
 
 
 def _run(
-    network: Network, predicted: dict[str, Tensor], images: Tensor, labels: Tensor, share: float
+    network: Network,
+    predicted: dict[str, Tensor],
+    batches: Sequence[Batch],
+    inner_lr: float,
+    share: float,
 ) -> _Run:
-    """The loss and ``share`` times its gradient."""
-    leaves = {name: p.detach().requires_grad_() for name, p in predicted.items()}
-    try:
-        logits = network(leaves, images).float()
-        loss = F.cross_entropy(logits, labels)
-        found = torch.autograd.grad(loss * share, list(leaves.values()), allow_unused=True)
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
-            raise
-        return _Run([torch.zeros_like(p) for p in predicted.values()], usable=False)
-    norm = torch.nn.utils.get_total_norm([g for g in found if g is not None]) / share
-    usable = bool(loss.isfinite()) and bool(norm <= MAX_GRADIENT_NORM)
-    gradients = [
-        g if usable and g is not None else torch.zeros_like(p)
-        for p, g in zip(predicted.values(), found, strict=True)
-    ]
-    top1 = (logits.detach().argmax(1) == labels).float().mean()
-    return _Run(gradients, usable, float(loss.detach()), float(top1))
+    """The loss before the first inner step, and ``share`` times the mean gradient."""
+    values = [p.detach() for p in predicted.values()]
+    total = [torch.zeros_like(p) for p in values]
+    first: tuple[float, float] | None = None
+    for images, labels in batches:
+        leaves = [p.requires_grad_() for p in values]
+        try:
+            logits = network(dict(zip(predicted, leaves, strict=True)), images).float()
+            loss = F.cross_entropy(logits, labels)
+            found = torch.autograd.grad(loss * share, leaves, allow_unused=True)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            return _Run([torch.zeros_like(p) for p in total], usable=False)
+        gradients = [
+            torch.zeros_like(p) if g is None else g for p, g in zip(leaves, found, strict=True)
+        ]
+        norm = float(torch.nn.utils.get_total_norm(gradients)) / share
+        if not (loss.isfinite() and norm <= MAX_GRADIENT_NORM):
+            return _Run([torch.zeros_like(p) for p in total], usable=False)
+        if first is None:
+            first = float(loss.detach()), float((logits.argmax(1) == labels).float().mean())
+        torch._foreach_add_(total, gradients, alpha=1 / len(batches))
+        # as users clip in training, so that a steep start does not throw a network away
+        step = inner_lr / share / max(1.0, norm)
+        values = list(torch._foreach_sub([p.detach() for p in leaves], gradients, alpha=step))
+    assert first is not None
+    return _Run(total, True, *first)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -1,0 +1,98 @@
+"""A finished comparison: its conditions, every training, and the files of its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ghnq_quant.comparison.results import Curve, TrialResult, curve
+from ghnq_quant.comparison.settings import Bits, CompareSettings, Trial
+from ghnq_quant.evaluation.precision import precision_name
+from ghnq_quant.evaluation.summary import Summary, summarize
+from ghnq_quant.files import replacing
+from ghnq_quant.training.saving import save_json
+
+TRIALS_FILE = "trials.jsonl"
+RESULTS_FILE = "results.json"
+#: The start that all others are compared with.
+BASELINE = "pytorch"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`ghnq_quant.comparison.compare_init` returns.
+
+    Attributes:
+        settings: as given.
+        facts: how the numbers came about, as plain JSON values.
+        results: of all trainings, those that chose the learning rates too.
+    """
+
+    settings: CompareSettings
+    facts: dict[str, Any]
+    results: Mapping[Trial, TrialResult]
+
+    def cases(self) -> Iterator[tuple[str, Bits]]:
+        """All networks at all precisions."""
+        return ((arch, bits) for arch in self.settings.archs for bits in self.settings.bits)
+
+    def curves(self, arch: str, bits: Bits) -> dict[str, Curve]:
+        """By start."""
+        return {s: curve(self.results, arch, bits, s) for s in self.settings.starts}
+
+    def ratios(self, arch: str, bits: Bits) -> dict[str, float | None]:
+        """Steps to reach the mean accuracy of PyTorch's start at the whole budget, over the budget.
+
+        None for a start that does not reach it; empty where PyTorch's is not among the starts.
+        """
+        curves = self.curves(arch, bits)
+        if BASELINE not in curves:
+            return {}
+        goal = curves[BASELINE].accuracy[-1].mean
+        assert goal is not None
+        budget = self.settings.budget
+        reached = {start: c.steps_to(goal) for start, c in curves.items()}
+        return {start: None if s is None else s / budget for start, s in reached.items()}
+
+    def gain(self, arch: str, bits: Bits, start: str) -> Summary:
+        """Points of accuracy above PyTorch's start at the whole budget, paired by seed."""
+        return summarize(
+            self._final(arch, bits, start, seed) - self._final(arch, bits, BASELINE, seed)
+            for seed in range(self.settings.seeds)
+        )
+
+    def _final(self, arch: str, bits: Bits, start: str, seed: int) -> float:
+        (found,) = (
+            r.accuracy
+            for t, r in self.results.items()
+            if (t.arch, t.bits, t.start, t.seed) == (arch, bits, start, seed)
+            and t.steps == self.settings.budget
+        )
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``results.json``."""
+        cases = [
+            {
+                "arch": arch,
+                "precision": precision_name(bits),
+                "curves": {s: asdict(c) for s, c in self.curves(arch, bits).items()},
+                "steps_ratio": self.ratios(arch, bits),
+            }
+            for arch, bits in self.cases()
+        ]
+        trials = [result.to_json() for _, result in sorted(self.results.items())]
+        return {**self.facts, "cases": cases, "trials": trials}
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``results.json``, ``table.md`` and ``curves.png``."""
+        from ghnq_quant.comparison.plotting import plot_curves
+        from ghnq_quant.comparison.tables import markdown_page
+
+        save_json(self.to_json(), Path(folder) / RESULTS_FILE)
+        with replacing(Path(folder) / "table.md") as temporary:
+            temporary.write_text(markdown_page(self), "utf-8")
+        with replacing(Path(folder) / "curves.png") as temporary:
+            plot_curves(self, temporary)

@@ -1,0 +1,154 @@
+"""``compare_init``: quantization-aware training from several starts, with the same budget and tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ghnq_quant.comparison.progress import Progress
+from ghnq_quant.comparison.record import TRIALS_FILE, Comparison
+from ghnq_quant.comparison.results import TrialResult, best_lr
+from ghnq_quant.comparison.settings import CHOICE_SEED, CompareSettings, Trial
+from ghnq_quant.comparison.tables import caption, terminal_tables
+from ghnq_quant.comparison.training import create_network
+from ghnq_quant.comparison.workers import Bench, run_trials
+from ghnq_quant.errors import DataError
+from ghnq_quant.evaluation.journal import Journal
+from ghnq_quant.ghn import GHN
+from ghnq_quant.provenance import checksum, versions
+from ghnq_quant.quantization import load_backend
+from ghnq_quant.training import Images, load_images
+from ghnq_quant.training.validation import hold_out
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def compare_init(
+    settings: CompareSettings,
+    output: str | Path,
+    *,
+    ghn: GHN | None = None,
+    download: bool = False,
+    workers: int = 1,
+    console: Console | None = None,
+) -> Comparison:
+    """Train each network from each start with an eighth, a quarter, half and the whole of the budget.
+
+    Each training has a schedule of its own, so each budget's accuracy is what a user gets who pays
+    that many steps. For each network, precision and start the learning rate is chosen first, by a
+    training of the whole budget with each of ``settings.lrs`` that is measured on a tenth of the
+    training images, which it leaves out; the others train on all of them and are measured on the
+    test images. Stopped at any moment and called again with the same arguments, it goes on with
+    the trainings that are missing.
+
+    Args:
+        settings: networks, precisions, starts, budgets and data.
+        output: folder for ``trials.jsonl``, ``results.json``, ``table.md`` and ``curves.png``.
+        ghn: in place of ``settings.ghn``, a hypernetwork.
+        download: fetch CIFAR-10 where ``settings.data`` is ``cifar10`` and it is not there yet.
+        workers: processes that share the trainings; with more than one, a script must guard its
+            entry with ``if __name__ == "__main__":``.
+        console: of rich, for live progress and the table; None for silence.
+
+    Raises:
+        GhnqError: a network, backend or checkpoint that does not exist, or a folder with a
+            comparison of other settings.
+        DataError: data of another number of classes than the hypernetwork's.
+
+    Example:
+        >>> settings = CompareSettings(("resnet8",), data="digits", budget=80, seeds=1)
+        >>> compare_init(settings, "runs/compare").ratios("resnet8", (4, 4))  # doctest: +SKIP
+    """
+    hypernetwork = ghn if ghn is not None else GHN.from_pretrained(settings.ghn)
+    load_backend(settings.backend)
+    images = load_images(settings.data, name=settings.data_name, download=download)
+    classes = len(images.train.classes)
+    if classes != hypernetwork.num_classes:
+        raise DataError(
+            f"{images.name} has {classes} classes; the hypernetwork predicts classification layers "
+            f"of {hypernetwork.num_classes}: finetune it on this data set first"
+        )
+    for arch in settings.archs:
+        create_network(arch, classes)  # an unknown name should not wait for its turn
+    train = images.train
+    if settings.images_per_class is not None:
+        train = train.sample(settings.images_per_class * classes)
+    facts = {
+        "command": settings.command(),
+        "settings": settings.to_json(),
+        "data": {"name": images.name, "train_images": len(train), "sha256": _checksum(train)},
+        "ghn": {
+            "sha256": checksum(t for _, t in sorted(hypernetwork.state_dict().items())),
+            "provenance": hypernetwork.provenance,
+        },
+    }
+    journal = Journal(Path(output) / TRIALS_FILE, facts, TrialResult)
+    finished: dict[Trial, TrialResult] = {r.trial: r for r in journal.resume().values()}
+    fitted, held_out = hold_out(train)
+    choice = Bench(settings, hypernetwork, fitted, held_out)
+    measured = Bench(settings, hypernetwork, train, images.test)
+    with Progress(_total_steps(settings), console) as progress:
+        progress.add(finished.values())
+
+        def run(bench: Bench, trials: Sequence[Trial]) -> None:
+            missing = [trial for trial in trials if trial not in finished]
+            for result in run_trials(bench, missing, workers):
+                journal.append(result)
+                finished[result.trial] = result
+                progress.add([result])
+
+        choices = choice_trials(settings)
+        run(choice, choices)
+        run(measured, measured_trials(settings, finished))
+    comparison = Comparison(settings, {**facts, "versions": versions()}, finished)
+    comparison.save(output)
+    if console is not None:
+        for table in terminal_tables(comparison):
+            console.print(table)
+        console.print(caption(comparison), markup=False, highlight=False)
+        console.print(f"Saved to {output}", markup=False, highlight=False, soft_wrap=True)
+    return comparison
+
+
+def choice_trials(settings: CompareSettings) -> list[Trial]:
+    """The trainings that choose the learning rates; none where there is no choice."""
+    if len(settings.lrs) == 1:
+        return []
+    return [
+        Trial(arch, bits, start, settings.budget, lr, CHOICE_SEED)
+        for arch in settings.archs
+        for bits in settings.bits
+        for start in settings.starts
+        for lr in settings.lrs
+    ]
+
+
+def measured_trials(settings: CompareSettings, finished: dict[Trial, TrialResult]) -> list[Trial]:
+    """The trainings that are reported, each with its start's learning rate."""
+    choices = choice_trials(settings)
+    trials = []
+    for arch in settings.archs:
+        for bits in settings.bits:
+            for start in settings.starts:
+                own = [
+                    finished[t] for t in choices if (t.arch, t.bits, t.start) == (arch, bits, start)
+                ]
+                lr = best_lr(own, settings.lrs) if own else settings.lrs[0]
+                trials += [
+                    Trial(arch, bits, start, steps, lr, seed)
+                    for seed in range(settings.seeds)
+                    for steps in settings.budgets
+                ]
+    return trials
+
+
+def _total_steps(settings: CompareSettings) -> int:
+    cases = len(settings.archs) * len(settings.bits) * len(settings.starts)
+    tuned = settings.budget * len(settings.lrs) if len(settings.lrs) > 1 else 0
+    return cases * (tuned + settings.seeds * sum(settings.budgets))
+
+
+def _checksum(images: Images) -> str:
+    return checksum((images.images, images.labels, images.mean, images.std))

@@ -1,0 +1,104 @@
+"""What a comparison of starts is, as data."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ghnq_quant.comparison.starts import STARTS
+from ghnq_quant.errors import GhnqError
+from ghnq_quant.evaluation.precision import precision_name
+
+Bits = tuple[int, int]
+
+#: Images in a training batch.
+BATCH_SIZE = 64
+#: Of the trainings that choose the learning rate, whose images and random parameters no other has.
+CHOICE_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Networks, precisions, starts and budgets.
+
+    Attributes:
+        archs: networks' names.
+        bits: (weight, activation) bits.
+        backend: a quantization backend's name.
+        budget: steps of the longest training.
+        seeds: repetitions; a seed decides the order of the images and all random parameters.
+        starts: names of :data:`ghnq_quant.comparison.starts.STARTS`.
+        lrs: learning rates, of which each start gets its best.
+        data, data_name: see :func:`ghnq_quant.training.load_images`.
+        images_per_class: train on so few; None for all.
+        test_images: that accuracy is measured on.
+        ghn: the checkpoint's folder or name.
+    """
+
+    archs: tuple[str, ...]
+    bits: tuple[Bits, ...] = ((4, 4),)
+    backend: str = "brevitas"
+    budget: int = 400
+    seeds: int = 3
+    starts: tuple[str, ...] = ("ghnq", "pytorch", "float-first")
+    lrs: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    data: str = "cifar10"
+    data_name: str | None = None
+    images_per_class: int | None = None
+    test_images: int = 2000
+    ghn: str = "ghnq-cifar10-qat"
+
+    def __post_init__(self) -> None:
+        if not (self.archs and self.bits and self.starts and self.lrs):
+            raise GhnqError("name at least one network, precision, start and learning rate")
+        unknown = [start for start in self.starts if start not in STARTS]
+        if unknown:
+            raise GhnqError(f"unknown start {unknown[0]!r}; known are {', '.join(STARTS)}")
+        if self.budget < 8 or self.seeds < 1:
+            raise GhnqError("a comparison takes at least 8 steps and one seed")
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """An eighth, a quarter, half and the whole of the budget, each a training of its own."""
+        return tuple(self.budget // part for part in (8, 4, 2, 1))
+
+    def command(self) -> str:
+        """The command line that gives these settings."""
+        words = ["ghnq", "compare-init", *self.archs]
+        words += [
+            "--bits",
+            ",".join(precision_name(b).replace("W", "").replace("A", "") for b in self.bits),
+        ]
+        words += ["--backend", self.backend, "--budget", str(self.budget)]
+        words += ["--seeds", str(self.seeds), "--start", ",".join(self.starts)]
+        words += ["--lr", ",".join(map(str, self.lrs)), "--data", self.data]
+        if self.data_name is not None:
+            words += ["--data-name", self.data_name]
+        if self.images_per_class is not None:
+            words += ["--images-per-class", str(self.images_per_class)]
+        words += ["--test-images", str(self.test_images), "--ghn", self.ghn]
+        return shlex.join(words)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain lists, numbers and texts."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, order=True)
+class Trial:
+    """One training.
+
+    Attributes:
+        arch, bits, start: what is trained.
+        steps: its budget.
+        lr: learning rate.
+        seed: of the images' order and of all random parameters; ``CHOICE_SEED`` to choose ``lr``.
+    """
+
+    arch: str
+    bits: Bits
+    start: str
+    steps: int
+    lr: float
+    seed: int

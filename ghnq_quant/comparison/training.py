@@ -1,0 +1,120 @@
+"""One training of a comparison: the same recipe whatever the start."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ghnq_quant
+from ghnq_quant.comparison.cifar_networks import CIFAR_NETWORKS
+from ghnq_quant.comparison.results import TrialResult
+from ghnq_quant.comparison.settings import BATCH_SIZE, Trial
+from ghnq_quant.comparison.starts import STARTS
+from ghnq_quant.ghn import GHN
+from ghnq_quant.models_by_name import create_model
+from ghnq_quant.quantization import QuantModel
+from ghnq_quant.training import Images, evaluation_batches, training_batch
+
+CALIBRATION_BATCHES = 8
+WARMUP = 0.1
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
+GRADIENT_CLIP = 1.0
+
+
+def run_trial(
+    trial: Trial,
+    train: Images,
+    test: Images,
+    ghn: GHN,
+    *,
+    backend: str,
+    test_images: int | None,
+) -> TrialResult:
+    """Train once and measure.
+
+    SGD with Nesterov's momentum, a linear warm-up over a tenth of the steps and a cosine down to
+    zero, and the gradient's norm clipped to 1.
+
+    Args:
+        trial: what to train.
+        train, test: images.
+        ghn: for the starts that predict.
+        backend: of the quantized layers.
+        test_images: how many images of ``test`` are used.
+    """
+    began = time.perf_counter()
+    start = STARTS[trial.start]
+    seed = trial.seed
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = create_network(trial.arch, len(train.classes))
+        example = torch.zeros(1, *train.images.shape[1:])
+        model = start.parameters(model, ghn, trial.bits, example)
+    float_steps = round(start.float_share * trial.steps)
+    _optimize(model, train, 0, float_steps, trial.lr, seed)
+    quantized = ghnq_quant.quantize(model, trial.bits, backend=backend, example_input=example)
+    first = _accuracy(quantized, train, test, test_images)
+    losses = _optimize(quantized, train, float_steps, trial.steps, trial.lr, seed)
+    accuracy = _accuracy(quantized, train, test, test_images)
+    last = losses[-max(1, trial.steps // 10) :]
+    seconds = time.perf_counter() - began
+    loss = sum(last) / len(last)
+    return TrialResult(trial, first, accuracy, loss if math.isfinite(loss) else None, seconds)
+
+
+def create_network(arch: str, num_classes: int) -> nn.Module:
+    """A network of this comparison, or any that :func:`create_model` makes by its name.
+
+    Raises:
+        GhnqError: there is none of that name.
+    """
+    if arch in CIFAR_NETWORKS:
+        return CIFAR_NETWORKS[arch](num_classes)
+    return create_model(arch, num_classes)
+
+
+def _optimize(
+    model: nn.Module, train: Images, first: int, end: int, lr: float, seed: int
+) -> list[float]:
+    """Train on the batches ``first`` to ``end``; the loss of each."""
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
+    )
+    model.train()
+    losses = []
+    for step in range(first, end):
+        optimizer.param_groups[0]["lr"] = lr * _schedule((step - first) / (end - first))
+        x, y = training_batch(train, step, BATCH_SIZE, seed)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def _schedule(progress: float) -> float:
+    if progress < WARMUP:
+        return (progress + 0.01) / WARMUP
+    return 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))
+
+
+@torch.no_grad()
+def _accuracy(model: QuantModel, train: Images, test: Images, test_images: int | None) -> float:
+    batches: itertools.islice[tuple[Tensor, Tensor]] = itertools.islice(
+        evaluation_batches(train, BATCH_SIZE), CALIBRATION_BATCHES
+    )
+    ghnq_quant.calibrate(model, batches)
+    model.eval()
+    right = count = 0
+    for x, y in evaluation_batches(test, limit=test_images):
+        right += int((model(x).argmax(1) == y).sum())
+        count += len(y)
+    return 100 * right / count

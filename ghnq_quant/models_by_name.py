@@ -1,0 +1,49 @@
+"""Float models by the names that commands take."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+
+from torch import nn
+
+from ghnq_quant.capture.adapters import create_zoo_model, has_zoo_prefix
+from ghnq_quant.errors import GhnqError
+
+
+def create_model(arch: str, num_classes: int) -> nn.Module:
+    """Make a float model from a zoo's model name or from ``module:callable``.
+
+    Args:
+        arch: a torchvision name, else a timm name, else one of any other installed adapter's, with
+            the zoo's name before it if wanted (``timm:resnet18``); or ``module:callable``, imported
+            with the working folder on the path. The callable gets ``num_classes`` if it has such a
+            parameter.
+        num_classes: outputs of the model.
+
+    Raises:
+        GhnqError: no such model (with the closest names), module or callable, or the callable
+            returned something else than a module.
+    """
+    if ":" in arch and not has_zoo_prefix(arch):
+        return _call_by_name(arch, num_classes)
+    return create_zoo_model(arch, num_classes)
+
+
+def _call_by_name(arch: str, num_classes: int) -> nn.Module:
+    module_name, _, callable_name = arch.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module_name), callable_name)
+        parameters = inspect.signature(function).parameters
+    except ModuleNotFoundError as error:
+        raise GhnqError(f"{arch}: {error} (looked in {os.getcwd()} too)") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise GhnqError(f"{arch}: {module_name} has no callable {callable_name}") from error
+    model = function(num_classes=num_classes) if "num_classes" in parameters else function()
+    if not isinstance(model, nn.Module):
+        raise GhnqError(f"{arch} returned {type(model).__name__}, not a torch.nn.Module")
+    return model

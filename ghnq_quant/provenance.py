@@ -1,0 +1,37 @@
+"""What a result must tell of how it came about: versions and checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+
+from torch import Tensor
+
+_PACKAGES = ("ghnq-quant", "torch", "torchvision", "timm", "brevitas", "numpy", "scikit-learn")
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the installed packages that a result may depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def checksum(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the tensors' bytes, in their order.
+
+    Example:
+        >>> import torch
+        >>> checksum([torch.zeros(1)])[:8]
+        'df3f6198'
+    """
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
