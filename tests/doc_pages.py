@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tomllib
 import typer
 
 from ghnq_quant.cli import app
@@ -116,7 +116,9 @@ def parse_ghnq(arguments: list[str]) -> None:
 
 
 def _check_pip(arguments: list[str]) -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     for argument in arguments:
         if match := re.fullmatch(r"(?:\.|ghnq-quant)\[([\w,]+)\]", argument):
             assert set(match[1].split(",")) <= set(extras), f"no extra {match[1]}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 import torch
 import typer
 from doc_pages import LANGUAGES, ROOT, Block, blocks, check_command, commands, pages, parse_ghnq
@@ -66,12 +66,14 @@ def run_commands(block: Block) -> None:
         if words[0] == "ghnq":
             result = CliRunner().invoke(app, words[1:])
             print(result.stdout, end="")
-            assert result.exit_code == 0, f"{block}: {shlex.join(words)}\n{result.output}"
+            assert result.exit_code == 0, (str(block), shlex.join(words), result.exception)
 
 
 def without_numbers(text: str) -> list[str]:
     """What is the same on every machine: the lines, with # for each number."""
-    return [re.sub(r"-?\d+(\.\d+)?(e-?\d+)?", "#", line.rstrip()) for line in text.strip().splitlines()]
+    return [
+        re.sub(r"-?\d+(\.\d+)?(e-?\d+)?", "#", line.rstrip()) for line in text.strip().splitlines()
+    ]
 
 
 @pytest.mark.parametrize("block", MARKED, ids=str)
