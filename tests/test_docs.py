@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 import shlex
 import sys
@@ -95,6 +97,23 @@ def test_pages_that_other_tests_run_exist():
 def test_links_from_outside_of_the_site_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text("utf-8")):
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def modules_with_examples() -> list[str]:
+    files = [*ROOT.glob("ghnq_quant/**/*.py"), *ROOT.glob("integrations/**/*.py")]
+    names = [
+        f.relative_to(ROOT).as_posix().removeprefix("integrations/").removesuffix(".py")
+        for f in sorted(files)
+        if ">>>" in f.read_text("utf-8")
+    ]
+    return [name.replace("/", ".").removesuffix(".__init__") for name in names]
+
+
+@pytest.mark.filterwarnings("default::ghnq_quant.errors.GhnqWarning")
+@pytest.mark.parametrize("module", modules_with_examples())
+def test_examples_of_docstrings_run(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
 # The command line's own help
