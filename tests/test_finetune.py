@@ -26,9 +26,11 @@ from ghnq_quant.quantization import emit, load_backend
 from ghnq_quant.training import Images, ImageSet, finetune, load_images
 from ghnq_quant.training.batches import training_batch
 from ghnq_quant.training.functional import FunctionalNetwork
+from ghnq_quant.training.loop import _Run
 from ghnq_quant.training.order import network_indices, precision_index
-from ghnq_quant.training.settings import FinetuneSettings, parse_bits, parse_image_sizes
-from ghnq_quant.training.step import Network, backward_meta_batch
+from ghnq_quant.training.run_folder import RunFolder
+from ghnq_quant.training.settings import FinetuneSettings, parse_bits, parse_image_sizes, parse_macs
+from ghnq_quant.training.step import MAX_GRADIENT_NORM, Network, backward_meta_batch
 from ghnq_quant.training.validation import hold_out, validate
 
 SETTINGS = FinetuneSettings(
@@ -95,12 +97,15 @@ def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
     two_stage = gradients(ghn)
 
     ghn.zero_grad()
-    losses = []
+    losses, clipped = [], []
     for item in items:
         (parameters,) = ghn([item.graph])
-        network = simulated(item, bits)
-        losses.append(F.cross_entropy(functional_call(network, parameters, (x,)), y))
-    torch.stack(losses).mean().backward()
+        loss = F.cross_entropy(functional_call(simulated(item, bits), parameters, (x,)), y)
+        found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
+        norm = torch.cat([g.flatten() for g in found]).norm()
+        losses.append(loss)
+        clipped.append(loss * min(1.0, MAX_GRADIENT_NORM / norm.item()))
+    torch.stack(clipped).mean().backward()
 
     assert result.losses == pytest.approx([loss.item() for loss in losses], rel=1e-5)
     assert result.failed == 0
@@ -108,6 +113,31 @@ def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
         torch.testing.assert_close(
             two_stage[name], gradient, rtol=1e-3, atol=1e-5 * gradient.norm()
         )
+
+
+def test_inner_steps_add_the_gradients_along_the_way(digits: ImageSet) -> None:
+    item = ConvNets250K("train")[1]
+    batches = [training_batch(digits.train, step, 8, seed=0) for step in range(3)]
+    ghn = GHN.from_pretrained()
+    network = FunctionalNetwork(item.program)
+    inner_lr = 0.05
+    backward_meta_batch(ghn, [item.graph], [network], (32, 32), [batches], inner_lr=inner_lr)
+    result = gradients(ghn)
+
+    ghn.zero_grad()
+    (predicted,) = ghn([item.graph])
+    values = {name: p.detach().clone() for name, p in predicted.items()}
+    sums = {name: torch.zeros_like(p) for name, p in predicted.items()}
+    for x, y in batches:
+        leaves = {name: p.requires_grad_() for name, p in values.items()}
+        F.cross_entropy(network(leaves, x), y).backward()
+        norm = torch.cat([p.grad.flatten() for p in leaves.values()]).norm()
+        for name, p in leaves.items():
+            sums[name] += p.grad * min(1.0, MAX_GRADIENT_NORM / norm) / 3
+            values[name] = (p - inner_lr * p.grad / max(1.0, norm)).detach()
+    torch.autograd.backward(list(predicted.values()), list(sums.values()))
+    for name, gradient in gradients(ghn).items():
+        torch.testing.assert_close(result[name], gradient, rtol=1e-3, atol=1e-5 * gradient.norm())
 
 
 def failing(error: Exception) -> Network:
@@ -120,7 +150,7 @@ def failing(error: Exception) -> Network:
 
 
 def test_a_network_that_runs_out_of_memory_costs_its_own_gradient_alone(digits: ImageSet) -> None:
-    item = ConvNets250K("train")[0]
+    item = ConvNets250K("train")[1]  # of a gradient that is not clipped
     x, y = training_batch(digits.train, 0, 8, seed=0)
     ghn = GHN.from_pretrained()
     network = FunctionalNetwork(item.program)
@@ -185,7 +215,26 @@ def test_schedule() -> None:
     assert (settings.betas, settings.weight_decay, settings.clip) == ((0.9, 0.999), 1e-5, 5)
 
 
+def test_cosine_schedule() -> None:
+    settings = FinetuneSettings(steps=10, schedule="cosine", lr=2e-3)
+    assert [settings.lr_at(f) for f in (0, 1 / 3, 0.5, 1)] == pytest.approx([2e-3, 1.5e-3, 1e-3, 0])
+
+
+def test_networks_are_small_as_long_as_they_should(digits: ImageSet, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=4, max_macs=(1_000_000, 0.5))
+    assert [settings.max_macs_at(f) for f in (0, 0.499, 0.5, 1)] == [10**6, 10**6, None, None]
+    run = _Run(GHN(), digits, settings, RunFolder(tmp_path), "no", False)
+    drawn = [run._items(step, settings.max_macs_at(step / 4)) for step in range(4)]
+    macs = [[item.program.macs for item in items] for items in drawn]
+    assert max(macs[0] + macs[1]) <= 10**6 < max(macs[2] + macs[3])
+    wanted = network_indices(250_000, 2, 2, settings.seed)
+    assert [item.index for item in drawn[2]] == wanted
+
+
 def test_command_line_forms() -> None:
+    assert parse_macs("2.5M@0.25") == (2_500_000, 0.25)
+    with pytest.raises(GhnqError, match=r"5M@0\.5"):
+        parse_macs("5@0.5")
     assert parse_bits("8,4,2") == ((8, 8), (4, 4), (2, 2))
     assert parse_bits("float, 4/8") == ((32, 32), (4, 8))
     assert parse_image_sizes("16@0.5,32") == ((16, 0.5), (32, 1.0))

@@ -65,7 +65,7 @@ def rescale(model: nn.Module, predicted: Parameters) -> Parameters:
     """Each output channel of each weight at Kaiming's scale."""
     return {
         n: p
-        if p.dim() < 2
+        if p.dim() < 4
         else p
         / p.flatten(1).std(1).view(-1, *[1] * (p.dim() - 1)).clamp_min(1e-8)
         * fan_in_scale(p.shape)

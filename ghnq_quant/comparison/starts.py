@@ -61,7 +61,7 @@ STARTS: dict[str, Start] = {
     "ghnq-rescale-norms": Start(
         "GHN-Q, channels rescaled, new norms", True, chained(rescale, reset_norms)
     ),
-    "ghnq-complete-norms": Start(
-        "GHN-Q, rank completed, new norms", True, chained(complete(0.5), reset_norms)
-    ),
+    "ghnq-rescale-complete-0.3": Start("c", True, chained(rescale, complete(0.3))),
+    "ghnq-rescale-complete-1": Start("c", True, chained(rescale, complete(1.0))),
+    "ghnq-rescale-blend-0.5": Start("c", True, chained(rescale, blend(0.5))),
 }

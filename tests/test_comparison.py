@@ -1,0 +1,132 @@
+"""Comparing starts: the formulas, the fairness of the trainings, and going on with a killed run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ghnq_quant import GHN, predict_parameters
+from ghnq_quant.comparison import STARTS, CompareSettings, Comparison, Trial, compare_init
+from ghnq_quant.comparison.cifar_networks import CIFAR_NETWORKS
+from ghnq_quant.comparison.results import Curve, TrialResult, best_lr
+from ghnq_quant.comparison.run import choice_trials, measured_trials
+from ghnq_quant.comparison.settings import CHOICE_SEED
+from ghnq_quant.errors import GhnqError
+from ghnq_quant.evaluation.summary import summarize
+
+BITS = (4, 4)
+SETTINGS = CompareSettings(
+    ("tiny",),
+    backend="reference",
+    budget=8,
+    seeds=2,
+    lrs=(0.1, 0.3),
+    data="digits",
+    images_per_class=8,
+    test_images=64,
+    ghn="ghnq-cifar10",
+)
+
+
+def tiny(num_classes: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, num_classes),
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CIFAR_NETWORKS, "tiny", tiny)
+
+
+def result(start: str, steps: int, accuracy: float, seed: int = 0, lr: float = 0.1) -> TrialResult:
+    return TrialResult(Trial("a", BITS, start, steps, lr, seed), 10.0, accuracy, 1.0, 1.0)
+
+
+def comparison(results: list[TrialResult]) -> Comparison:
+    starts = tuple(dict.fromkeys(r.trial.start for r in results))
+    settings = replace(SETTINGS, archs=("a",), budget=80, seeds=2, starts=starts)
+    return Comparison(settings, {}, {r.trial: r for r in results})
+
+
+def test_steps_to_an_accuracy_lie_between_budgets() -> None:
+    curve = Curve(0.1, summarize([10.0]), (10, 20, 40), tuple(summarize([v]) for v in (20, 30, 34)))
+    assert curve.steps_to(30) == pytest.approx(20)
+    assert curve.steps_to(25) == pytest.approx(10 * 2**0.5)  # half of the way in log2 of the steps
+    assert curve.steps_to(32) == pytest.approx(20 * 2**0.5)
+    assert curve.steps_to(15) == 10  # the smallest budget that was measured
+    assert curve.steps_to(34.1) is None
+
+
+def test_ratio_is_of_the_steps_to_the_final_accuracy_of_pytorchs_start() -> None:
+    results = [
+        result(start, steps, accuracy + seed, seed)
+        for start, values in {"pytorch": (10, 20, 30, 40), "ghnq": (20, 40, 42, 44)}.items()
+        for steps, accuracy in zip((10, 20, 40, 80), values, strict=True)
+        for seed in (0, 1)
+    ]
+    found = comparison(results)
+    assert found.ratios("a", BITS) == pytest.approx({"pytorch": 1.0, "ghnq": 20 / 80})
+    assert found.gain("a", BITS, "ghnq") == summarize([4.0, 4.0])
+    assert [s.mean for s in found.curves("a", BITS)["ghnq"].accuracy] == [20.5, 40.5, 42.5, 44.5]
+
+
+def test_learning_rate_is_the_most_accurate_and_of_equal_ones_the_lowest() -> None:
+    results = [
+        result("ghnq", 8, accuracy, lr=lr) for lr, accuracy in ((0.3, 50), (0.1, 50), (1, 9))
+    ]
+    assert best_lr(results, (0.1, 0.3, 1)) == 0.1
+
+
+def test_all_starts_get_the_same_trainings() -> None:
+    choices = choice_trials(SETTINGS)
+    assert {t.seed for t in choices} == {CHOICE_SEED}
+    finished = {t: TrialResult(t, 10, 50 + t.lr, 1, 1) for t in choices}
+    trials = measured_trials(SETTINGS, finished)
+    by_start = {s: [replace(t, start="") for t in trials if t.start == s] for s in SETTINGS.starts}
+    assert len({tuple(of) for of in by_start.values()}) == 1
+    assert {(t.steps, t.seed) for t in trials} == {(s, k) for s in (1, 2, 4, 8) for k in (0, 1)}
+    assert {t.lr for t in trials} == {0.3}
+
+
+def test_starts() -> None:
+    ghn, x = GHN.from_pretrained("ghnq-cifar10"), torch.zeros(1, 3, 32, 32)
+    model = tiny(10)
+    own = {n: p.clone() for n, p in model.named_parameters()}
+    for name, start in STARTS.items():
+        found = dict(start.parameters(model, ghn, BITS, x).named_parameters())
+        wanted = predict_parameters(model, ghn, bits=BITS) if name == "ghnq" else own
+        same = all(torch.equal(found[n], wanted[n]) for n in own)
+        assert same == (not start.predicts or start.refine is None)
+    assert all(torch.equal(p, own[n]) for n, p in model.named_parameters())
+
+
+def test_a_killed_comparison_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    whole = compare_init(SETTINGS, tmp_path / "whole")
+    lines = (tmp_path / "whole" / "trials.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + 3 * (2 + 2 * 4)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "trials.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])
+    resumed = compare_init(SETTINGS, tmp_path / "killed")
+    assert {t: r.accuracy for t, r in resumed.results.items()} == {
+        t: r.accuracy for t, r in whole.results.items()
+    }
+    content = json.loads((tmp_path / "killed" / "results.json").read_text())
+    assert [case["arch"] for case in content["cases"]] == ["tiny"]
+    assert "| tiny | W4/A4 | GHN-Q |" in (tmp_path / "killed" / "table.md").read_text()
+    with pytest.raises(GhnqError, match=r"settings\.budget=8 \(now 16\)"):
+        compare_init(replace(SETTINGS, budget=16), tmp_path / "killed")
+
+
+def test_what_does_not_exist_is_named_before_any_training(tmp_path: Path) -> None:
+    with pytest.raises(GhnqError, match="nothing"):
+        replace(SETTINGS, starts=("nothing",))
+    with pytest.raises(GhnqError, match="resnet_of_nobody"):
+        compare_init(replace(SETTINGS, archs=("resnet_of_nobody",)), tmp_path)
+    assert list(tmp_path.iterdir()) == []
