@@ -485,7 +485,11 @@ def coverage(
     console.print(Markdown((output / PAGE_FILE).read_text("utf-8")))
 
 
-space = typer.Typer(help="The networks of ConvNets-250K.", no_args_is_help=True)
+space = typer.Typer(
+    help="The networks of ConvNets-250K.",
+    no_args_is_help=True,
+    epilog=_example("ghnq space show test 17"),
+)
 app.add_typer(space, name="space")
 
 
