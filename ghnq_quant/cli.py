@@ -26,10 +26,16 @@ app = typer.Typer(
     name="ghnq",
     help="Parameters for quantized CNNs, predicted by a graph hypernetwork (GHN-Q).",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # rich's panels leave half of 80 columns to the types
+    epilog="\b\nExample:\n  ghnq quickstart\n\nShell completion: ghnq --install-completion",
 )
+
+
+def _example(*commands: str) -> str:
+    """What a command's help ends with; the mark keeps the lines as they are."""
+    return "\b\nExample:\n" + "\n".join(f"  {command}" for command in commands)
+
 
 Bits = Annotated[
     str,
@@ -58,7 +64,7 @@ def _ghnq(
         raise typer.Exit
 
 
-@app.command()
+@app.command(epilog=_example("ghnq init mobilenet_v2 --bits 4/8 -o mobilenet_v2.safetensors"))
 def init(
     arch: Annotated[
         str,
@@ -76,10 +82,10 @@ def init(
     num_classes: Annotated[int, typer.Option(min=1, help="Outputs of the model.")] = 10,
     ghn: Checkpoint = None,
 ) -> None:
-    """Predict a model's parameters and save its quantized state_dict.
+    """Predict a model's parameters and save it quantized.
 
-    Prints one line a layer: how many of its parameters were predicted, and how well its weight
-    survives quantization.
+    Saves its state_dict. Prints one line a layer: how many of its parameters were predicted, and
+    how well its weight survives quantization.
     """
     from ghnq_quant.evaluation.layer_report import layer_table
     from ghnq_quant.training.saving import check_state_path, save_state
@@ -98,7 +104,9 @@ def init(
     console.print(f"Saved to {output}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(
+    epilog=_example("ghnq export mobilenet_v2 --weights trained.safetensors -o model.onnx")
+)
 def export(
     arch: Annotated[
         str, typer.Argument(metavar="ARCH|MODULE:CALLABLE", help="The model, as for init.")
@@ -120,7 +128,10 @@ def export(
     format: Annotated[str, typer.Option(help="qdq or qonnx.")] = "qdq",
     image_size: Annotated[int, typer.Option(min=1, help="Side of the images.")] = 32,
 ) -> None:
-    """Write a trained quantized model as an ONNX file (extra `onnx`)."""
+    """Write a trained quantized model as an ONNX file.
+
+    Needs the extra onnx: pip install "ghnq-quant[onnx]".
+    """
     from ghnq_quant.training.saving import load_state, read_state
 
     state, noted = read_state(weights)
@@ -137,7 +148,7 @@ def export(
     Console().print(f"Saved to {file}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(epilog=_example("ghnq quickstart --bits 8 --epochs 3 --seeds 1"))
 def quickstart(
     data: Annotated[
         str,
@@ -159,10 +170,11 @@ def quickstart(
         Path, typer.Option("-o", "--output", help="Folder for results and the trained model.")
     ] = Path("ghnq-quickstart"),
 ) -> None:
-    """Quantization-aware training from GHN-Q's parameters and from PyTorch's initialization.
+    """Try 4-bit training of a small CNN from both starts.
 
-    The same small CNN, images, order and budget for both. Saves a table (JSON), the curves (PNG)
-    and the trained model. Takes under two minutes on two cores with the default images.
+    Quantization-aware training from GHN-Q's parameters and from PyTorch's initialization: the same
+    network, images, order and budget for both. Saves a table (JSON), the curves (PNG) and the
+    trained model. Takes under two minutes on two cores with the default images.
     """
     from ghnq_quant.training.quickstart import QuickstartSettings, run_quickstart
 
@@ -186,7 +198,7 @@ Data = Annotated[
 ]
 
 
-@app.command()
+@app.command(epilog=_example("ghnq finetune --data images.npz --steps 2000 --bits float,4 -o run"))
 def finetune(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run.")],
     data: Data = "cifar10",
@@ -240,9 +252,10 @@ def finetune(
     download: Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the folder's run.")] = False,
 ) -> None:
-    """Train a hypernetwork on ConvNets-250K, in float or on quantized networks.
+    """Train a hypernetwork on networks of ConvNets-250K.
 
-    The defaults are the paper's settings. A run that is killed goes on with --resume.
+    In float or on quantized networks (--bits). The defaults are the paper's settings. A run that
+    is killed goes on with --resume.
     """
     from ghnq_quant.training import FinetuneSettings, load_images
     from ghnq_quant.training import finetune as run
@@ -288,7 +301,9 @@ def _starting_point(start: str, num_classes: int, seed: int) -> GHN:
     return GHN.from_pretrained(start)
 
 
-@app.command()
+@app.command(
+    epilog=_example("ghnq evaluate --data images.npz --split test,mobile --num-nets 50 -o table1")
+)
 def evaluate(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
     data: Data = "cifar10",
@@ -320,8 +335,9 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
     device: Annotated[str, typer.Option(help="That the networks run on.")] = "cpu",
 ) -> None:
-    """The paper's Table 1: accuracy with predicted parameters at several precisions.
+    """Measure accuracy with predicted parameters.
 
+    The paper's Table 1: at several precisions, on splits of ConvNets-250K or on models of the zoos.
     A run that is killed goes on where it was when it is started again.
     """
     from ghnq_quant.evaluation import evaluate as run
@@ -345,7 +361,9 @@ def evaluate(
     )
 
 
-@app.command()
+@app.command(
+    epilog=_example("ghnq compare-init resnet8 --data images.npz --budget 400 -o comparison")
+)
 def compare_init(
     archs: Annotated[
         list[str],
@@ -376,7 +394,7 @@ def compare_init(
     download: Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
 ) -> None:
-    """What a start is worth: accuracy against steps of quantization-aware training.
+    """Measure what a start is worth to quantization-aware training.
 
     From GHN-Q's parameters, from PyTorch's initialization, and from a float training that takes
     half of the steps; same images, tuned learning rate. A run that is killed goes on where it was
@@ -409,21 +427,24 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise GhnqError(f"{text!r}: write numbers as in 0.03,0.1") from error
 
 
-@app.command()
+@app.command(epilog=_example("ghnq report run table1 -o report.html"))
 def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN…", help="Folders of evaluate and finetune.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output")] = Path("report.html"),
 ) -> None:
-    """One self-contained HTML page with the tables and plots of evaluations and finetuning runs."""
+    """Make one HTML page of evaluations and finetuning runs.
+
+    With their tables and plots, and no reference to another file.
+    """
     from ghnq_quant.evaluation.report import write_report
 
     page = write_report(runs, output)
     Console().print(f"Saved to {page}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(epilog=_example("ghnq coverage 'mobilenet*' --library timm -o coverage"))
 def coverage(
     pattern: Annotated[
         str | None,
@@ -441,9 +462,10 @@ def coverage(
     memory: Annotated[float, typer.Option(min=1.0, help="GiB that a model may take.")] = 8.0,
     again: Annotated[bool, typer.Option("--again", help="Measure the failed ones anew.")] = False,
 ) -> None:
-    """How many models of a zoo are captured, predicted, quantized and trainable.
+    """Count the models of a zoo that work.
 
-    Takes seconds a model. A run that is killed goes on where it was when it is started again.
+    Each is captured, predicted, quantized and run forward and backward. Takes seconds a model. A run
+    that is killed goes on where it was when it is started again.
     """
     from rich.markdown import Markdown
 
@@ -463,18 +485,25 @@ def coverage(
     console.print(Markdown((output / PAGE_FILE).read_text("utf-8")))
 
 
-space = typer.Typer(help="The networks of ConvNets-250K.", no_args_is_help=True)
+space = typer.Typer(
+    help="The networks of ConvNets-250K.",
+    no_args_is_help=True,
+    epilog=_example("ghnq space show test 17"),
+)
 app.add_typer(space, name="space")
 
 
-@space.command("stats")
+@space.command("stats", epilog=_example("ghnq space stats --num 100"))
 def space_stats(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder for statistics.png.")
     ] = Path("design-space"),
     num: Annotated[int, typer.Option(min=1, help="First networks of each split.")] = 2000,
 ) -> None:
-    """Parameters, MACs, depth, nodes and operations of each split, as a table and a picture."""
+    """Show a table and a picture of each split.
+
+    Of parameters, MACs, depth, nodes and operations.
+    """
     from ghnq_quant.design_space import (
         SPLITS,
         plot_statistics,
@@ -492,7 +521,7 @@ def space_stats(
     console.print(f"Saved to {output / 'statistics.png'}", markup=False, highlight=False)
 
 
-@space.command("show")
+@space.command("show", epilog=_example("ghnq space show test 17 -o network.png"))
 def space_show(
     split: Annotated[str, typer.Argument(help="Such as test.")],
     index: Annotated[int, typer.Argument(min=0, help="The network's number in the split.")],

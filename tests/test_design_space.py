@@ -183,6 +183,24 @@ def test_the_module_has_the_counted_parameters_and_macs():
     assert sorted(item.graph.parameters) == sorted(dict(model.named_parameters()))
 
 
+def test_another_number_of_classes_changes_the_last_layer_alone(tmp_path):
+    for _ in range(2):  # the second time from the cache
+        other = ConvNets250K("test", num_classes=7, cache=tmp_path)[17]
+        network = ConvNets250K("test", cache=tmp_path)[17]
+        assert other.description == network.description
+        model = other.build()
+        assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+        shapes = {n: p.shape for n, p in model.named_parameters()}
+        for name, parameter in network.build().named_parameters():
+            of_last = name.startswith("head.classifier.")
+            expected = (7, *parameter.shape[1:]) if of_last else parameter.shape
+            assert shapes.pop(name) == expected
+        assert not shapes
+        graph = capture(model).arch_graph
+        assert [n.shape for n in other.graph.nodes] == [n.shape for n in graph.nodes]
+        assert _edges(other.graph) == _edges(graph)
+
+
 def test_modules_copy_and_pickle():
     model = ConvNets250K("test")[7].build().eval()
     image = torch.randn(1, 3, 32, 32)

@@ -148,20 +148,6 @@ def test_errors_leave_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_round_trip_of_the_docs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
-    match = re.search(r"<!-- round trip -->\n```python\n(.*?)```", text, re.DOTALL)
-    assert match
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    exec(compile(match[1], "export.md", "exec"), {})
-    assert capsys.readouterr().out.splitlines() == [
-        f"{backend} tensor(True) tensor(True)" for backend in ("brevitas", "torch_ao", "reference")
-    ]
-
-
 # The command
 
 NETS = """

@@ -23,7 +23,7 @@ from ghnq_quant.capture import capture
 from ghnq_quant.design_space import ConvNets250K, SampledNetwork
 from ghnq_quant.errors import CheckpointError, DataError, GhnqError, SchemeError
 from ghnq_quant.quantization import emit, load_backend
-from ghnq_quant.training import ImageSet, finetune, load_images
+from ghnq_quant.training import Images, ImageSet, finetune, load_images
 from ghnq_quant.training.batches import training_batch
 from ghnq_quant.training.functional import FunctionalNetwork
 from ghnq_quant.training.loop import _Run
@@ -373,3 +373,20 @@ def test_a_data_set_of_other_classes(digits: ImageSet, tmp_path: Path) -> None:
     ghn = GHN(num_classes=3)
     with pytest.raises(DataError, match="10 classes"):
         finetune(ghn, digits, SETTINGS, tmp_path)
+
+
+def test_a_run_from_scratch_on_three_classes(digits: ImageSet, tmp_path: Path) -> None:
+    def three(images: Images) -> Images:
+        few = images.labels < 3
+        return replace(
+            images, images=images.images[few], labels=images.labels[few], classes=("0", "1", "2")
+        )
+
+    torch.manual_seed(0)
+    ghn = GHN(max_shape=(16, 16, 7, 7), num_classes=3, hid=8)
+    data = ImageSet("three digits", three(digits.train), three(digits.test))
+    best = finetune(ghn, data, replace(SETTINGS, steps=3), tmp_path)
+    item = ConvNets250K("val", num_classes=3)[0]
+    (parameters,) = best([item.graph])
+    assert parameters["head.classifier.weight"].shape[0] == 3
+    assert parameters["head.classifier.bias"].shape == (3,)

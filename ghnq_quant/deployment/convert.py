@@ -37,7 +37,7 @@ def convert(model: QuantModel, *, integer: bool | None = None) -> fx.GraphModule
         >>> images = torch.rand(16, 3, 8, 8)
         >>> _ = qat(images)  # your training
         >>> deployed = ghnq_quant.convert(qat)
-        >>> deployed[0].weight.dtype, deployed(images).shape
+        >>> deployed.get_submodule("0").weight.dtype, deployed(images).shape
         (torch.int8, torch.Size([16, 4, 6, 6]))
     """
     folded = fold(model)

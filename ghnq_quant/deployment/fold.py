@@ -37,7 +37,7 @@ def fold(model: QuantModel) -> fx.GraphModule:
     if not isinstance(model, LayerwiseModel) or model.backend is None:
         raise ConversionError(
             f"{type(model).__name__} is of a toolkit that makes and converts whole models: use the "
-            "toolkit's own conversion (docs/quantization.md)"
+            "toolkit's own conversion (docs/how-to/torch_ao.md)"
         )
     graph, backend = _trace(model), model.backend
     units = {unit.name: unit for unit in model.plan.units}

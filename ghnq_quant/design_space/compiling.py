@@ -22,7 +22,7 @@ NUM_CLASSES = 10
 _GROUPS = 4
 
 
-def compile_program(architecture: Architecture) -> Program:
+def compile_program(architecture: Architecture, num_classes: int = NUM_CLASSES) -> Program:
     """The operations of ``architecture``, each of which the logits depend on."""
     builder = ProgramBuilder(architecture.norm, architecture.conv_bias, architecture.activation)
     body = architecture.body
@@ -36,7 +36,7 @@ def compile_program(architecture: Architecture) -> Program:
             x = _residual_block(builder, block, f"blocks.{i}", x)
     else:
         x = _mobile_body(builder, body, x)
-    _head(builder, architecture.head, x)
+    _head(builder, architecture.head, num_classes, x)
     return Program(tuple(builder.operations))
 
 
@@ -45,14 +45,14 @@ def _stem(builder: ProgramBuilder, stem: Stem) -> int:
     return builder.pool("max_pool", x, "stem.pool", 3, 2) if stem.pool else x
 
 
-def _head(builder: ProgramBuilder, head: Head, x: int) -> None:
+def _head(builder: ProgramBuilder, head: Head, num_classes: int, x: int) -> None:
     if head.grid:
         x = builder.global_pool(x, "head.pool", head.grid)
     x = builder.flatten(x, "head.flatten")
     if head.hidden:
         x = builder.linear(x, "head.hidden", head.hidden)
         x = builder.act(x, "head.act")
-    builder.linear(x, "head.classifier", NUM_CLASSES)
+    builder.linear(x, "head.classifier", num_classes)
 
 
 def _plain_body(builder: ProgramBuilder, body: PlainBody, x: int) -> int:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from ghnq_quant.capture import ArchGraph
 from ghnq_quant.design_space.architecture import Architecture
-from ghnq_quant.design_space.compiling import compile_program
+from ghnq_quant.design_space.compiling import NUM_CLASSES, compile_program
 from ghnq_quant.design_space.draws import Draws
 from ghnq_quant.design_space.graph_cache import GraphCache
 from ghnq_quant.design_space.graphs import build_graph, canonical_hash
@@ -30,16 +30,18 @@ class SampledNetwork:
     Attributes:
         split, index: its place in ConvNets-250K.
         description: equal descriptions make equal networks.
+        num_classes: outputs; no part of the description.
     """
 
     split: str
     index: int
     description: Architecture
+    num_classes: int = NUM_CLASSES
 
     @cached_property
     def program(self) -> Program:
         """The primitive operations in the order of execution, with parameters, MACs and depth."""
-        return compile_program(self.description)
+        return compile_program(self.description, self.num_classes)
 
     @cached_property
     def graph(self) -> ArchGraph:
@@ -47,7 +49,7 @@ class SampledNetwork:
         return build_graph(self.program)
 
     def build(self, initialize: bool = True) -> ConvNet:
-        """A new module: (N, 3, H, W) → (N, 10).
+        """A new module: (N, 3, H, W) → (N, num_classes).
 
         Args:
             initialize: with PyTorch's own initialization, from its global generator; with False,
@@ -64,6 +66,8 @@ class ConvNets250K:
 
     Args:
         split: ``train``, ``val``, ``test``, ``wide``, ``deep``, ``bn_free`` or ``mobile``.
+        num_classes: outputs of the networks. ConvNets-250K's have ten, which alone its limits and the
+            difference between its splits are about; with another number everything else is the same.
         cache: folder that keeps each item's description and graph after its first use; processes
             and splits may share it.
 
@@ -79,8 +83,15 @@ class ConvNets250K:
         >>> model = network.build(initialize=False)
     """
 
-    def __init__(self, split: str, *, cache: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        split: str,
+        *,
+        num_classes: int = NUM_CLASSES,
+        cache: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.split = split
+        self.num_classes = num_classes
         self._rules = find_split(split)
         self._cache = None if cache is None else GraphCache(cache, SCHEMA)
 
@@ -99,15 +110,15 @@ class ConvNets250K:
             entry = self._cache.load(self.split, index)
             if entry is not None:
                 return self._item(index, entry[0], graph=entry[1])
-        item = self._draw(index)
+        description, program, graph = self._draw(index)
         if self._cache is not None:
-            self._cache.save(self.split, index, item.description, item.graph)
-        return item
+            self._cache.save(self.split, index, description, graph)
+        return self._item(index, description, program=program, graph=graph)
 
     def __iter__(self) -> Iterator[SampledNetwork]:
         return (self[index] for index in range(len(self)))
 
-    def _draw(self, index: int) -> SampledNetwork:
+    def _draw(self, index: int) -> tuple[Architecture, Program, ArchGraph]:
         """Draw until a network fits the limits and lies on one of the split's sides."""
         attempt = 0
         while True:
@@ -117,14 +128,15 @@ class ConvNets250K:
             if _fits(program, self._rules):
                 graph = build_graph(program)
                 if int(canonical_hash(graph), 16) % NUM_SIDES in self._rules.sides:
-                    return self._item(index, description, program=program, graph=graph)
+                    return description, program, graph
             attempt += 1
 
     def _item(
         self, index: int, description: Architecture, **known: Program | ArchGraph
     ) -> SampledNetwork:
-        item = SampledNetwork(self.split, int(index), description)
-        item.__dict__.update(known)  # fills the cached properties
+        item = SampledNetwork(self.split, int(index), description, self.num_classes)
+        if self.num_classes == NUM_CLASSES:
+            item.__dict__.update(known)  # fills the cached properties
         return item
 
 

@@ -12,6 +12,7 @@ from ghnq_quant.design_space.dataset import SampledNetwork
 from ghnq_quant.design_space.layout import Layout, layered_layout
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 #: Color of each primitive.
@@ -48,21 +49,31 @@ def draw_network(item: SampledNetwork, path: str | os.PathLike[str]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    layout = layered_layout(item.graph)
-    x, y, rows = _wrap(layout)
-    width, height = x.max() + 1, np.ptp(y)
-    figure = Figure(figsize=(0.46 * width + 0.8, 0.46 * height + 1.7), layout="constrained")
+    figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _draw_edges(axes, layout, x, y, rows)
-    _draw_nodes(axes, item.graph, x, y)
-    axes.set(xlim=(-1.0, width + 0.0), ylim=(y.min() - 1.0, y.max() + 0.8), aspect="equal")
-    axes.axis("off")
+    dots, x, y = draw_graph(axes, item.graph)
+    figure.set_size_inches(0.46 * (x.max() + 1) + 0.8, 0.46 * np.ptp(y) + 1.7)
     axes.set_title(_title(item), fontsize=11, loc="left")
-    used = [p for p in COLORS if p in item.graph.counts()]
-    dots = [axes.scatter([], [], s=70, color=COLORS[p], label=p) for p in used]
-    figure.legend(handles=dots, loc="outside lower center", ncols=len(used), frameon=False)
+    figure.legend(handles=dots, loc="outside lower center", ncols=len(dots), frameon=False)
     figure.savefig(path, dpi=130, bbox_inches="tight", pad_inches=0.15)
+
+
+def draw_graph(axes: Axes, graph: ArchGraph) -> tuple[list[Artist], np.ndarray, np.ndarray]:
+    """Draw a network's graph into ``axes``.
+
+    Returns:
+        a dot with a label for each primitive that occurs, for a legend; and the nodes' x and y, in
+        units of the distance between neighbours, behind them those of edges' corners.
+    """
+    layout = layered_layout(graph)
+    x, y, rows = _wrap(layout)
+    _draw_edges(axes, layout, x, y, rows)
+    _draw_nodes(axes, graph, x, y)
+    axes.set(xlim=(-1.0, x.max() + 1.0), ylim=(y.min() - 1.0, y.max() + 0.8), aspect="equal")
+    axes.axis("off")
+    used = [p for p in COLORS if p in graph.counts()]
+    return [axes.scatter([], [], s=70, color=COLORS[p], label=p) for p in used], x, y
 
 
 def _title(item: SampledNetwork) -> str:

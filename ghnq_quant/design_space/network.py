@@ -11,7 +11,7 @@ from ghnq_quant.design_space.program import Operation, Program
 
 
 class ConvNet(nn.Module):
-    """A network of ConvNets-250K: (N, 3, H, W) → (N, 10).
+    """A network of ConvNets-250K: (N, 3, H, W) → (N, number of classes).
 
     Its layers are ordinary modules named after their place, such as ``stem.conv`` or
     ``cells.3.node0.op1.norm``; each is called once.

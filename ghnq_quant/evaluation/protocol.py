@@ -59,7 +59,8 @@ def measure_network(
         ghn: the hypernetwork, on the device that the network runs on.
         images: test images on that device.
         precisions: (weight, activation) bits, float among them.
-        group, index: the network's place, for the result.
+        group: that the network is of, for the result.
+        index: its number in the group.
         num_images: the first so many; None for all.
         trained: a ``state_dict`` whose distributions are described beside the predicted ones.
         on_batch: called after each batch.

@@ -74,7 +74,7 @@ def finetune(
     if len(data.train.classes) != ghn.num_classes:
         raise DataError(
             f"{data.name} has {len(data.train.classes)} classes, the hypernetwork {ghn.num_classes}: "
-            "finetune it on a data set with as many"
+            "finetune it on a data set with as many, or start from scratch"
         )
     folder = RunFolder(output)
     if not resume and folder.state_file.exists():
@@ -129,7 +129,7 @@ class _Run:
             fused=True,  # one kernel in place of several small ones a parameter
         )
         self.predict, self.stepper = self.accelerator.prepare(self.ghn, self.optimizer)
-        self.networks = ConvNets250K("train")
+        self.networks = ConvNets250K("train", num_classes=ghn.num_classes)
         self.counters = Counters()
         #: what a resumed run must share with the one it goes on with
         self.identity: dict[str, Any] = {
@@ -277,7 +277,7 @@ class _Run:
         """Validate in the main process and, where it is the best so far, keep the checkpoint."""
         top1 = 0.0
         if self.accelerator.is_main_process:
-            split = ConvNets250K("val")
+            split = ConvNets250K("val", num_classes=self.ghn.num_classes)
             items = [split[i] for i in range(min(self.settings.val_networks, len(split)))]
             top1 = validate(self.ghn, items, self.val, self.settings.bits, self.settings.val_images)
             if top1 > self.counters.best_top1:
