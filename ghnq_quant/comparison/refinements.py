@@ -1,4 +1,8 @@
-"""What can be done to predicted parameters so that they are better to train from."""
+"""What else can be done to predicted parameters before training: random parts of several kinds.
+
+Each takes the network with its own initialization and the parameters that it would be trained
+from, whose filters have the size of the initialization's, and returns new ones.
+"""
 
 from __future__ import annotations
 
@@ -8,109 +12,56 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ghnq_quant.ghn.tiling import fan_in_scale
-
 Parameters = dict[str, Tensor]
+Refinement = Callable[[nn.Module, Parameters], Parameters]
 
 
-def blend(share: float) -> Callable[[nn.Module, Parameters], Parameters]:
-    """Weights of which ``share`` of the variance is random, at Kaiming's scale."""
+def blend(share: float) -> Refinement:
+    """Convolutions of which ``share`` of the variance is the network's own initialization."""
 
-    def refine(model: nn.Module, predicted: Parameters) -> Parameters:
+    def refine(model: nn.Module, parameters: Parameters) -> Parameters:
         return {
-            name: math.sqrt(1 - share) * p + math.sqrt(share) * _random(p) if p.dim() > 1 else p
-            for name, p in predicted.items()
+            name: math.sqrt(1 - share) * p + math.sqrt(share) * own if p.dim() == 4 else p
+            for name, p, own in _with_own(model, parameters)
         }
 
     return refine
 
 
-def complete(scale: float) -> Callable[[nn.Module, Parameters], Parameters]:
-    """Random weights at ``scale`` times Kaiming's in the directions that the predicted ones lack."""
-
-    def refine(model: nn.Module, predicted: Parameters) -> Parameters:
-        return {
-            name: complete_rank(p, scale) if p.dim() > 1 else p for name, p in predicted.items()
-        }
-
-    return refine
+def complete(model: nn.Module, parameters: Parameters) -> Parameters:
+    """Convolutions whose weak singular directions are the network's own initialization."""
+    return {
+        name: complete_rank(p, own) if p.dim() == 4 else p
+        for name, p, own in _with_own(model, parameters)
+    }
 
 
-def complete_rank(weight: Tensor, scale: float) -> Tensor:
-    """``weight`` and, orthogonal to its strong directions, random values.
+def complete_rank(weight: Tensor, own: Tensor) -> Tensor:
+    """The strong singular directions of ``weight`` and, orthogonal to them on both sides, those of ``own``.
 
-    Of the (c_out, fan-in) matrix, singular directions count as strong above ``scale`` times the
-    root mean square singular value of a matrix of Kaiming's scale; what is random is projected
-    off them on both sides, so the strong ones stay as they are.
+    Of the (c_out, fan-in) matrices, a singular value counts as strong above the root mean square of
+    ``own``'s.
     """
-    matrix = weight.flatten(1)
-    typical = fan_in_scale(weight.shape) * math.sqrt(max(matrix.shape))
+    matrix, other = weight.flatten(1), own.flatten(1)
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    strong = values > scale * typical
+    strong = values > other.norm() / math.sqrt(min(matrix.shape))
     u, v = left[:, strong], right[strong]
-    extra = scale * _random(weight).flatten(1)
-    extra = extra - u @ (u.T @ extra)
-    extra = extra - (extra @ v.T) @ v
-    kept = (u * values[strong]) @ v
-    return (kept + extra).view_as(weight)
+    rest = other - u @ (u.T @ other)
+    rest = rest - (rest @ v.T) @ v
+    return ((u * values[strong]) @ v + rest).view_as(weight)
 
 
-def reset_norms(model: nn.Module, predicted: Parameters) -> Parameters:
-    """Norm layers and biases as new: only convolutions and linear layers are predicted."""
-    own = dict(model.named_parameters())
-    return {n: p if p.dim() > 1 else own[n].detach() for n, p in predicted.items()}
-
-
-def rescale(model: nn.Module, predicted: Parameters) -> Parameters:
-    """Each output channel of each weight at Kaiming's scale."""
-    return {
-        n: p
-        if p.dim() < 4
-        else p
-        / p.flatten(1).std(1).view(-1, *[1] * (p.dim() - 1)).clamp_min(1e-8)
-        * fan_in_scale(p.shape)
-        for n, p in predicted.items()
+def new_classifier(model: nn.Module, parameters: Parameters) -> Parameters:
+    """Linear layers of the network's own initialization: only convolutions are predicted."""
+    last = {
+        f"{name}.{kind}"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        for kind in ("weight", "bias")
     }
+    return {name: own if name in last else p for name, p, own in _with_own(model, parameters)}
 
 
-def own_scale(model: nn.Module, predicted: Parameters) -> Parameters:
-    """Each output channel of each convolution at the scale of the layer's own initialization."""
+def _with_own(model: nn.Module, parameters: Parameters) -> list[tuple[str, Tensor, Tensor]]:
     own = dict(model.named_parameters())
-    return {
-        n: p if p.dim() < 4 else p / _rms(p, per_channel=True) * _rms(own[n].detach(), False)
-        for n, p in predicted.items()
-    }
-
-
-def own_blend(share: float) -> Callable[[nn.Module, Parameters], Parameters]:
-    def refine(model: nn.Module, predicted: Parameters) -> Parameters:
-        own = dict(model.named_parameters())
-        return {
-            n: p if p.dim() < 4 else math.sqrt(1 - share) * p + math.sqrt(share) * own[n].detach()
-            for n, p in predicted.items()
-        }
-
-    return refine
-
-
-def _rms(p: Tensor, per_channel: bool) -> Tensor:
-    values = p.flatten(1) if per_channel else p.flatten()[None]
-    rms = values.square().mean(1).sqrt().clamp_min(1e-8)
-    return rms.view(-1, *[1] * (p.dim() - 1))
-
-
-def chained(
-    *steps: Callable[[nn.Module, Parameters], Parameters],
-) -> Callable[[nn.Module, Parameters], Parameters]:
-    """One after another."""
-
-    def refine(model: nn.Module, predicted: Parameters) -> Parameters:
-        for step in steps:
-            predicted = step(model, predicted)
-        return predicted
-
-    return refine
-
-
-def _random(weight: Tensor) -> Tensor:
-    return torch.randn_like(weight) * fan_in_scale(weight.shape)
+    return [(name, p, own[name].detach()) for name, p in parameters.items()]

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-import ghnq_quant
-from ghnq_quant.comparison.refinements import (
-    blend,
-    chained,
-    complete,
-    own_blend,
-    own_scale,
-    rescale,
-    reset_norms,
-)
+from ghnq_quant.api import predict_captured
+from ghnq_quant.capture import capture
+from ghnq_quant.comparison.refinements import Refinement, blend, complete, new_classifier
 from ghnq_quant.ghn import GHN
-
-Refinement = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
+from ghnq_quant.trainability import ready_for_training
 
 
 @dataclass(frozen=True)
@@ -31,52 +22,45 @@ class Start:
     Attributes:
         title: for tables and plots.
         predicts: whether GHN-Q's parameters are used.
-        refine: what is done to them, from the network with its own initialization and them.
+        as_predicted: unchanged, not as :func:`ghnq_quant.init_quantized` gives them.
+        refine: what else is done to them.
         float_share: share of the budget that a float training of the network takes first.
     """
 
     title: str
     predicts: bool = False
+    as_predicted: bool = False
     refine: Refinement | None = None
     float_share: float = 0.0
 
-    def parameters(
+    def started(
         self, model: nn.Module, ghn: GHN, bits: tuple[int, int], example: Tensor
     ) -> nn.Module:
         """A float copy of ``model`` with this start's parameters."""
         started = copy.deepcopy(model)
         if not self.predicts:
             return started
-        predicted = ghnq_quant.predict_parameters(model, ghn, bits=bits, example_input=example)
+        captured = capture(started, example)
+        (values,) = predict_captured([captured], ghn, bits)
+        if not self.as_predicted:
+            values = ready_for_training(captured, values)
+        named = zip(started.named_parameters(), values, strict=True)
+        parameters = {name: p.detach() if new is None else new for (name, p), new in named}
         if self.refine is not None:
-            predicted = self.refine(model, predicted)
+            parameters = self.refine(model, parameters)
         with torch.no_grad():
             for name, p in started.named_parameters():
-                p.copy_(predicted[name])
+                p.copy_(parameters[name])
         return started
 
 
 STARTS: dict[str, Start] = {
+    "ghnq": Start("GHN-Q", predicts=True),
     "pytorch": Start("PyTorch's initialization"),
     "float-first": Start("float training first", float_share=0.5),
-    "ghnq": Start("GHN-Q", predicts=True),
-    "ghnq-blend-0.25": Start("GHN-Q, 1/4 random", True, blend(0.25)),
-    "ghnq-blend-0.5": Start("GHN-Q, 1/2 random", True, blend(0.5)),
-    "ghnq-complete-0.3": Start("GHN-Q, rank completed at 0.3", True, complete(0.3)),
-    "ghnq-complete-1": Start("GHN-Q, rank completed at 1", True, complete(1.0)),
-    "ghnq-norms": Start("GHN-Q, new norms", True, reset_norms),
-    "ghnq-rescale": Start("GHN-Q, channels rescaled", True, rescale),
-    "ghnq-rescale-norms": Start(
-        "GHN-Q, channels rescaled, new norms", True, chained(rescale, reset_norms)
-    ),
-    "ghnq-rescale-complete-0.3": Start("c", True, chained(rescale, complete(0.3))),
-    "ghnq-rescale-complete-1": Start("c", True, chained(rescale, complete(1.0))),
-    "ghnq-rescale-blend-0.5": Start("c", True, chained(rescale, blend(0.5))),
-    "ghnq-norms-blend-0.5": Start("c", True, chained(blend(0.5), reset_norms)),
-    "ghnq-norms-complete-0.5": Start("c", True, chained(complete(0.5), reset_norms)),
-    "ghnq-norms-complete-1": Start("c", True, chained(complete(1.0), reset_norms)),
-    "own": Start("c", True, chained(own_scale, reset_norms)),
-    "own-0.25": Start("c", True, chained(own_scale, own_blend(0.25), reset_norms)),
-    "own-0.5": Start("c", True, chained(own_scale, own_blend(0.5), reset_norms)),
-    "own-0.75": Start("c", True, chained(own_scale, own_blend(0.75), reset_norms)),
+    "ghnq-as-predicted": Start("GHN-Q as predicted", predicts=True, as_predicted=True),
+    "ghnq-blend-0.25": Start("GHN-Q, 1/4 own", predicts=True, refine=blend(0.25)),
+    "ghnq-blend-0.5": Start("GHN-Q, 1/2 own", predicts=True, refine=blend(0.5)),
+    "ghnq-complete": Start("GHN-Q, rank completed", predicts=True, refine=complete),
+    "ghnq-new-classifier": Start("GHN-Q, new classifier", predicts=True, refine=new_classifier),
 }

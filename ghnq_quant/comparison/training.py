@@ -55,7 +55,7 @@ def run_trial(
         torch.manual_seed(seed)
         model = create_network(trial.arch, len(train.classes))
         example = torch.zeros(1, *train.images.shape[1:])
-        model = start.parameters(model, ghn, trial.bits, example)
+        model = start.started(model, ghn, trial.bits, example)
     float_steps = round(start.float_share * trial.steps)
     _optimize(model, train, 0, float_steps, trial.lr, seed)
     quantized = ghnq_quant.quantize(model, trial.bits, backend=backend, example_input=example)
