@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ghnq_quant.comparison.record import Comparison
 from ghnq_quant.comparison.results import Curve
@@ -11,13 +13,14 @@ from ghnq_quant.comparison.tables import caption
 from ghnq_quant.evaluation.plots import colours
 from ghnq_quant.evaluation.precision import precision_name
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _MARKERS = "osDv^<>p*hX"
 
 
 def plot_curves(comparison: Comparison, path: Path) -> None:
     """A grid of networks (rows) and precisions (columns), as PNG."""
-    import textwrap
-
     from matplotlib.figure import Figure
 
     settings = comparison.settings
@@ -47,17 +50,11 @@ def plot_curves(comparison: Comparison, path: Path) -> None:
     figure.savefig(path, format="png", dpi=130)
 
 
-def _draw(axes, curve: Curve, title: str, colour: str, marker: str) -> None:  # type: ignore[no-untyped-def]
-    means = [s.mean for s in curve.accuracy]
+def _draw(axes: Axes, curve: Curve, title: str, colour: str, marker: str) -> None:
+    means = [s.mean or 0.0 for s in curve.accuracy]
     errors = [s.standard_error or 0.0 for s in curve.accuracy]
     axes.errorbar(
-        curve.steps,
-        means,
-        errors,
-        fmt=f"{marker}-",
-        color=colour,
-        capsize=3,
-        markersize=5,
+        curve.steps, means, errors, fmt=f"{marker}-", color=colour, capsize=3, markersize=5,
         label=title,
-    )
-    axes.axhline(curve.first.mean, color=colour, linewidth=0.9, linestyle=(0, (2, 3)))
+    )  # fmt: skip
+    axes.axhline(curve.first.mean or 0.0, color=colour, linewidth=0.9, linestyle=(0, (2, 3)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ghnq_quant.comparison.progress import Progress
 from ghnq_quant.comparison.record import TRIALS_FILE, Comparison
@@ -18,7 +18,7 @@ from ghnq_quant.evaluation.journal import Journal
 from ghnq_quant.ghn import GHN
 from ghnq_quant.provenance import checksum, versions
 from ghnq_quant.quantization import load_backend
-from ghnq_quant.training import Images, load_images
+from ghnq_quant.training import ImageSet, load_images
 from ghnq_quant.training.validation import hold_out
 
 if TYPE_CHECKING:
@@ -64,31 +64,14 @@ def compare_init(
     hypernetwork = ghn if ghn is not None else GHN.from_pretrained(settings.ghn)
     load_backend(settings.backend)
     images = load_images(settings.data, name=settings.data_name, download=download)
-    classes = len(images.train.classes)
-    if classes != hypernetwork.num_classes:
-        raise DataError(
-            f"{images.name} has {classes} classes; the hypernetwork predicts classification layers "
-            f"of {hypernetwork.num_classes}: finetune it on this data set first"
-        )
-    for arch in settings.archs:
-        create_network(arch, classes)  # an unknown name should not wait for its turn
-    train = images.train
+    _check(settings, images, hypernetwork)
     if settings.images_per_class is not None:
-        train = train.sample(settings.images_per_class * classes)
-    facts = {
-        "command": settings.command(),
-        "settings": settings.to_json(),
-        "data": {"name": images.name, "train_images": len(train), "sha256": _checksum(train)},
-        "ghn": {
-            "sha256": checksum(t for _, t in sorted(hypernetwork.state_dict().items())),
-            "provenance": hypernetwork.provenance,
-        },
-    }
+        few = images.train.sample(settings.images_per_class * len(images.train.classes))
+        images = ImageSet(images.name, few, images.test)
+    facts = _facts(settings, images, hypernetwork)
     journal = Journal(Path(output) / TRIALS_FILE, facts, TrialResult)
     finished: dict[Trial, TrialResult] = {r.trial: r for r in journal.resume().values()}
-    fitted, held_out = hold_out(train)
-    choice = Bench(settings, hypernetwork, fitted, held_out)
-    measured = Bench(settings, hypernetwork, train, images.test)
+    fitted, held_out = hold_out(images.train)
     with Progress(_total_steps(settings), console) as progress:
         progress.add(finished.values())
 
@@ -99,9 +82,11 @@ def compare_init(
                 finished[result.trial] = result
                 progress.add([result])
 
-        choices = choice_trials(settings)
-        run(choice, choices)
-        run(measured, measured_trials(settings, finished))
+        run(Bench(settings, hypernetwork, fitted, held_out), choice_trials(settings))
+        run(
+            Bench(settings, hypernetwork, images.train, images.test),
+            measured_trials(settings, finished),
+        )
     comparison = Comparison(settings, {**facts, "versions": versions()}, finished)
     comparison.save(output)
     if console is not None:
@@ -110,6 +95,36 @@ def compare_init(
         console.print(caption(comparison), markup=False, highlight=False)
         console.print(f"Saved to {output}", markup=False, highlight=False, soft_wrap=True)
     return comparison
+
+
+def _check(settings: CompareSettings, images: ImageSet, ghn: GHN) -> None:
+    """Raise for what should not wait until a training meets it."""
+    classes = len(images.train.classes)
+    if classes != ghn.num_classes:
+        raise DataError(
+            f"{images.name} has {classes} classes; the hypernetwork predicts classification layers "
+            f"of {ghn.num_classes}: finetune it on this data set first"
+        )
+    for arch in settings.archs:
+        create_network(arch, classes)
+
+
+def _facts(settings: CompareSettings, images: ImageSet, ghn: GHN) -> dict[str, Any]:
+    """How the numbers come about; what must be the same for a run to go on."""
+    train = images.train
+    return {
+        "command": settings.command(),
+        "settings": settings.to_json(),
+        "data": {
+            "name": images.name,
+            "train_images": len(train),
+            "sha256": checksum((train.images, train.labels, train.mean, train.std)),
+        },
+        "ghn": {
+            "sha256": checksum(t for _, t in sorted(ghn.state_dict().items())),
+            "provenance": ghn.provenance,
+        },
+    }
 
 
 def choice_trials(settings: CompareSettings) -> list[Trial]:
@@ -148,7 +163,3 @@ def _total_steps(settings: CompareSettings) -> int:
     cases = len(settings.archs) * len(settings.bits) * len(settings.starts)
     tuned = settings.budget * len(settings.lrs) if len(settings.lrs) > 1 else 0
     return cases * (tuned + settings.seeds * sum(settings.budgets))
-
-
-def _checksum(images: Images) -> str:
-    return checksum((images.images, images.labels, images.mean, images.std))
