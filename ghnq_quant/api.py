@@ -26,7 +26,7 @@ from ghnq_quant.trainability import ready_for_training
 
 @cache
 def _default_ghn() -> GHN:
-    return GHN.from_pretrained("ghnq-cifar10")
+    return GHN.from_pretrained()
 
 
 @overload
@@ -60,7 +60,7 @@ def predict_parameters(
 
     Args:
         model: the network; it is not changed. A list of networks is predicted as one batch.
-        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10`` that the package ships.
+        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10-qat`` that the package ships.
         bits: precision that the parameters are meant for, as one bit width or as (weight,
             activation); only a hypernetwork with a precision embedding reads it.
         example_input: (N, C, H, W), to check that the network runs on its shape.
@@ -177,7 +177,7 @@ def init_quantized(
         backend: toolkit of the quantized layers: ``"brevitas"``, ``"torch_ao"``, ``"pt2e"``
             (torchao's export flow), ``"reference"`` (plain PyTorch) or one registered under the
             entry-point group ``ghnq_quant.backends``.
-        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10`` that the package ships.
+        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10-qat`` that the package ships.
         scheme: in place of ``bits`` and ``act_bits``, everything that a :class:`QuantScheme` can
             say.
         example_input: (N, C, H, W), to check that the network runs on its shape; ``"pt2e"`` needs

@@ -19,6 +19,7 @@ from torch import nn
 import ghnq_quant
 from ghnq_quant.errors import GhnqError, GhnqWarning
 from ghnq_quant.ghn import GHN
+from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
 from ghnq_quant.models_by_name import create_model
 from ghnq_quant.quantization.scheme import parse_precision
 
@@ -307,7 +308,7 @@ def _starting_point(start: str, num_classes: int, seed: int) -> GHN:
 def evaluate(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
     data: Data = "cifar10",
-    ghn: Annotated[str, typer.Option(help="A checkpoint's folder or name.")] = "ghnq-cifar10",
+    ghn: Annotated[str, typer.Option(help="A checkpoint's folder or name.")] = DEFAULT_CHECKPOINT,
     split: Annotated[
         str | None,
         typer.Option(help="Splits of ConvNets-250K [test,deep,wide,bn_free,mobile]."),
@@ -389,7 +390,7 @@ def compare_init(
         int | None, typer.Option(min=2, help="Train on so few images of each class.")
     ] = None,
     test_images: Annotated[int, typer.Option(min=64, help="To measure on.")] = 2000,
-    ghn: Annotated[str, typer.Option(help="A checkpoint's folder or name.")] = "ghnq-cifar10-qat",
+    ghn: Annotated[str, typer.Option(help="A checkpoint's folder or name.")] = DEFAULT_CHECKPOINT,
     data_name: DataName = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import ghnq_quant
 from ghnq_quant import GHN, CheckpointError
 from ghnq_quant.capture import capture
 
@@ -69,19 +70,23 @@ def test_public_format_without_hid_has_32(tmp_path: Path) -> None:
 
 def test_bootstrap_checkpoint_is_the_shipped_one(shared: Path) -> None:
     original = GHN.from_ppuda(shared / "reference" / "ghn2_bootstrap.pt", virtual_edges=10)
-    shipped = GHN.from_pretrained("ghnq-cifar10")
+    shipped = GHN.from_pretrained("ghn2-cifar10-bootstrap")
     for name, p in original.state_dict().items():
         torch.testing.assert_close(shipped.state_dict()[name], p, rtol=2**-10, atol=1e-6)
 
 
-def test_shipped_checkpoint_says_how_it_was_made() -> None:
-    ghn = GHN.from_pretrained("ghnq-cifar10")
+@pytest.mark.parametrize("name", ["ghnq-cifar10", "ghnq-cifar10-qat"])
+def test_shipped_checkpoint_says_how_it_was_made(name: str) -> None:
+    ghn = GHN.from_pretrained(name)
     assert (ghn.num_classes, ghn.max_shape, ghn.virtual_edges) == (10, (64, 64, 11, 11), 10)
     assert not ghn.training
     assert {p.dtype for p in ghn.parameters()} == {torch.float32}
     assert ghn.provenance is not None
-    assert ghn.provenance["name"] == "ghnq-cifar10"
-    assert {"dataset", "networks", "training", "accuracy"} <= ghn.provenance.keys()
+    assert ghn.provenance["name"] == name
+    assert {"dataset", "settings", "training", "parent"} <= ghn.provenance.keys()
+    assert (ghn.precision is not None) == (name == "ghnq-cifar10-qat")
+    card = Path(ghnq_quant.__file__).parent / "checkpoints" / name / "README.md"
+    assert ghn.provenance["training"] in card.read_text("utf-8")
 
 
 def test_folder_round_trip(ghn: GHN, tmp_path: Path) -> None:

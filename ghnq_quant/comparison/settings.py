@@ -9,6 +9,7 @@ from typing import Any
 from ghnq_quant.comparison.starts import STARTS
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.evaluation.precision import precision_name
+from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
 
 Bits = tuple[int, int]
 
@@ -47,7 +48,7 @@ class CompareSettings:
     data_name: str | None = None
     images_per_class: int | None = None
     test_images: int = 2000
-    ghn: str = "ghnq-cifar10-qat"
+    ghn: str = DEFAULT_CHECKPOINT
 
     def __post_init__(self) -> None:
         if not (self.archs and self.bits and self.starts and self.lrs):

@@ -18,6 +18,7 @@ from ghnq_quant.evaluation.settings import BATCH_SIZE, TABLE_SPLITS, EvaluationS
 from ghnq_quant.evaluation.tables import caption, terminal_tables
 from ghnq_quant.evaluation.workers import Job, measured
 from ghnq_quant.ghn import GHN
+from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
 from ghnq_quant.provenance import checksum, versions
 from ghnq_quant.training import Images, ImageSet, load_images
 
@@ -32,7 +33,7 @@ def evaluate(
     data: str | Path,
     output: str | Path,
     *,
-    ghn: GHN | str | Path = "ghnq-cifar10",
+    ghn: GHN | str | Path = DEFAULT_CHECKPOINT,
     split: Sequence[str] | None = None,
     model: str | Sequence[str] | None = None,
     adapt_stem: bool = False,

@@ -15,6 +15,7 @@ from ghnq_quant.evaluation.precision import (
     parse_precisions,
     precision_name,
 )
+from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
 
 #: Images in a batch, whose statistics batch norm uses (the paper's section 3).
 BATCH_SIZE = 64
@@ -46,7 +47,7 @@ class EvaluationSettings:
 
     data: str
     data_name: str | None = None
-    ghn: str = "ghnq-cifar10"
+    ghn: str = DEFAULT_CHECKPOINT
     splits: tuple[str, ...] = TABLE_SPLITS
     models: tuple[str, ...] = ()
     adapt_stem: bool = False

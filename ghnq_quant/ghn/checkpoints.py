@@ -12,6 +12,9 @@ from torch import Tensor
 
 from ghnq_quant.errors import CheckpointError
 
+#: What is used where no hypernetwork is given.
+DEFAULT_CHECKPOINT = "ghnq-cifar10-qat"
+
 _BUNDLED = Path(__file__).parents[1] / "checkpoints"
 #: What makes a checkpoint of the public format a GHN-2; its other settings are sizes.
 _GHN2 = {

@@ -17,6 +17,7 @@ from ghnq_quant.capture import PRIMITIVES, ArchGraph, Node
 from ghnq_quant.errors import CheckpointError, PredictionError
 from ghnq_quant.ghn import tiling
 from ghnq_quant.ghn.checkpoints import (
+    DEFAULT_CHECKPOINT,
     PpudaCheckpoint,
     bundled_checkpoint,
     check_folder,
@@ -186,13 +187,13 @@ class GHN(
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, name_or_path: str | Path = "ghnq-cifar10", **kwargs: Any
+        cls, name_or_path: str | Path = DEFAULT_CHECKPOINT, **kwargs: Any
     ) -> GHN:
         """Load a checkpoint of :meth:`save_pretrained`.
 
         Args:
             name_or_path: a folder, the name of a checkpoint that the package ships
-                (``ghnq-cifar10``), or a repository of the Hugging Face Hub.
+                (``ghnq-cifar10-qat``), or a repository of the Hugging Face Hub.
             kwargs: as of huggingface_hub's ``PyTorchModelHubMixin.from_pretrained``.
 
         Raises:
