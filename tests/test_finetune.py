@@ -99,7 +99,7 @@ def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
     ghn.zero_grad()
     losses, clipped = [], []
     for item in items:
-        (parameters,) = ghn([item.graph])
+        (parameters,) = ghn([item.graph], [bits])
         loss = F.cross_entropy(functional_call(simulated(item, bits), parameters, (x,)), y)
         found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
         norm = torch.cat([g.flatten() for g in found]).norm()
@@ -262,7 +262,7 @@ def test_settings_that_contradict_themselves(wrong: dict[str, object]) -> None:
 
 def test_an_added_precision_embedding_changes_nothing_until_it_is_trained() -> None:
     graph = ConvNets250K("train")[0].graph
-    ghn = GHN.from_pretrained()
+    ghn = GHN.from_pretrained("ghnq-cifar10")
     with torch.no_grad():
         (plain,) = ghn([graph])
         told = ghn.derived(precision_embedding=True)
