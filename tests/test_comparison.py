@@ -14,10 +14,11 @@ from torch import nn
 from ghnq_quant import GHN, init_quantized, predict_parameters
 from ghnq_quant.comparison import STARTS, CompareSettings, Comparison, Trial, compare_init
 from ghnq_quant.comparison.cifar_networks import CIFAR_NETWORKS
-from ghnq_quant.comparison.refinements import blend, complete_rank
+from ghnq_quant.comparison.refinements import blend, complete_rank, untie
 from ghnq_quant.comparison.results import Curve, TrialResult, best_lr
 from ghnq_quant.comparison.run import choice_trials, measured_trials
 from ghnq_quant.comparison.settings import CHOICE_SEED
+from ghnq_quant.comparison.tables import ratio_rows
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.evaluation.summary import summarize
 
@@ -58,25 +59,36 @@ def comparison(results: list[TrialResult]) -> Comparison:
 
 
 def test_steps_to_an_accuracy_lie_between_budgets() -> None:
-    curve = Curve(0.1, summarize([10.0]), (10, 20, 40), tuple(summarize([v]) for v in (20, 30, 34)))
+    accuracy = tuple(summarize([v]) for v in (20, 30, 34))
+    curve = Curve(0.1, summarize([12.0]), 5, (10, 20, 40), accuracy)
     assert curve.steps_to(30) == pytest.approx(20)
     assert curve.steps_to(25) == pytest.approx(10 * 2**0.5)  # half of the way in log2 of the steps
     assert curve.steps_to(32) == pytest.approx(20 * 2**0.5)
     assert curve.steps_to(15) == 10  # the smallest budget that was measured
     assert curve.steps_to(34.1) is None
+    assert curve.steps_to(12) == 5  # before the first quantized step
 
 
-def test_ratio_is_of_the_steps_to_the_final_accuracy_of_pytorchs_start() -> None:
+def test_ratios_are_of_the_steps_to_what_pytorchs_start_has_after_each_budget() -> None:
+    means = {"pytorch": (10, 20, 30, 40), "ghnq": (20, 36, 38, 39)}
     results = [
-        result(start, steps, accuracy + seed, seed)
-        for start, values in {"pytorch": (10, 20, 30, 40), "ghnq": (20, 40, 42, 44)}.items()
+        replace(result(start, steps, accuracy + seed, seed), first=15.0)
+        for start, values in means.items()
         for steps, accuracy in zip((10, 20, 40, 80), values, strict=True)
         for seed in (0, 1)
     ]
     found = comparison(results)
-    assert found.ratios("a", BITS) == pytest.approx({"pytorch": 1.0, "ghnq": 20 / 80})
-    assert found.gain("a", BITS, "ghnq") == summarize([4.0, 4.0])
-    assert [s.mean for s in found.curves("a", BITS)["ghnq"].accuracy] == [20.5, 40.5, 42.5, 44.5]
+    assert found.ratios("a", BITS, "ghnq") == {
+        10: 0.0,  # 15 % before the first step are more than 10.5
+        20: 0.5,
+        40: pytest.approx(10 * 2 ** (10 / 16) / 40),
+        80: None,
+    }
+    assert found.ratios("a", BITS, "pytorch") == {10: 0.0, 20: 1.0, 40: 1.0, 80: 1.0}
+    assert [s.mean for s in found.curves("a", BITS)["ghnq"].accuracy] == [20.5, 36.5, 38.5, 39.5]
+    titles, rows = ratio_rows(found)
+    assert titles[3:] == ["10 steps", "20 steps", "40 steps", "80 steps"]
+    assert rows == [["a", "W4/A4", "GHN-Q", "0.00", "≤ 0.50", "0.39", "> 1"]]
 
 
 def test_learning_rate_is_the_most_accurate_and_of_equal_ones_the_lowest() -> None:
@@ -126,6 +138,15 @@ def test_blend_keeps_variance_and_the_share() -> None:
     assert float(blended.var()) == pytest.approx(float(own.var()), rel=0.01)
     cosine = F.cosine_similarity(blended.flatten(), own.flatten(), dim=0)
     assert float(cosine) == pytest.approx(0.6, abs=0.01)
+
+
+def test_filters_that_repeat_another_are_untied_and_no_others() -> None:
+    model = nn.Conv2d(2, 5, 1)
+    own, predicted = model.weight.detach(), torch.randn(5, 2, 1, 1)
+    predicted[3:] = predicted[:2]
+    untied = untie(0.25)(model, {"weight": predicted, "bias": model.bias})["weight"]
+    assert torch.equal(untied[:3], predicted[:3])
+    torch.testing.assert_close(untied[3:], 0.75**0.5 * predicted[3:] + 0.5 * own[3:])
 
 
 def test_completed_rank_keeps_what_is_strong_and_fills_the_rest() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ghnq_quant.comparison.record import Comparison
 from ghnq_quant.comparison.results import Curve
 from ghnq_quant.comparison.starts import STARTS
-from ghnq_quant.comparison.tables import caption
+from ghnq_quant.comparison.tables import accuracy_caption
 from ghnq_quant.evaluation.plots import colours
 from ghnq_quant.evaluation.precision import precision_name
 
@@ -46,7 +46,7 @@ def plot_curves(comparison: Comparison, path: Path) -> None:
         handles, labels, loc="outside upper center", ncols=min(columns, len(labels)), frameon=False
     )
     width = round(17 * (1 + 3.4 * columns))
-    figure.supxlabel(textwrap.fill(caption(comparison), width), fontsize=7.5, color="0.35")
+    figure.supxlabel(textwrap.fill(accuracy_caption(comparison), width), fontsize=7.5, color="0.35")
     figure.savefig(path, format="png", dpi=130)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from ghnq_quant.comparison.results import Curve, TrialResult, curve
 from ghnq_quant.comparison.settings import Bits, CompareSettings, Trial
 from ghnq_quant.evaluation.precision import precision_name
-from ghnq_quant.evaluation.summary import Summary, summarize
 from ghnq_quant.files import replacing
 from ghnq_quant.training.saving import save_json
 
@@ -42,35 +41,23 @@ class Comparison:
         """By start."""
         return {s: curve(self.results, arch, bits, s) for s in self.settings.starts}
 
-    def ratios(self, arch: str, bits: Bits) -> dict[str, float | None]:
-        """Steps to reach the mean accuracy of PyTorch's start at the whole budget, over the budget.
+    def ratios(self, arch: str, bits: Bits, start: str) -> dict[int, float | None]:
+        """What a start saves: steps to the mean accuracy of PyTorch's start, over those that it took.
 
-        None for a start that does not reach it; empty where PyTorch's is not among the starts.
+        Returns:
+            by the steps that PyTorch's start took, each of the budgets; None where the start does not
+            get there with the whole budget; empty where PyTorch's is not among the starts.
         """
         curves = self.curves(arch, bits)
         if BASELINE not in curves:
             return {}
-        goal = curves[BASELINE].accuracy[-1].mean
-        assert goal is not None
-        budget = self.settings.budget
-        reached = {start: c.steps_to(goal) for start, c in curves.items()}
-        return {start: None if s is None else s / budget for start, s in reached.items()}
-
-    def gain(self, arch: str, bits: Bits, start: str) -> Summary:
-        """Points of accuracy above PyTorch's start at the whole budget, paired by seed."""
-        return summarize(
-            self._final(arch, bits, start, seed) - self._final(arch, bits, BASELINE, seed)
-            for seed in range(self.settings.seeds)
-        )
-
-    def _final(self, arch: str, bits: Bits, start: str, seed: int) -> float:
-        (found,) = (
-            r.accuracy
-            for t, r in self.results.items()
-            if (t.arch, t.bits, t.start, t.seed) == (arch, bits, start, seed)
-            and t.steps == self.settings.budget
-        )
-        return found
+        goals = zip(self.settings.budgets, curves[BASELINE].accuracy, strict=True)
+        ratios: dict[int, float | None] = {}
+        for budget, goal in goals:
+            assert goal.mean is not None
+            steps = curves[start].steps_to(goal.mean)
+            ratios[budget] = None if steps is None else steps / budget
+        return ratios
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``results.json``."""
@@ -79,7 +66,7 @@ class Comparison:
                 "arch": arch,
                 "precision": precision_name(bits),
                 "curves": {s: asdict(c) for s, c in self.curves(arch, bits).items()},
-                "steps_ratio": self.ratios(arch, bits),
+                "steps_ratio": {s: self.ratios(arch, bits, s) for s in self.settings.starts},
             }
             for arch, bits in self.cases()
         ]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ghnq_quant.comparison.settings import CHOICE_SEED, Bits, Trial
+from ghnq_quant.comparison.starts import STARTS
 from ghnq_quant.evaluation.summary import Summary, summarize
 
 
@@ -52,21 +53,27 @@ class Curve:
     Attributes:
         lr: the learning rate that was chosen.
         first: accuracy in % before the first quantized step (of the smallest budget).
+        first_steps: steps that had been taken by then: 0, or those of a float training.
         steps: the budgets, rising.
         accuracy: by budget, over the seeds.
     """
 
     lr: float
     first: Summary
+    first_steps: int
     steps: tuple[int, ...]
     accuracy: tuple[Summary, ...]
 
     def steps_to(self, accuracy: float) -> float | None:
         """How many steps it takes to reach an accuracy in %; None if the largest budget does not.
 
-        Between budgets the mean accuracy is taken as linear in log2 of the steps; below the
-        smallest nothing was measured, so that is the answer at least.
+        ``first_steps`` where the network has it before the first quantized step. Between budgets the
+        mean accuracy is taken as linear in log2 of the steps; below the smallest nothing was
+        measured, so that is the answer at most.
         """
+        assert self.first.mean is not None
+        if self.first.mean >= accuracy:
+            return float(self.first_steps)
         means = [s.mean for s in self.accuracy]
         before: tuple[int, float] | None = None
         for steps, mean in zip(self.steps, means, strict=True):
@@ -98,6 +105,7 @@ def curve(results: Mapping[Trial, TrialResult], arch: str, bits: Bits, start: st
     return Curve(
         lr=mine[0].trial.lr,
         first=summarize(r.first for r in by_steps[0]),
+        first_steps=STARTS[start].float_steps(steps[0]),
         steps=steps,
         accuracy=tuple(summarize(r.accuracy for r in of) for of in by_steps),
     )

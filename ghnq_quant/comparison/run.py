@@ -10,7 +10,7 @@ from ghnq_quant.comparison.progress import Progress
 from ghnq_quant.comparison.record import TRIALS_FILE, Comparison
 from ghnq_quant.comparison.results import TrialResult, best_lr
 from ghnq_quant.comparison.settings import CHOICE_SEED, CompareSettings, Trial
-from ghnq_quant.comparison.tables import caption, terminal_tables
+from ghnq_quant.comparison.tables import accuracy_caption, ratio_caption, terminal_tables
 from ghnq_quant.comparison.training import create_network
 from ghnq_quant.comparison.workers import Bench, run_trials
 from ghnq_quant.errors import DataError
@@ -59,7 +59,7 @@ def compare_init(
 
     Example:
         >>> settings = CompareSettings(("resnet8",), data="digits", budget=80, seeds=1)
-        >>> compare_init(settings, "runs/compare").ratios("resnet8", (4, 4))  # doctest: +SKIP
+        >>> compare_init(settings, "runs/compare").ratios("resnet8", (4, 4), "ghnq")  # doctest: +SKIP
     """
     hypernetwork = ghn if ghn is not None else GHN.from_pretrained(settings.ghn)
     load_backend(settings.backend)
@@ -92,7 +92,8 @@ def compare_init(
     if console is not None:
         for table in terminal_tables(comparison):
             console.print(table)
-        console.print(caption(comparison), markup=False, highlight=False)
+        for caption in (accuracy_caption(comparison), ratio_caption()):
+            console.print(caption, markup=False, highlight=False)
         console.print(f"Saved to {output}", markup=False, highlight=False, soft_wrap=True)
     return comparison
 

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from ghnq_quant.api import predict_captured
 from ghnq_quant.capture import capture
-from ghnq_quant.comparison.refinements import Refinement, blend, complete, new_classifier
+from ghnq_quant.comparison.refinements import (
+    Refinement,
+    blend,
+    complete,
+    new_classifier,
+    untie,
+)
 from ghnq_quant.ghn import GHN
 from ghnq_quant.trainability import ready_for_training
 
@@ -32,6 +38,10 @@ class Start:
     as_predicted: bool = False
     refine: Refinement | None = None
     float_share: float = 0.0
+
+    def float_steps(self, steps: int) -> int:
+        """How many of ``steps`` the float training takes."""
+        return round(self.float_share * steps)
 
     def started(
         self, model: nn.Module, ghn: GHN, bits: tuple[int, int], example: Tensor
@@ -61,6 +71,7 @@ STARTS: dict[str, Start] = {
     "ghnq-as-predicted": Start("GHN-Q as predicted", predicts=True, as_predicted=True),
     "ghnq-blend-0.25": Start("GHN-Q, 1/4 own", predicts=True, refine=blend(0.25)),
     "ghnq-blend-0.5": Start("GHN-Q, 1/2 own", predicts=True, refine=blend(0.5)),
+    "ghnq-untied": Start("GHN-Q, copies untied", predicts=True, refine=untie(0.5)),
     "ghnq-complete": Start("GHN-Q, rank completed", predicts=True, refine=complete),
     "ghnq-new-classifier": Start("GHN-Q, new classifier", predicts=True, refine=new_classifier),
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ghnq_quant.comparison.record import BASELINE, Comparison
+from ghnq_quant.comparison.settings import Bits
 from ghnq_quant.comparison.starts import STARTS
 from ghnq_quant.evaluation.precision import precision_name
 from ghnq_quant.evaluation.tables import mean_cell
@@ -13,71 +15,105 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def table_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def accuracy_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Column titles and rows, one for each network, precision and start."""
-    settings = comparison.settings
     titles = ["network", "precision", "start", "lr", "before"]
-    titles += [f"{steps} steps" for steps in settings.budgets] + ["steps ratio"]
-    rows = []
-    for arch, bits in comparison.cases():
-        ratios = comparison.ratios(arch, bits)
-        for start, curve in comparison.curves(arch, bits).items():
-            rows.append(
-                [
-                    arch,
-                    precision_name(bits),
-                    STARTS[start].title,
-                    f"{curve.lr:g}",
-                    mean_cell(curve.first),
-                    *(mean_cell(s) for s in curve.accuracy),
-                    _ratio_cell(ratios, start, settings.budgets[0] / settings.budget),
-                ]
-            )
+    titles += [f"{steps} steps" for steps in comparison.settings.budgets]
+    rows = [
+        [
+            *_case_cells(arch, bits, start),
+            f"{curve.lr:g}",
+            mean_cell(curve.first),
+            *(mean_cell(s) for s in curve.accuracy),
+        ]
+        for arch, bits in comparison.cases()
+        for start, curve in comparison.curves(arch, bits).items()
+    ]
     return titles, rows
 
 
-def _ratio_cell(ratios: dict[str, float | None], start: str, smallest: float) -> str:
-    if start not in ratios or start == BASELINE:
-        return ""
-    ratio = ratios[start]
+def ratio_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """The same of the ratios of steps; no rows where PyTorch's start is not among the starts."""
+    settings = comparison.settings
+    titles = ["network", "precision", "start", *(f"{steps} steps" for steps in settings.budgets)]
+    rows = [
+        [
+            *_case_cells(arch, bits, start),
+            *(_ratio_cell(r, settings.budgets[0] / steps) for steps, r in ratios.items()),
+        ]
+        for arch, bits in comparison.cases()
+        for start in settings.starts
+        if start != BASELINE and (ratios := comparison.ratios(arch, bits, start))
+    ]
+    return titles, rows
+
+
+def _case_cells(arch: str, bits: Bits, start: str) -> tuple[str, str, str]:
+    return arch, precision_name(bits), STARTS[start].title
+
+
+def _ratio_cell(ratio: float | None, smallest: float) -> str:
+    """``smallest`` is that of the smallest budget, below which no training was made."""
     if ratio is None:
         return "> 1"
-    return f"≤ {ratio:.2f}" if ratio <= smallest else f"{ratio:.2f}"
+    return f"≤ {ratio:.2f}" if ratio == smallest else f"{ratio:.2f}"
 
 
-def caption(comparison: Comparison) -> str:
-    """What the numbers are of."""
+def accuracy_caption(comparison: Comparison) -> str:
+    """What the accuracies are of."""
     settings, data = comparison.settings, comparison.facts["data"]
     return (
         f"{data['name']}, {data['train_images']:,} training and {settings.test_images:,} test "
         f"images; backend {settings.backend}. Top-1 in %, mean ± standard error over "
-        f"{settings.seeds} seeds, each budget a training of its own. Steps ratio: steps to the "
-        f"accuracy that {STARTS[BASELINE].title} has after {settings.budget}, over "
-        f"{settings.budget}; > 1: not reached."
+        f"{settings.seeds} seeds, each budget a training of its own."
+    )
+
+
+def ratio_caption() -> str:
+    """What the ratios are of."""
+    return (
+        f"Steps that a start takes to the accuracy that {STARTS[BASELINE].title} has after so many, "
+        "over them; 0: it has it before the first step, > 1: not within the whole budget."
     )
 
 
 def terminal_tables(comparison: Comparison) -> list[Table]:
-    """For rich: one for each network and precision."""
+    """For rich: accuracies by network and precision, then the ratios of all."""
     from rich.table import Table
 
-    titles, rows = table_rows(comparison)
+    titles, rows = accuracy_rows(comparison)
     tables = []
     for arch, bits in comparison.cases():
-        precision = precision_name(bits)
-        table = Table(title=f"{arch}, {precision}")
-        for number, title in enumerate(titles[2:]):
-            table.add_column(title.removesuffix(" steps"), justify="right" if number else "left")
-        for row in rows:
-            if row[:2] == [arch, precision]:
-                table.add_row(*row[2:])
+        case = [arch, precision_name(bits)]
+        table = Table(title=", ".join(case))
+        _fill(table, titles[2:], [row[2:] for row in rows if row[:2] == case])
+        tables.append(table)
+    titles, rows = ratio_rows(comparison)
+    if rows:
+        table = Table(title="Steps over those of PyTorch's initialization")
+        _fill(table, titles, rows)
         tables.append(table)
     return tables
 
 
+def _fill(table: Table, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for title in titles:
+        is_text = title in ("network", "precision", "start")
+        table.add_column(title.removesuffix(" steps"), justify="left" if is_text else "right")
+    for row in rows:
+        table.add_row(*row)
+
+
 def markdown_page(comparison: Comparison) -> str:
     """The content of ``table.md``."""
-    titles, rows = table_rows(comparison)
+    parts = [f"`{comparison.facts['command']}`", accuracy_caption(comparison)]
+    parts.append(_markdown(*accuracy_rows(comparison)))
+    titles, rows = ratio_rows(comparison)
+    if rows:
+        parts += [ratio_caption(), _markdown(titles, rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(titles: list[str], rows: list[list[str]]) -> str:
     lines = [titles, ["---"] * 3 + ["---:"] * (len(titles) - 3), *rows]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"`{comparison.facts['command']}`\n\n{caption(comparison)}\n\n{table}\n"
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

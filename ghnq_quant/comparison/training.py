@@ -56,7 +56,7 @@ def run_trial(
         model = create_network(trial.arch, len(train.classes))
         example = torch.zeros(1, *train.images.shape[1:])
         model = start.started(model, ghn, trial.bits, example)
-    float_steps = round(start.float_share * trial.steps)
+    float_steps = start.float_steps(trial.steps)
     _optimize(model, train, 0, float_steps, trial.lr, seed)
     quantized = ghnq_quant.quantize(model, trial.bits, backend=backend, example_input=example)
     first = _accuracy(quantized, train, test, test_images)
