@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import signal
 import subprocess
 import sys
@@ -390,3 +391,22 @@ def test_a_run_from_scratch_on_three_classes(digits: ImageSet, tmp_path: Path) -
     (parameters,) = best([item.graph])
     assert parameters["head.classifier.weight"].shape[0] == 3
     assert parameters["head.classifier.bias"].shape == (3,)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+def test_kernels_of_more_shapes_than_onednn_keeps_by_default_are_compiled_once() -> None:
+    script = """
+import torch
+from ghnq_quant.training.kernel_cache import keep_many_kernels
+keep_many_kernels()
+for _ in range(2):
+    for c in range(1, 1101):
+        torch.conv2d(torch.zeros(4, c, 2, 2), torch.zeros(8, c, 1, 1))
+"""
+    environment = {**os.environ, "ONEDNN_VERBOSE": "profile_create"}
+    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    convolutions = [line for line in done.stdout.splitlines() if ",convolution," in line]
+    assert sum("create:cache_miss" in line for line in convolutions) == 1100
+    assert sum("create:cache_hit" in line for line in convolutions) == 1100

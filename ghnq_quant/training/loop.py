@@ -17,6 +17,7 @@ from ghnq_quant.ghn import GHN
 from ghnq_quant.training.batches import shrink, training_batch
 from ghnq_quant.training.functional import FunctionalNetwork
 from ghnq_quant.training.images import ImageSet
+from ghnq_quant.training.kernel_cache import keep_many_kernels
 from ghnq_quant.training.order import network_indices, other_networks, precision_index
 from ghnq_quant.training.progress import Progress
 from ghnq_quant.training.run_folder import Counters, RunFolder
@@ -76,6 +77,7 @@ def finetune(
             f"{data.name} has {len(data.train.classes)} classes, the hypernetwork {ghn.num_classes}: "
             "finetune it on a data set with as many, or start from scratch"
         )
+    keep_many_kernels()
     folder = RunFolder(output)
     if not resume and folder.state_file.exists():
         raise GhnqError(f"{output} already holds a run: resume it, or choose another folder")

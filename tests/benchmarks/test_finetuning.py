@@ -44,8 +44,7 @@ class Step:
             [item.graph for item in items],
             [FunctionalNetwork(item.program, self.bits) for item in items],
             self.bits,
-            [images] * len(items),
-            labels,
+            [[(images, labels)]] * len(items),
         )
         torch.nn.utils.clip_grad_norm_(self.ghn.parameters(), 5.0)
         self.optimizer.step()
