@@ -1,5 +1,5 @@
-"""Predicted parameters made ready for training, where that leaves the network's function as it is or
-makes it safer to quantize."""
+"""Predicted parameters made ready for training: safer to quantize, of the size that training starts
+from, and no two channels the same."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from torch import Tensor
 
 from ghnq_quant.capture import Capture
 
+#: Of a filter that repeats another, the share of the variance that becomes random.
+RANDOM_SHARE = 0.5
+_SEED = 0
+#: Of noise, so that it needs hardly any memory.
+_ELEMENTS_AT_ONCE = 1 << 20
 
-def ready_for_training(captured: Capture, values: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """New batch norms, and filters of the size that training starts from.
+
+def ready_for_training(
+    captured: Capture, values: Sequence[Tensor | None], *, untie: bool = True
+) -> None:
+    """New batch norms, filters of the size that training starts from, and no filter twice.
 
     Of each convolution that folds a batch norm:
 
@@ -25,44 +33,69 @@ def ready_for_training(captured: Capture, values: Sequence[Tensor | None]) -> li
       size decides how far a step of SGD or Adam turns the filter: predicted ones of late layers are
       several times smaller than those of early layers, and the same learning rate does not suit both.
 
+    Of each convolution and linear layer: a filter that equals an earlier one becomes half random, at
+    its own size and the same at each call. A hypernetwork repeats its filters where a layer has more
+    channels than it decodes; channels with equal filters get equal gradients and never become
+    different, so that a wide layer would train like a narrow one.
+
     Args:
         captured: the network.
-        values: of each of its parameters the predicted value, or None where it keeps its own.
-
-    Returns:
-        the same, with new tensors in the place of those that change.
+        values: of each of its parameters the predicted value, or None where it keeps its own; changed
+            in place.
+        untie: make filters that repeat others half random.
 
     Example:
         >>> from torch import nn
         >>> from ghnq_quant.capture import capture
         >>> model = nn.Sequential(nn.Conv2d(3, 2, 3, bias=False), nn.BatchNorm2d(2), nn.ReLU())
-        >>> predicted = [torch.ones(2, 3, 3, 3), torch.zeros(2), torch.ones(2)]
-        >>> w, gamma, beta = ready_for_training(capture(model), predicted)
+        >>> w, gamma, beta = torch.ones(2, 3, 3, 3), torch.zeros(2), torch.ones(2)
+        >>> ready_for_training(capture(model), [w, gamma, beta], untie=False)
         >>> w[0, 0, 0], gamma, beta
         (tensor([0.1111, 0.1111, 0.1111]), tensor([1., 1.]), tensor([0., 0.]))
     """
-    ready = list(values)
     index = {id(p): i for i, p in enumerate(captured.root.parameters())}
 
-    def of(module: str, name: str) -> int | None:
-        return index.get(id(getattr(captured.modules[module], name, None)))
+    def of(module: str, name: str) -> Tensor | None:
+        i = index.get(id(getattr(captured.modules[module], name, None)))
+        return None if i is None else values[i]
 
+    generator = torch.Generator().manual_seed(_SEED)
     for unit in captured.quant_plan.units:
-        if unit.batch_norm is None:
-            continue
-        for name, fill in (("weight", torch.ones_like), ("bias", torch.zeros_like)):
-            i = of(unit.batch_norm, name)
-            if i is not None and (value := ready[i]) is not None:
-                ready[i] = fill(value)
-        i = of(unit.name, "weight")
-        if i is not None and (value := ready[i]) is not None:
-            ready[i] = _of_initial_size(value)
-    return ready
+        weight = of(unit.name, "weight")
+        if unit.batch_norm is not None:
+            for name, new in (("weight", 1.0), ("bias", 0.0)):
+                if (value := of(unit.batch_norm, name)) is not None:
+                    value.fill_(new)
+            if weight is not None:
+                _give_initial_size(weight)
+        if untie and weight is not None:
+            _untie(weight, generator)
 
 
-def _of_initial_size(weight: Tensor) -> Tensor:
-    """Each filter (c_out, ...) scaled to 1 / sqrt(3 · fan-in); one of zeros stays."""
+def _give_initial_size(weight: Tensor) -> None:
+    """Scale each filter (c_out, ...) to 1 / sqrt(3 · fan-in); one of zeros stays."""
     fan_in = weight[0].numel()
     rms = weight.float().flatten(1).square().mean(1).sqrt()
     scale = 1 / (math.sqrt(3 * fan_in) * rms.clamp_min(torch.finfo(torch.float32).tiny))
-    return (weight * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+    weight.mul_(scale.view(-1, *[1] * (weight.dim() - 1)))
+
+
+def _untie(weight: Tensor, generator: torch.Generator) -> None:
+    """Make filters (c_out, ...) partly random that equal an earlier one."""
+    filters = weight.flatten(1)  # a view: predicted values are contiguous
+    rows = _repeats(filters).nonzero().flatten()
+    for part in rows.split(max(1, _ELEMENTS_AT_ONCE // filters.shape[1])):
+        w = filters[part]
+        size = w.float().square().mean(1, keepdim=True).sqrt()
+        noise = torch.randn(w.shape, generator=generator).to(w)
+        filters[part] = w.mul_(math.sqrt(1 - RANDOM_SHARE)).addcmul_(
+            size.to(w), noise, value=math.sqrt(RANDOM_SHARE)
+        )
+
+
+def _repeats(filters: Tensor) -> Tensor:
+    """(c_out,): whether a filter equals one before it, by its first values, which are telling enough."""
+    groups, index = torch.unique(filters[:, :64], dim=0, return_inverse=True)
+    place = torch.arange(len(filters), device=filters.device)
+    first = place.new_full((len(groups),), len(filters)).scatter_reduce(0, index, place, "amin")
+    return first[index] < place

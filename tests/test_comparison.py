@@ -14,7 +14,7 @@ from torch import nn
 from ghnq_quant import GHN, init_quantized, predict_parameters
 from ghnq_quant.comparison import STARTS, CompareSettings, Comparison, Trial, compare_init
 from ghnq_quant.comparison.cifar_networks import CIFAR_NETWORKS
-from ghnq_quant.comparison.refinements import blend, complete_rank, untie
+from ghnq_quant.comparison.refinements import blend, complete_rank
 from ghnq_quant.comparison.results import Curve, TrialResult, best_lr
 from ghnq_quant.comparison.run import choice_trials, measured_trials
 from ghnq_quant.comparison.settings import CHOICE_SEED
@@ -138,15 +138,6 @@ def test_blend_keeps_variance_and_the_share() -> None:
     assert float(blended.var()) == pytest.approx(float(own.var()), rel=0.01)
     cosine = F.cosine_similarity(blended.flatten(), own.flatten(), dim=0)
     assert float(cosine) == pytest.approx(0.6, abs=0.01)
-
-
-def test_filters_that_repeat_another_are_untied_and_no_others() -> None:
-    model = nn.Conv2d(2, 5, 1)
-    own, predicted = model.weight.detach(), torch.randn(5, 2, 1, 1)
-    predicted[3:] = predicted[:2]
-    untied = untie(0.25)(model, {"weight": predicted, "bias": model.bias})["weight"]
-    assert torch.equal(untied[:3], predicted[:3])
-    torch.testing.assert_close(untied[3:], 0.75**0.5 * predicted[3:] + 0.5 * own[3:])
 
 
 def test_completed_rank_keeps_what_is_strong_and_fills_the_rest() -> None:

@@ -64,6 +64,27 @@ def test_folded_norms_are_new_and_filters_have_the_size_of_new_ones(backend: str
         torch.testing.assert_close(p.detach(), expected[name])
 
 
+def test_filters_that_the_hypernetwork_repeats_become_half_random(ghn: GHN) -> None:
+    out, decoded = 192, ghn.max_shape[0]
+    model = nn.Sequential(
+        nn.Conv2d(3, out, 3, bias=False), nn.BatchNorm2d(out), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(out, out), nn.ReLU(), nn.Linear(out, 10),
+    )  # fmt: skip
+    predicted = ghnq_quant.predict_parameters(model, ghn)
+    qmodels = [ghnq_quant.init_quantized(model, ghn=ghn, backend="reference") for _ in range(2)]
+    for name in ("0.weight", "5.weight"):
+        repeated = predicted[name].flatten(1)
+        assert torch.equal(repeated[:decoded], repeated[decoded : 2 * decoded])
+        untied, again = (q.get_parameter(name).detach().flatten(1) for q in qmodels)
+        assert torch.equal(untied, again)
+        cosine = F.cosine_similarity(untied, repeated, dim=1)
+        torch.testing.assert_close(cosine[:decoded], torch.ones(decoded))
+        assert float(cosine[decoded:].mean()) == pytest.approx(0.5**0.5, abs=0.02)
+        sizes = untied.square().mean(1)
+        assert float(sizes[decoded:].mean() / sizes[:decoded].mean()) == pytest.approx(1, abs=0.1)
+        assert len(untied.unique(dim=0)) == out
+
+
 def test_size_of_filters_changes_nothing_that_is_computed(ghn: GHN) -> None:
     model = small_network(dropout=0.0)
     model.stem[1].eps = model.norm.eps = 1e-12  # added to a variance that the size changes

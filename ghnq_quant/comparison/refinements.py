@@ -28,32 +28,6 @@ def blend(share: float) -> Refinement:
     return refine
 
 
-def untie(share: float) -> Refinement:
-    """Filters that repeat an earlier one, with ``share`` of the variance from the own initialization.
-
-    A hypernetwork tiles what it predicts where a layer has more channels than it decodes. Channels
-    with equal filters and equal weights behind them get equal gradients and never become different,
-    so a wide layer trains like a narrow one.
-    """
-
-    def refine(model: nn.Module, parameters: Parameters) -> Parameters:
-        blended = blend(share)(model, parameters)
-        return {
-            name: torch.where(_repeats(p), blended[name], p) if p.dim() == 4 else p
-            for name, p in parameters.items()
-        }
-
-    return refine
-
-
-def _repeats(weight: Tensor) -> Tensor:
-    """(c_out, 1, 1, 1): whether a filter equals one before it."""
-    filters, index = torch.unique(weight.flatten(1), dim=0, return_inverse=True)
-    place = torch.arange(len(weight))
-    first = torch.full((len(filters),), len(weight)).scatter_reduce(0, index, place, "amin")
-    return (first[index] < place).view(-1, 1, 1, 1)
-
-
 def complete(model: nn.Module, parameters: Parameters) -> Parameters:
     """Convolutions whose weak singular directions are the network's own initialization."""
     return {

@@ -10,13 +10,7 @@ from torch import Tensor, nn
 
 from ghnq_quant.api import predict_captured
 from ghnq_quant.capture import capture
-from ghnq_quant.comparison.refinements import (
-    Refinement,
-    blend,
-    complete,
-    new_classifier,
-    untie,
-)
+from ghnq_quant.comparison.refinements import Refinement, blend, complete, new_classifier
 from ghnq_quant.ghn import GHN
 from ghnq_quant.trainability import ready_for_training
 
@@ -29,6 +23,7 @@ class Start:
         title: for tables and plots.
         predicts: whether GHN-Q's parameters are used.
         as_predicted: unchanged, not as :func:`ghnq_quant.init_quantized` gives them.
+        untie: with filters that repeat others made half random.
         refine: what else is done to them.
         float_share: share of the budget that a float training of the network takes first.
     """
@@ -36,6 +31,7 @@ class Start:
     title: str
     predicts: bool = False
     as_predicted: bool = False
+    untie: bool = True
     refine: Refinement | None = None
     float_share: float = 0.0
 
@@ -53,7 +49,7 @@ class Start:
         captured = capture(started, example)
         (values,) = predict_captured([captured], ghn, bits)
         if not self.as_predicted:
-            values = ready_for_training(captured, values)
+            ready_for_training(captured, values, untie=self.untie)
         named = zip(started.named_parameters(), values, strict=True)
         parameters = {name: p.detach() if new is None else new for (name, p), new in named}
         if self.refine is not None:
@@ -71,7 +67,7 @@ STARTS: dict[str, Start] = {
     "ghnq-as-predicted": Start("GHN-Q as predicted", predicts=True, as_predicted=True),
     "ghnq-blend-0.25": Start("GHN-Q, 1/4 own", predicts=True, refine=blend(0.25)),
     "ghnq-blend-0.5": Start("GHN-Q, 1/2 own", predicts=True, refine=blend(0.5)),
-    "ghnq-untied": Start("GHN-Q, copies untied", predicts=True, refine=untie(0.5)),
+    "ghnq-tied": Start("GHN-Q, repeated filters", predicts=True, untie=False),
     "ghnq-complete": Start("GHN-Q, rank completed", predicts=True, refine=complete),
     "ghnq-new-classifier": Start("GHN-Q, new classifier", predicts=True, refine=new_classifier),
 }

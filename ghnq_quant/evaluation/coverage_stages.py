@@ -193,8 +193,8 @@ class _Run:
     def emit(self) -> None:
         scheme = QuantScheme(*self.settings.bits)
         backend = load_backend(self.settings.backend)
-        values = ready_for_training(self.captured, self.new_values)
-        self.quantized: QuantModel = emit_predicted(self.captured, values, scheme, backend)
+        ready_for_training(self.captured, self.new_values)
+        self.quantized: QuantModel = emit_predicted(self.captured, self.new_values, scheme, backend)
         del self.model, self.captured, self.new_values
         gc.collect()
 
