@@ -68,7 +68,7 @@ def ready_for_training(
                     value.fill_(new)
             if weight is not None:
                 _give_initial_size(weight)
-        if untie and weight is not None:
+        if untie and weight is not None and not weight.is_meta:  # which has no values to compare
             _untie(weight, generator)
 
 
