@@ -224,6 +224,12 @@ def finetune(
     precision_embedding: Annotated[
         bool, typer.Option("--precision-embedding", help="Tell the hypernetwork the precision.")
     ] = False,
+    new_batch_norms: Annotated[
+        bool,
+        typer.Option(
+            "--new-batch-norms", help="For networks with new batch norms, as init_quantized's."
+        ),
+    ] = False,
     image_size: Annotated[
         str, typer.Option(help="Side of the images, or progressive as in 16@0.5,32.")
     ] = "32",
@@ -268,6 +274,7 @@ def finetune(
         minutes=minutes,
         bits=parse_bits(bits),
         precision_embedding=precision_embedding,
+        new_batch_norms=new_batch_norms,
         image_sizes=parse_image_sizes(image_size),
         meta_batch_size=meta_batch_size,
         image_batch_size=image_batch_size,

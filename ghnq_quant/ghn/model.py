@@ -51,6 +51,9 @@ class GHN(
         hid: size C of the node features.
         virtual_edges: longest shortest path along which messages pass (s(max)).
         precision_embedding: whether bit widths are part of the node features.
+        new_batch_norms: give batch norms weights of one and biases of zero in place of predicted
+            ones, so that a hypernetwork can be trained for what :func:`ghnq_quant.init_quantized`
+            makes of its parameters.
         provenance: how the parameters were made; kept in the checkpoint's ``config.json``.
 
     Example:
@@ -69,12 +72,14 @@ class GHN(
         hid: int = 32,
         virtual_edges: int = 10,
         precision_embedding: bool = False,
+        new_batch_norms: bool = False,
         provenance: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.max_shape: Shape4d = (max_shape[0], max_shape[1], max_shape[2], max_shape[3])
         self.num_classes = num_classes
         self.virtual_edges = virtual_edges
+        self.new_batch_norms = new_batch_norms
         self.provenance = provenance
         self.ln = nn.LayerNorm(hid)
         self.embed = nn.Embedding(len(PRIMITIVES), hid)
@@ -154,6 +159,7 @@ class GHN(
             "hid": self.embed.embedding_dim,
             "virtual_edges": self.virtual_edges,
             "precision_embedding": self.precision is not None,
+            "new_batch_norms": self.new_batch_norms,
             "provenance": self.provenance,
         }
         ghn = GHN(**{**settings, **changes})
@@ -248,6 +254,9 @@ class _Decoding:
         self.x = x
         self.parameters: list[dict[str, Tensor]] = [{} for _ in graphs]
         entries = list(self._entries(graphs))
+        if ghn.new_batch_norms:
+            self._set_new([entry for entry in entries if entry.node.primitive == "bn"])
+            entries = [entry for entry in entries if entry.node.primitive != "bn"]
         weights = [entry for entry in entries if len(entry.shape) > 1]
         vectors = [entry for entry in entries if len(entry.shape) == 1]
         self._decode_weights(sorted(weights, key=lambda e: decoding_order(e.decoded)))
@@ -280,6 +289,11 @@ class _Decoding:
                 f"hypernetwork predicts is {max_kh}×{max_kw}"
             )
         return max_out if classifies else min(c_out, max_out), min(c_in, max_in), kh, kw
+
+    def _set_new(self, batch_norms: list[_Entry]) -> None:
+        for entry in batch_norms:
+            values = self.x.new_ones(entry.shape), self.x.new_zeros(entry.shape)
+            self.parameters[entry.graph].update(zip(entry.node.parameters, values, strict=False))
 
     def _rows(self, entries: list[_Entry]) -> Tensor:
         return self.x[torch.tensor([entry.row for entry in entries], device=self.x.device)]

@@ -122,7 +122,9 @@ class _Run:
         self.total_steps = settings.total_steps(len(self.train))
         embedding = settings.precision_embedding or ghn.precision is not None
         self.parent = ghn.provenance
-        self.ghn = ghn.derived(precision_embedding=embedding).to(device).train()
+        new_norms = settings.new_batch_norms or ghn.new_batch_norms
+        derived = ghn.derived(precision_embedding=embedding, new_batch_norms=new_norms)
+        self.ghn = derived.to(device).train()
         self.optimizer = torch.optim.Adam(
             self.ghn.parameters(),
             lr=settings.lr,

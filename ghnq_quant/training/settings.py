@@ -34,6 +34,8 @@ class FinetuneSettings:
             what is rewarded are parameters to train from.
         inner_lr: their learning rate.
         precision_embedding: tell the hypernetwork the precision (design section 5).
+        new_batch_norms: train it for networks whose batch norms are new, as ``init_quantized`` makes
+            them, instead of predicting these too.
         seed: of the order of networks and images.
         log_every, checkpoint_every, validate_every: in steps; the latter two are multiples of the first.
         val_networks, val_images: of the split ``val`` and of the held-out training images.
@@ -57,6 +59,7 @@ class FinetuneSettings:
     inner_steps: int = 0
     inner_lr: float = 0.05
     precision_embedding: bool = False
+    new_batch_norms: bool = False
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 100

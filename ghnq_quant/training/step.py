@@ -73,8 +73,10 @@ def backward_meta_batch(
         list(zip(networks, predicted, batches, strict=True)),
         batches[0][0][1].device,
     )
-    roots = [p for parameters in predicted for p in parameters.values()]
-    torch.autograd.backward(roots, [gradient for run in runs for gradient in run.gradients])
+    values = [p for parameters in predicted for p in parameters.values()]
+    gradients = [gradient for run in runs for gradient in run.gradients]
+    pairs = [(p, g) for p, g in zip(values, gradients, strict=True) if p.requires_grad]
+    torch.autograd.backward(*zip(*pairs, strict=True))
     ended = [run for run in runs if run.usable]
     return StepResult(
         tuple(run.loss for run in ended), tuple(run.top1 for run in ended), len(runs) - len(ended)
