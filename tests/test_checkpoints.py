@@ -97,6 +97,7 @@ def test_folder_round_trip(ghn: GHN, tmp_path: Path) -> None:
         **SIZES,
         "virtual_edges": 5,
         "precision_embedding": False,
+        "new_batch_norms": False,
         "provenance": {"name": "of a test"},
     }
     for name in (tmp_path / "saved", str(tmp_path / "saved")):
@@ -119,12 +120,14 @@ def test_from_the_public_format_to_a_folder_and_back(ghn: GHN, tmp_path: Path) -
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_precision_embedding_round_trip(tmp_path: Path) -> None:
-    ghn = GHN(**SIZES, precision_embedding=True)
+def test_precision_embedding_and_new_batch_norms_round_trip(tmp_path: Path) -> None:
+    ghn = GHN(**SIZES, precision_embedding=True, new_batch_norms=True)
     assert ghn.precision is not None
     nn.init.normal_(ghn.precision.weight)
     ghn.save_pretrained(tmp_path)
-    assert equal(GHN.from_pretrained(tmp_path), ghn)
+    loaded = GHN.from_pretrained(tmp_path)
+    assert equal(loaded, ghn)
+    assert loaded.new_batch_norms
 
 
 def test_half_precision_on_disk_is_float32_in_memory(ghn: GHN, tmp_path: Path) -> None:

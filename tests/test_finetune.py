@@ -85,14 +85,16 @@ def gradients(ghn: GHN) -> dict[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in ghn.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("bits", [(32, 32), (4, 8)])
+@pytest.mark.parametrize(
+    ("bits", "new_norms"), [((32, 32), False), ((4, 8), False), ((4, 8), True)]
+)
 def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
-    digits: ImageSet, bits: tuple[int, int]
+    digits: ImageSet, bits: tuple[int, int], new_norms: bool
 ) -> None:
     train = ConvNets250K("train")
     items = [train[i] for i in (0, 1, 2)]
     x, y = training_batch(digits.train, 0, 8, seed=0)
-    ghn = GHN.from_pretrained()
+    ghn = GHN.from_pretrained().derived(new_batch_norms=new_norms)
     networks = [FunctionalNetwork(item.program, bits) for item in items]
     result = backward_meta_batch(ghn, [i.graph for i in items], networks, bits, [[(x, y)]] * 3)
     two_stage = gradients(ghn)
@@ -101,6 +103,9 @@ def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
     losses, clipped = [], []
     for item in items:
         (parameters,) = ghn([item.graph], [bits])
+        for p in parameters.values():
+            if not p.requires_grad:  # a new batch norm's
+                p.requires_grad_()
         loss = F.cross_entropy(functional_call(simulated(item, bits), parameters, (x,)), y)
         found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
         norm = torch.cat([g.flatten() for g in found]).norm()
@@ -308,7 +313,9 @@ def run_script(folder: Path, settings: FinetuneSettings, resume: bool = False) -
 def test_a_killed_run_that_is_resumed_gives_what_an_uninterrupted_one_gives(
     digits: ImageSet, tmp_path: Path
 ) -> None:
-    settings = replace(SETTINGS, bits=((32, 32), (4, 4)), precision_embedding=True, steps=7)
+    settings = replace(
+        SETTINGS, bits=((32, 32), (4, 4)), precision_embedding=True, new_batch_norms=True, steps=7
+    )
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", run_script(killed, settings)])
     history = killed / "history.csv"

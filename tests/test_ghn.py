@@ -258,6 +258,21 @@ def test_precision_embedding_starts_at_zero_and_then_matters() -> None:
     assert not torch.equal(weight4["0.weight"], act4["0.weight"])
 
 
+def test_new_batch_norms_are_ones_and_zeros_and_all_else_stays_predicted() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LayerNorm(4), nn.Linear(4, 4)
+    )
+    graph = capture(model).arch_graph
+    ghn = GHN(max_shape=(8, 8, 3, 3), num_classes=4, hid=8)
+    (predicted,) = ghn([graph])
+    (parameters,) = ghn.derived(new_batch_norms=True)([graph])
+    assert parameters.keys() == predicted.keys()
+    expected = {**predicted, "1.weight": torch.ones(4), "1.bias": torch.zeros(4)}
+    assert not torch.equal(predicted["1.weight"], expected["1.weight"])
+    for name, p in parameters.items():
+        torch.testing.assert_close(p, expected[name])
+
+
 @pytest.mark.parametrize("num_classes", [10, 1000, 5, 2, 9000])
 def test_rows_of_shapes(num_classes: int) -> None:
     encoder = GHN(max_shape=(8, 8, 11, 11), num_classes=num_classes, hid=4).shape_enc
