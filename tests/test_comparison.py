@@ -141,6 +141,7 @@ def test_blend_keeps_variance_and_the_share() -> None:
 
 
 def test_completed_rank_keeps_what_is_strong_and_fills_the_rest() -> None:
+    torch.manual_seed(0)
     own = torch.randn(16, 8, 3, 3) / 10
     strong = (torch.randn(16, 4) @ torch.randn(4, 72)).view_as(own)
     completed = complete_rank(strong, own).flatten(1)
