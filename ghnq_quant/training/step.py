@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import NamedTuple
 
 import torch
@@ -75,8 +76,10 @@ def backward_meta_batch(
     )
     values = [p for parameters in predicted for p in parameters.values()]
     gradients = [gradient for run in runs for gradient in run.gradients]
-    pairs = [(p, g) for p, g in zip(values, gradients, strict=True) if p.requires_grad]
-    torch.autograd.backward(*zip(*pairs, strict=True))
+    predicted_ones = [p.requires_grad for p in values]  # new batch norms are not
+    torch.autograd.backward(
+        list(compress(values, predicted_ones)), list(compress(gradients, predicted_ones))
+    )
     ended = [run for run in runs if run.usable]
     return StepResult(
         tuple(run.loss for run in ended), tuple(run.top1 for run in ended), len(runs) - len(ended)
