@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor, nn
@@ -131,6 +131,7 @@ def test_in_pieces_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @settings(deadline=None, max_examples=300)
 @given(TENSORS, st.sampled_from(BITS))
+@example(np.array([3.4028227e38, -3.4028227e38], np.float32), 8)
 def test_properties_of_any_tensor(array: np.ndarray, bits: int) -> None:
     x = torch.from_numpy(array)
     y = fake_quantize(x, bits)

@@ -124,7 +124,7 @@ def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
 def test_inner_steps_add_the_gradients_along_the_way(digits: ImageSet) -> None:
     item = ConvNets250K("train")[1]
     batches = [training_batch(digits.train, step, 8, seed=0) for step in range(3)]
-    ghn = GHN.from_pretrained()
+    ghn = GHN.from_pretrained("ghnq-cifar10")
     network = FunctionalNetwork(item.program)
     inner_lr = 0.05
     backward_meta_batch(ghn, [item.graph], [network], (32, 32), [batches], inner_lr=inner_lr)
