@@ -60,7 +60,8 @@ def predict_parameters(
 
     Args:
         model: the network; it is not changed. A list of networks is predicted as one batch.
-        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10-qat`` that the package ships.
+        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10-qat`` that the package ships,
+            whose batch norms are ones and zeros; ``ghnq-cifar10`` predicts them too.
         bits: precision that the parameters are meant for, as one bit width or as (weight,
             activation); only a hypernetwork with a precision embedding reads it.
         example_input: (N, C, H, W), to check that the network runs on its shape.

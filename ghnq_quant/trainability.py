@@ -12,7 +12,7 @@ from torch import Tensor
 from ghnq_quant.capture import Capture
 
 #: Of a filter that repeats another, the share of the variance that becomes random.
-RANDOM_SHARE = 0.5
+_RANDOM_SHARE = 0.5
 _SEED = 0
 #: Of noise, so that it needs hardly any memory.
 _ELEMENTS_AT_ONCE = 1 << 20
@@ -66,31 +66,37 @@ def ready_for_training(
             for name, new in (("weight", 1.0), ("bias", 0.0)):
                 if (value := of(unit.batch_norm, name)) is not None:
                     value.fill_(new)
-            if weight is not None:
-                _give_initial_size(weight)
-        if untie and weight is not None and not weight.is_meta:  # which has no values to compare
-            _untie(weight, generator)
+        if weight is None:
+            continue
+        filters = weight.view(len(weight), -1)
+        if unit.batch_norm is not None:
+            _give_initial_size(filters)
+        if untie and not weight.is_meta:  # which has no values to compare
+            _untie(filters, generator)
 
 
-def _give_initial_size(weight: Tensor) -> None:
-    """Scale each filter (c_out, ...) to 1 / sqrt(3 · fan-in); one of zeros stays."""
-    fan_in = weight[0].numel()
-    rms = weight.float().flatten(1).square().mean(1).sqrt()
-    scale = 1 / (math.sqrt(3 * fan_in) * rms.clamp_min(torch.finfo(torch.float32).tiny))
-    weight.mul_(scale.view(-1, *[1] * (weight.dim() - 1)))
+def _give_initial_size(filters: Tensor) -> None:
+    """Scale each row of (c_out, fan-in) to 1 / sqrt(3 · fan-in); one of zeros stays."""
+    tiny = torch.finfo(torch.float32).tiny
+    rms = _root_mean_squares(filters).clamp_min(tiny)
+    filters.mul_(1 / (math.sqrt(3 * filters.shape[1]) * rms))
 
 
-def _untie(weight: Tensor, generator: torch.Generator) -> None:
-    """Make filters (c_out, ...) partly random that equal an earlier one."""
-    filters = weight.flatten(1)  # a view: predicted values are contiguous
+def _untie(filters: Tensor, generator: torch.Generator) -> None:
+    """Make rows of (c_out, fan-in) partly random that equal an earlier one."""
     rows = _repeats(filters).nonzero().flatten()
     for part in rows.split(max(1, _ELEMENTS_AT_ONCE // filters.shape[1])):
         w = filters[part]
-        size = w.float().square().mean(1, keepdim=True).sqrt()
+        size = _root_mean_squares(w).to(w)
         noise = torch.randn(w.shape, generator=generator).to(w)
-        filters[part] = w.mul_(math.sqrt(1 - RANDOM_SHARE)).addcmul_(
-            size.to(w), noise, value=math.sqrt(RANDOM_SHARE)
+        filters[part] = w.mul_(math.sqrt(1 - _RANDOM_SHARE)).addcmul_(
+            size, noise, value=math.sqrt(_RANDOM_SHARE)
         )
+
+
+def _root_mean_squares(filters: Tensor) -> Tensor:
+    """(c_out, 1), in float32."""
+    return filters.float().square().mean(1, keepdim=True).sqrt()
 
 
 def _repeats(filters: Tensor) -> Tensor:

@@ -48,14 +48,13 @@ class Comparison:
             by the steps that PyTorch's start took, each of the budgets; None where the start does not
             get there with the whole budget; empty where PyTorch's is not among the starts.
         """
-        curves = self.curves(arch, bits)
-        if BASELINE not in curves:
+        if BASELINE not in self.settings.starts:
             return {}
-        goals = zip(self.settings.budgets, curves[BASELINE].accuracy, strict=True)
+        mine, baseline = (curve(self.results, arch, bits, s) for s in (start, BASELINE))
         ratios: dict[int, float | None] = {}
-        for budget, goal in goals:
+        for budget, goal in zip(baseline.steps, baseline.accuracy, strict=True):
             assert goal.mean is not None
-            steps = curves[start].steps_to(goal.mean)
+            steps = mine.steps_to(goal.mean)
             ratios[budget] = None if steps is None else steps / budget
         return ratios
 

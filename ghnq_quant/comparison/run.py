@@ -10,7 +10,7 @@ from ghnq_quant.comparison.progress import Progress
 from ghnq_quant.comparison.record import TRIALS_FILE, Comparison
 from ghnq_quant.comparison.results import TrialResult, best_lr
 from ghnq_quant.comparison.settings import CHOICE_SEED, CompareSettings, Trial
-from ghnq_quant.comparison.tables import accuracy_caption, ratio_caption, terminal_tables
+from ghnq_quant.comparison.tables import accuracy_caption, terminal_tables
 from ghnq_quant.comparison.training import create_network
 from ghnq_quant.comparison.workers import Bench, run_trials
 from ghnq_quant.errors import DataError
@@ -92,8 +92,7 @@ def compare_init(
     if console is not None:
         for table in terminal_tables(comparison):
             console.print(table)
-        for caption in (accuracy_caption(comparison), ratio_caption()):
-            console.print(caption, markup=False, highlight=False)
+        console.print(accuracy_caption(comparison), markup=False, highlight=False)
         console.print(f"Saved to {output}", markup=False, highlight=False, soft_wrap=True)
     return comparison
 

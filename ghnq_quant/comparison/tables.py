@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ghnq_quant.comparison.record import BASELINE, Comparison
 from ghnq_quant.comparison.settings import Bits
 from ghnq_quant.comparison.starts import STARTS
 from ghnq_quant.evaluation.precision import precision_name
-from ghnq_quant.evaluation.tables import mean_cell
+from ghnq_quant.evaluation.tables import markdown, mean_cell
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+#: The columns that say what a row is of.
+_CASE_TITLES = ("network", "precision", "start")
+
 
 def accuracy_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Column titles and rows, one for each network, precision and start."""
-    titles = ["network", "precision", "start", "lr", "before"]
-    titles += [f"{steps} steps" for steps in comparison.settings.budgets]
+    titles = [*_CASE_TITLES, "lr", "before", *_budget_titles(comparison)]
     rows = [
         [
             *_case_cells(arch, bits, start),
@@ -35,7 +37,7 @@ def accuracy_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 def ratio_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The same of the ratios of steps; no rows where PyTorch's start is not among the starts."""
     settings = comparison.settings
-    titles = ["network", "precision", "start", *(f"{steps} steps" for steps in settings.budgets)]
+    titles = [*_CASE_TITLES, *_budget_titles(comparison)]
     rows = [
         [
             *_case_cells(arch, bits, start),
@@ -46,6 +48,10 @@ def ratio_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         if start != BASELINE and (ratios := comparison.ratios(arch, bits, start))
     ]
     return titles, rows
+
+
+def _budget_titles(comparison: Comparison) -> list[str]:
+    return [f"{steps} steps" for steps in comparison.settings.budgets]
 
 
 def _case_cells(arch: str, bits: Bits, start: str) -> tuple[str, str, str]:
@@ -90,7 +96,9 @@ def terminal_tables(comparison: Comparison) -> list[Table]:
         tables.append(table)
     titles, rows = ratio_rows(comparison)
     if rows:
-        table = Table(title="Steps over those of PyTorch's initialization")
+        table = Table(
+            title=f"Steps over those of {STARTS[BASELINE].title}", caption=ratio_caption()
+        )
         _fill(table, titles, rows)
         tables.append(table)
     return tables
@@ -98,8 +106,8 @@ def terminal_tables(comparison: Comparison) -> list[Table]:
 
 def _fill(table: Table, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for title in titles:
-        is_text = title in ("network", "precision", "start")
-        table.add_column(title.removesuffix(" steps"), justify="left" if is_text else "right")
+        justify: Literal["left", "right"] = "left" if title in _CASE_TITLES else "right"
+        table.add_column(title.removesuffix(" steps"), justify=justify)
     for row in rows:
         table.add_row(*row)
 
@@ -107,13 +115,9 @@ def _fill(table: Table, titles: Sequence[str], rows: Sequence[Sequence[str]]) ->
 def markdown_page(comparison: Comparison) -> str:
     """The content of ``table.md``."""
     parts = [f"`{comparison.facts['command']}`", accuracy_caption(comparison)]
-    parts.append(_markdown(*accuracy_rows(comparison)))
+    titles, rows = accuracy_rows(comparison)
+    parts.append(markdown([titles, *rows], len(_CASE_TITLES)))
     titles, rows = ratio_rows(comparison)
     if rows:
-        parts += [ratio_caption(), _markdown(titles, rows)]
+        parts += [ratio_caption(), markdown([titles, *rows], len(_CASE_TITLES))]
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown(titles: list[str], rows: list[list[str]]) -> str:
-    lines = [titles, ["---"] * 3 + ["---:"] * (len(titles) - 3), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

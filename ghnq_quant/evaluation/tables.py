@@ -180,10 +180,10 @@ def markdown_table(evaluation: Evaluation, metric: str) -> str:
     return markdown([head, *rows])
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells as a Markdown table, the first its head and the first column its titles."""
+def markdown(lines: Sequence[Sequence[str]], titles: int = 1) -> str:
+    """Lines of cells as a Markdown table, the first its head and the first ``titles`` columns text."""
     head, *rows = lines
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    lines = [head, ["---"] * titles + ["---:"] * (len(head) - titles), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

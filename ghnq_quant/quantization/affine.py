@@ -61,9 +61,8 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Ten
     levels = 2**bits - 1
     span = high - low
     scale = span / levels
-    kind = torch.finfo(scale.dtype)
-    largest = kind.max
-    if scale.device.type == "cpu" and 0 < scale.item() < largest / 512:
+    limits = torch.finfo(scale.dtype)
+    if scale.device.type == "cpu" and 0 < scale.item() < limits.max / 512:
         return scale, _zero_point(low, scale, levels)  # on CPU what follows costs more than asking
     # a span of more than the largest float is divided before it overflows
     scale = torch.where(span.isinf(), high / levels - low / levels, scale)
@@ -71,7 +70,7 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Ten
     zero_point = _zero_point(low, scale, levels)
     # the ends of the levels lie up to half a level outside of the range, which must not be infinite
     most = torch.maximum(zero_point, levels - zero_point)
-    return torch.minimum(scale, (1 - 2 * kind.eps) * largest / most), zero_point
+    return torch.minimum(scale, (1 - 2 * limits.eps) * limits.max / most), zero_point
 
 
 def _zero_point(low: Tensor, scale: Tensor, levels: int) -> Tensor:

@@ -76,10 +76,8 @@ def backward_meta_batch(
     )
     values = [p for parameters in predicted for p in parameters.values()]
     gradients = [gradient for run in runs for gradient in run.gradients]
-    predicted_ones = [p.requires_grad for p in values]  # new batch norms are not
-    torch.autograd.backward(
-        list(compress(values, predicted_ones)), list(compress(gradients, predicted_ones))
-    )
+    learned = [p.requires_grad for p in values]  # not those of new batch norms
+    torch.autograd.backward(list(compress(values, learned)), list(compress(gradients, learned)))
     ended = [run for run in runs if run.usable]
     return StepResult(
         tuple(run.loss for run in ended), tuple(run.top1 for run in ended), len(runs) - len(ended)
