@@ -390,7 +390,8 @@ def compare_init(
         str, typer.Option(metavar="NAME,…", help="Starts; the documentation lists all.")
     ] = "ghnq,pytorch,float-first",
     lr: Annotated[
-        str, typer.Option(metavar="LR,…", help="Learning rates, of which each start gets its best.")
+        str,
+        typer.Option(metavar="LR,…", help="Learning rates; each start and budget gets its best."),
     ] = "0.01,0.03,0.1,0.3",
     data: Data = "cifar10",
     images_per_class: Annotated[

@@ -60,7 +60,7 @@ def comparison(results: list[TrialResult]) -> Comparison:
 
 def test_steps_to_an_accuracy_lie_between_budgets() -> None:
     accuracy = tuple(summarize([v]) for v in (20, 30, 34))
-    curve = Curve(0.1, summarize([12.0]), 5, (10, 20, 40), accuracy)
+    curve = Curve((0.1,) * 3, summarize([12.0]), 5, (10, 20, 40), accuracy)
     assert curve.steps_to(30) == pytest.approx(20)
     assert curve.steps_to(25) == pytest.approx(10 * 2**0.5)  # half of the way in log2 of the steps
     assert curve.steps_to(32) == pytest.approx(20 * 2**0.5)
@@ -101,12 +101,12 @@ def test_learning_rate_is_the_most_accurate_and_of_equal_ones_the_lowest() -> No
 def test_all_starts_get_the_same_trainings() -> None:
     choices = choice_trials(SETTINGS)
     assert {t.seed for t in choices} == {CHOICE_SEED}
-    finished = {t: TrialResult(t, 10, 50 + t.lr, 1, 1) for t in choices}
+    finished = {t: TrialResult(t, 10, 50 + t.lr * (4 - t.steps), 1, 1) for t in choices}
     trials = measured_trials(SETTINGS, finished)
     by_start = {s: [replace(t, start="") for t in trials if t.start == s] for s in SETTINGS.starts}
     assert len({tuple(of) for of in by_start.values()}) == 1
     assert {(t.steps, t.seed) for t in trials} == {(s, k) for s in (1, 2, 4, 8) for k in (0, 1)}
-    assert {t.lr for t in trials} == {0.3}
+    assert {(t.steps, t.lr) for t in trials} == {(1, 0.3), (2, 0.3), (4, 0.1), (8, 0.1)}
 
 
 def test_starts() -> None:
@@ -155,7 +155,7 @@ def test_completed_rank_keeps_what_is_strong_and_fills_the_rest() -> None:
 def test_a_killed_comparison_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     whole = compare_init(SETTINGS, tmp_path / "whole")
     lines = (tmp_path / "whole" / "trials.jsonl").read_bytes().splitlines(keepends=True)
-    assert len(lines) == 1 + 3 * (2 + 2 * 4)
+    assert len(lines) == 1 + 3 * (2 * 4 + 2 * 4)
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / "trials.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])
     resumed = compare_init(SETTINGS, tmp_path / "killed")

@@ -1,4 +1,4 @@
-"""What a comparison found: each start's best learning rate, accuracy by budget, and steps saved."""
+"""What a comparison found: each start's best learning rates, accuracy by budget, and steps saved."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class Curve:
     """One network, precision and start.
 
     Attributes:
-        lr: the learning rate that was chosen.
+        lrs: the learning rate that was chosen for each budget.
         first: accuracy in % before the first quantized step (of the smallest budget).
         first_steps: steps that had been taken by then: 0, or those of a float training.
         steps: the budgets, rising.
         accuracy: by budget, over the seeds.
     """
 
-    lr: float
+    lrs: tuple[float, ...]
     first: Summary
     first_steps: int
     steps: tuple[int, ...]
@@ -103,7 +103,7 @@ def curve(results: Mapping[Trial, TrialResult], arch: str, bits: Bits, start: st
     steps = tuple(sorted({r.trial.steps for r in mine}))
     by_steps = [[r for r in mine if r.trial.steps == budget] for budget in steps]
     return Curve(
-        lr=mine[0].trial.lr,
+        lrs=tuple(of[0].trial.lr for of in by_steps),
         first=summarize(r.first for r in by_steps[0]),
         first_steps=STARTS[start].float_steps(steps[0]),
         steps=steps,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghnq_quant.comparison.progress import Progress
 from ghnq_quant.comparison.record import TRIALS_FILE, Comparison
 from ghnq_quant.comparison.results import TrialResult, best_lr
-from ghnq_quant.comparison.settings import CHOICE_SEED, CompareSettings, Trial
+from ghnq_quant.comparison.settings import CHOICE_SEED, Bits, CompareSettings, Trial
 from ghnq_quant.comparison.tables import accuracy_caption, terminal_tables
 from ghnq_quant.comparison.training import create_network
 from ghnq_quant.comparison.workers import Bench, run_trials
@@ -37,8 +39,8 @@ def compare_init(
     """Train each network from each start with an eighth, a quarter, half and the whole of the budget.
 
     Each training has a schedule of its own, so each budget's accuracy is what a user gets who pays
-    that many steps. For each network, precision and start the learning rate is chosen first, by a
-    training of the whole budget with each of ``settings.lrs`` that is measured on a tenth of the
+    that many steps. For each of them, and each network, precision and start, the learning rate is
+    chosen first, by a training with each of ``settings.lrs`` that is measured on a tenth of the
     training images, which it leaves out; the others train on all of them and are measured on the
     test images. Stopped at any moment and called again with the same arguments, it goes on with
     the trainings that are missing.
@@ -132,34 +134,29 @@ def choice_trials(settings: CompareSettings) -> list[Trial]:
     if len(settings.lrs) == 1:
         return []
     return [
-        Trial(arch, bits, start, settings.budget, lr, CHOICE_SEED)
+        Trial(arch, bits, start, steps, lr, CHOICE_SEED)
         for arch in settings.archs
         for bits in settings.bits
         for start in settings.starts
+        for steps in settings.budgets
         for lr in settings.lrs
     ]
 
 
 def measured_trials(settings: CompareSettings, finished: dict[Trial, TrialResult]) -> list[Trial]:
-    """The trainings that are reported, each with its start's learning rate."""
-    choices = choice_trials(settings)
+    """The trainings that are reported, each with the learning rate of its start and budget."""
+    by_case: dict[tuple[str, Bits, str, int], list[TrialResult]] = defaultdict(list)
+    for trial in choice_trials(settings):
+        by_case[trial.arch, trial.bits, trial.start, trial.steps].append(finished[trial])
     trials = []
-    for arch in settings.archs:
-        for bits in settings.bits:
-            for start in settings.starts:
-                own = [
-                    finished[t] for t in choices if (t.arch, t.bits, t.start) == (arch, bits, start)
-                ]
-                lr = best_lr(own, settings.lrs) if own else settings.lrs[0]
-                trials += [
-                    Trial(arch, bits, start, steps, lr, seed)
-                    for seed in range(settings.seeds)
-                    for steps in settings.budgets
-                ]
+    for case in product(settings.archs, settings.bits, settings.starts, settings.budgets):
+        own = by_case[case]
+        lr = best_lr(own, settings.lrs) if own else settings.lrs[0]
+        trials += [Trial(*case, lr, seed) for seed in range(settings.seeds)]
     return trials
 
 
 def _total_steps(settings: CompareSettings) -> int:
     cases = len(settings.archs) * len(settings.bits) * len(settings.starts)
-    tuned = settings.budget * len(settings.lrs) if len(settings.lrs) > 1 else 0
-    return cases * (tuned + settings.seeds * sum(settings.budgets))
+    tuned = len(settings.lrs) if len(settings.lrs) > 1 else 0
+    return cases * (tuned + settings.seeds) * sum(settings.budgets)

@@ -30,7 +30,7 @@ class CompareSettings:
         budget: steps of the longest training.
         seeds: repetitions; a seed decides the order of the images and all random parameters.
         starts: names of :data:`ghnq_quant.comparison.starts.STARTS`.
-        lrs: learning rates, of which each start gets its best.
+        lrs: learning rates, of which each start gets its best at each budget.
         data, data_name: see :func:`ghnq_quant.training.load_images`.
         images_per_class: train on so few; None for all.
         test_images: that accuracy is measured on.

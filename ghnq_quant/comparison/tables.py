@@ -20,11 +20,11 @@ _CASE_TITLES = ("network", "precision", "start")
 
 def accuracy_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Column titles and rows, one for each network, precision and start."""
-    titles = [*_CASE_TITLES, "lr", "before", *_budget_titles(comparison)]
+    titles = [*_CASE_TITLES, "learning rates", "before", *_budget_titles(comparison)]
     rows = [
         [
             *_case_cells(arch, bits, start),
-            f"{curve.lr:g}",
+            " ".join(f"{lr:g}" for lr in curve.lrs),
             mean_cell(curve.first),
             *(mean_cell(s) for s in curve.accuracy),
         ]
