@@ -354,6 +354,20 @@ def test_evaluation_sees_every_image_once_and_mixes_the_classes():
     assert torch.equal(limited, torch.cat(labels)[:40])
 
 
+def test_sample_of_each_class_has_no_image_twice_and_all_of_a_small_class():
+    labels = torch.tensor([0] * 7 + [1] * 2 + [2] * 5)
+    pixels = torch.arange(14, dtype=torch.uint8).view(14, 1, 1, 1).expand(14, 3, 4, 4)
+    images = Images(pixels, labels, ("a", "b", "c"), torch.zeros(3), torch.ones(3))
+    few = images.sample_each_class(4, seed=1)
+    assert few.labels.bincount().tolist() == [4, 2, 4]
+    numbers = few.images[:, 0, 0, 0]
+    assert len(numbers.unique()) == 10
+    assert torch.equal(labels[numbers.long()], few.labels)
+    assert torch.equal(numbers, images.sample_each_class(4, seed=1).images[:, 0, 0, 0])
+    with pytest.raises(DataError, match="cannot take 0 images"):
+        images.sample_each_class(0)
+
+
 def test_sample_is_a_fixed_subset():
     images = numbered(100)
     sample = images.sample(20, seed=1)

@@ -41,9 +41,9 @@ def compare_init(
     Each training has a schedule of its own, so each budget's accuracy is what a user gets who pays
     that many steps. For each of them, and each network, precision and start, the learning rate is
     chosen first, by a training with each of ``settings.lrs`` that is measured on a tenth of the
-    training images, which it leaves out; the others train on all of them and are measured on the
-    test images. Stopped at any moment and called again with the same arguments, it goes on with
-    the trainings that are missing.
+    training images, which it leaves out; the others train on all of them, or on the same few where
+    ``settings.images_per_class`` is given, and are measured on the test images. Stopped at any
+    moment and called again with the same arguments, it goes on with the trainings that are missing.
 
     Args:
         settings: networks, precisions, starts, budgets and data.
@@ -67,13 +67,13 @@ def compare_init(
     load_backend(settings.backend)
     images = load_images(settings.data, name=settings.data_name, download=download)
     _check(settings, images, hypernetwork)
+    fitted, held_out = hold_out(images.train)
     if settings.images_per_class is not None:
-        few = images.train.sample(settings.images_per_class * len(images.train.classes))
-        images = ImageSet(images.name, few, images.test)
+        fitted = fitted.sample_each_class(settings.images_per_class)
+        images = ImageSet(images.name, fitted, images.test)
     facts = _facts(settings, images, hypernetwork)
     journal = Journal(Path(output) / TRIALS_FILE, facts, TrialResult)
     finished: dict[Trial, TrialResult] = {r.trial: r for r in journal.resume().values()}
-    fitted, held_out = hold_out(images.train)
     with Progress(_total_steps(settings), console) as progress:
         progress.add(finished.values())
 

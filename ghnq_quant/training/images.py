@@ -53,8 +53,29 @@ class Images:
         """``count`` images drawn without replacement; all of them if there are no more."""
         if count < 1:
             raise DataError(f"cannot take {count} images: ask for at least 1")
-        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(self)))
-        index = order[:count].to(self.labels.device)
+        return self.select(self._mixed(seed)[:count])
+
+    def sample_each_class(self, count: int, seed: int = 0) -> Images:
+        """``count`` images of each class drawn without replacement; all of a class that has no more.
+
+        Example:
+            >>> few = load_images("digits").train.sample_each_class(3)
+            >>> few.labels.bincount().tolist()
+            [3, 3, 3, 3, 3, 3, 3, 3, 3, 3]
+        """
+        if count < 1:
+            raise DataError(f"cannot take {count} images of each class: ask for at least 1")
+        order = self._mixed(seed)
+        labels = self.labels.cpu()[order]
+        chosen = [(labels == label).nonzero()[:count, 0] for label in range(len(self.classes))]
+        return self.select(order[torch.cat(chosen).sort().values])
+
+    def _mixed(self, seed: int) -> Tensor:
+        return torch.from_numpy(np.random.default_rng(seed).permutation(len(self)))
+
+    def select(self, index: Tensor) -> Images:
+        """The images at ``index``, a vector of integers, in its order."""
+        index = index.to(self.labels.device)
         return Images(self.images[index], self.labels[index], self.classes, self.mean, self.std)
 
     def to(self, device: torch.device | str) -> Images:

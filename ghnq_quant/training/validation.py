@@ -25,14 +25,7 @@ def hold_out(images: Images, fraction: float = 0.1, seed: int = 0) -> tuple[Imag
     """
     order = torch.from_numpy(np.random.default_rng((seed, 2)).permutation(len(images)))
     count = max(1, int(len(images) * fraction))
-    return _subset(images, order[count:]), _subset(images, order[:count])
-
-
-def _subset(images: Images, index: torch.Tensor) -> Images:
-    index = index.to(images.labels.device)
-    return Images(
-        images.images[index], images.labels[index], images.classes, images.mean, images.std
-    )
+    return images.select(order[count:]), images.select(order[:count])
 
 
 def validate(
