@@ -20,11 +20,13 @@ _MARKERS = "osDv^<>p*hX"
 
 
 def plot_curves(comparison: Comparison, path: Path) -> None:
-    """A grid of networks (rows) and precisions (columns), as PNG."""
+    """A grid of networks (rows) and precisions (columns), or one row for one precision, as PNG."""
     from matplotlib.figure import Figure
 
     settings = comparison.settings
     rows, columns = len(settings.archs), len(settings.bits)
+    if columns == 1:
+        rows, columns = columns, rows
     figure = Figure(figsize=(1 + 3.4 * columns, 1.5 + 2.6 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     colour = colours(settings.starts)
