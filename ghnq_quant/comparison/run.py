@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,29 +130,24 @@ def _facts(settings: CompareSettings, images: ImageSet, ghn: GHN) -> dict[str, A
 
 def choice_trials(settings: CompareSettings) -> list[Trial]:
     """The trainings that choose the learning rates; none where there is no choice."""
-    if len(settings.lrs) == 1:
-        return []
-    return [
-        Trial(arch, bits, start, steps, lr, CHOICE_SEED)
-        for arch in settings.archs
-        for bits in settings.bits
-        for start in settings.starts
-        for steps in settings.budgets
-        for lr in settings.lrs
-    ]
+    lrs = settings.lrs if len(settings.lrs) > 1 else ()
+    return [Trial(*case, lr, CHOICE_SEED) for case in _cases(settings) for lr in lrs]
 
 
 def measured_trials(settings: CompareSettings, finished: dict[Trial, TrialResult]) -> list[Trial]:
     """The trainings that are reported, each with the learning rate of its start and budget."""
-    by_case: dict[tuple[str, Bits, str, int], list[TrialResult]] = defaultdict(list)
-    for trial in choice_trials(settings):
-        by_case[trial.arch, trial.bits, trial.start, trial.steps].append(finished[trial])
+    lrs = settings.lrs
     trials = []
-    for case in product(settings.archs, settings.bits, settings.starts, settings.budgets):
-        own = by_case[case]
-        lr = best_lr(own, settings.lrs) if own else settings.lrs[0]
+    for case in _cases(settings):
+        lr = lrs[0]
+        if len(lrs) > 1:
+            lr = best_lr([finished[Trial(*case, choice, CHOICE_SEED)] for choice in lrs], lrs)
         trials += [Trial(*case, lr, seed) for seed in range(settings.seeds)]
     return trials
+
+
+def _cases(settings: CompareSettings) -> Iterator[tuple[str, Bits, str, int]]:
+    return product(settings.archs, settings.bits, settings.starts, settings.budgets)
 
 
 def _total_steps(settings: CompareSettings) -> int:
