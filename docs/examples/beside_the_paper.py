@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ghnq_quant.evaluation.settings import TABLE_SPLITS
+from ghnq_quant.evaluation.summary import Summary
+from ghnq_quant.evaluation.tables import ACCURACIES, accuracy_cell, markdown
 
 #: Yun and Wong (2022), Table 1: mean, standard error and maximum, % of top-1 and top-5, by split.
 PAPER = {
@@ -32,29 +34,19 @@ PAPER = {
 PAPER_SPLITS = ("test", "deep", "wide", "bn_free")
 
 
-def cell(summary: dict[str, Any]) -> str:
-    return f"{summary['mean']:.1f}±{summary['standard_error']:.1f}; {summary['maximum']:.1f}"
-
-
 def table(evaluations: list[dict[str, Any]], metric: str) -> str:
-    lines = [
-        "| precision | checkpoint | " + " | ".join(TABLE_SPLITS) + " |",
-        "| --- | --- |" + " ---: |" * len(TABLE_SPLITS),
-    ]
+    lines = [["precision", "checkpoint", *TABLE_SPLITS]]
     for precision, of_paper in PAPER[metric].items():
         paper = dict(zip(PAPER_SPLITS, of_paper, strict=True))
-        rows = [("paper", [paper.get(split, "") for split in TABLE_SPLITS])]
+        lines.append([precision, "paper", *(paper.get(split, "") for split in TABLE_SPLITS)])
         for evaluation in evaluations:
-            summary = evaluation["summary"]
-            cells = [cell(summary[split][precision][metric]) for split in TABLE_SPLITS]
-            rows.append((f"`{evaluation['ghn']['name']}`", cells))
-        for number, (name, cells) in enumerate(rows):
-            title = precision if number == 0 else ""
-            lines.append(f"| {title} | {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            of_split = [evaluation["summary"][split][precision][metric] for split in TABLE_SPLITS]
+            cells = [accuracy_cell(Summary(**summary)) for summary in of_split]
+            lines.append(["", f"`{evaluation['ghn']['name']}`", *cells])
+    return markdown(lines, 2)
 
 
 if __name__ == "__main__":
     runs = [json.loads((Path(run) / "results.json").read_text("utf-8")) for run in sys.argv[1:]]
-    for metric, title in (("top1", "Top-1, %"), ("top5", "Top-5, %")):
-        print(f"{title}, mean ± standard error; maximum\n\n{table(runs, metric)}\n")
+    for metric, title in ACCURACIES:
+        print(f"{title}, %, mean ± standard error; maximum\n\n{table(runs, metric)}\n")
