@@ -167,8 +167,8 @@ def init_quantized(
     """Turn a float network into one that is ready for quantization-aware training, with parameters
     predicted by GHN-Q.
 
-    Batch norms that are folded are as new, filters before them have the size of a new layer's, and
-    filters that repeat another are half random (see
+    Batch norms that are folded are as new, filters before them have the size of a new layer's (and at
+    2 and 3 bits weights spread as evenly), and filters that repeat another are half random (see
     :func:`ghnq_quant.trainability.ready_for_training`, which tells why).
 
     Args:
@@ -213,7 +213,7 @@ def init_quantized(
     precision = (scheme.weight_bits, scheme.act_bits)
     (new_values,) = predict_captured([captured], ghn, precision)
     if not as_predicted:
-        ready_for_training(captured, new_values)
+        ready_for_training(captured, new_values, scheme)
     return emit_predicted(captured, new_values, scheme, layers, example_input)
 
 

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from ghnq_quant.capture import Capture
+from ghnq_quant.quantization import QuantScheme
 
+#: Weight bits up to which a filter's weights are spread evenly.
+_FEW_BITS = 3
 #: Of a filter that repeats another, the share of the variance that becomes random.
 _RANDOM_SHARE = 0.5
 _SEED = 0
@@ -19,7 +22,11 @@ _ELEMENTS_AT_ONCE = 1 << 20
 
 
 def ready_for_training(
-    captured: Capture, values: Sequence[Tensor | None], *, untie: bool = True
+    captured: Capture,
+    values: Sequence[Tensor | None],
+    scheme: QuantScheme,
+    *,
+    untie: bool = True,
 ) -> None:
     """New batch norms, filters of the size that training starts from, and no filter twice.
 
@@ -32,6 +39,10 @@ def ready_for_training(
       initialization. The batch norm divides the size out again, so the function is the same, but the
       size decides how far a step of SGD or Adam turns the filter: predicted ones of late layers are
       several times smaller than those of early layers, and the same learning rate does not suit both.
+    - At 2 and 3 weight bits the weights of each filter are spread evenly between minus and plus its
+      largest, as those of a new layer are, with their signs and order kept. Predicted ones have heavy
+      tails: the largest sets the step, and most weights, or whole filters, round to zero. The
+      constant channel of such a filter ends the training of MobileNets at 3 bits.
 
     Of each convolution and linear layer: a filter that equals an earlier one becomes half random, at
     its own size and the same at each call. A hypernetwork repeats its filters where a layer has more
@@ -42,14 +53,16 @@ def ready_for_training(
         captured: the network.
         values: of each of its parameters the predicted value, or None where it keeps its own; changed
             in place.
+        scheme: the bits of each layer's weights.
         untie: make filters that repeat others half random.
 
     Example:
         >>> from torch import nn
+        >>> from ghnq_quant import QuantScheme
         >>> from ghnq_quant.capture import capture
         >>> model = nn.Sequential(nn.Conv2d(3, 2, 3, bias=False), nn.BatchNorm2d(2), nn.ReLU())
         >>> w, gamma, beta = torch.ones(2, 3, 3, 3), torch.zeros(2), torch.ones(2)
-        >>> ready_for_training(capture(model), [w, gamma, beta], untie=False)
+        >>> ready_for_training(capture(model), [w, gamma, beta], QuantScheme(4, 4), untie=False)
         >>> w[0, 0, 0], gamma, beta
         (tensor([0.1111, 0.1111, 0.1111]), tensor([1., 1.]), tensor([0., 0.]))
     """
@@ -71,8 +84,12 @@ def ready_for_training(
         filters = weight.view(len(weight), -1)
         if unit.batch_norm is not None:
             _give_initial_size(filters)
-        if untie and not weight.is_meta:  # which has no values to compare
+        if weight.is_meta:  # which has no values to compare
+            continue
+        if untie:
             _untie(filters, generator)
+        if unit.batch_norm is not None and scheme.bits_of(unit.name)[0] <= _FEW_BITS:
+            _spread_evenly(filters)
 
 
 def _give_initial_size(filters: Tensor) -> None:
@@ -92,6 +109,19 @@ def _untie(filters: Tensor, generator: torch.Generator) -> None:
         filters[part] = w.mul_(math.sqrt(1 - _RANDOM_SHARE)).addcmul_(
             size, noise, value=math.sqrt(_RANDOM_SHARE)
         )
+
+
+def _spread_evenly(filters: Tensor) -> None:
+    """Replace each value in a row of (c_out, fan-in) by its sign and the rank of its magnitude, scaled
+    to the row's size; zeros stay."""
+    fan_in = filters.shape[1]
+    ranks = (torch.arange(fan_in, device=filters.device, dtype=filters.dtype) + 0.5) / fan_in
+    for w in filters.split(max(1, _ELEMENTS_AT_ONCE // fan_in)):
+        size = _root_mean_squares(w).to(w)
+        order = w.abs().argsort(dim=1, stable=True)
+        w.sign_().mul_(torch.empty_like(w).scatter_(1, order, ranks.expand_as(w)))
+        tiny = torch.finfo(w.dtype).tiny
+        w.mul_(size / _root_mean_squares(w).to(w).clamp_min(tiny))
 
 
 def _root_mean_squares(filters: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from small_networks import images, small_network
@@ -25,6 +27,8 @@ from ghnq_quant import (
     QuantScheme,
     SchemeError,
 )
+from ghnq_quant.comparison.cifar_networks import CIFAR_NETWORKS
+from ghnq_quant.quantization.affine import fake_quantize
 
 BACKENDS = ["reference", "brevitas"]
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -83,6 +87,37 @@ def test_filters_that_the_hypernetwork_repeats_become_half_random(ghn: GHN) -> N
         sizes = untied.square().mean(1)
         assert float(sizes[decoded:].mean() / sizes[:decoded].mean()) == pytest.approx(1, abs=0.1)
         assert len(untied.unique(dim=0)) == out
+
+
+@backends
+def test_at_few_bits_the_weights_of_a_filter_are_spread_evenly(backend: str, ghn: GHN) -> None:
+    model = small_network()
+    scheme = QuantScheme(3, 3, overrides={"depthwise": 4})
+    qmodel = ghnq_quant.init_quantized(model, scheme=scheme, ghn=ghn, backend=backend)
+    at_4_bits = ghnq_quant.init_quantized(model, 4, ghn=ghn, backend=backend)
+    for name, p in qmodel.named_parameters():
+        expected = at_4_bits.get_parameter(name).detach()
+        if name == "stem.0.weight":
+            filters = expected.flatten(1).numpy()
+            spread = np.sign(filters) * (scipy.stats.rankdata(abs(filters), axis=1) - 0.5)
+            size = (filters**2).mean(1, keepdims=True) / (spread**2).mean(1, keepdims=True)
+            expected = torch.from_numpy(spread * size**0.5).view_as(expected).float()
+        torch.testing.assert_close(p.detach(), expected)
+
+
+def test_at_2_bits_a_third_of_the_weights_is_not_zero() -> None:
+    model = CIFAR_NETWORKS["vgg7"](10)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    qmodel = ghnq_quant.init_quantized(model, 2, backend="reference")
+    torch.manual_seed(0)
+    smooth = F.interpolate(torch.randn(32, 3, 8, 8), size=32, mode="bilinear")  # as photos are
+    qmodel(smooth)
+    modules = [m for m in qmodel.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
+    for conv, norm in list(zip(modules[::2], modules[1::2], strict=True))[1:]:
+        folded = conv.weight / (norm.running_var + norm.eps).sqrt().view(-1, 1, 1, 1)
+        assert float((fake_quantize(folded, 2) != 0).float().mean()) > 1 / 3
 
 
 def test_size_of_filters_changes_nothing_that_is_computed(ghn: GHN) -> None:

@@ -12,6 +12,7 @@ from ghnq_quant.api import predict_captured
 from ghnq_quant.capture import capture
 from ghnq_quant.comparison.refinements import Refinement, blend, complete, new_classifier
 from ghnq_quant.ghn import GHN
+from ghnq_quant.quantization import QuantScheme
 from ghnq_quant.trainability import ready_for_training
 
 
@@ -49,7 +50,7 @@ class Start:
         captured = capture(started, example)
         (values,) = predict_captured([captured], ghn, bits)
         if not self.as_predicted:
-            ready_for_training(captured, values, untie=self.untie)
+            ready_for_training(captured, values, QuantScheme(*bits), untie=self.untie)
         named = zip(started.named_parameters(), values, strict=True)
         parameters = {name: p.detach() if new is None else new for (name, p), new in named}
         if self.refine is not None:

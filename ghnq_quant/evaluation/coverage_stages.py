@@ -193,7 +193,7 @@ class _Run:
     def emit(self) -> None:
         scheme = QuantScheme(*self.settings.bits)
         backend = load_backend(self.settings.backend)
-        ready_for_training(self.captured, self.new_values)
+        ready_for_training(self.captured, self.new_values, scheme)
         self.quantized: QuantModel = emit_predicted(self.captured, self.new_values, scheme, backend)
         del self.model, self.captured, self.new_values
         gc.collect()
