@@ -31,14 +31,14 @@ from ghnq_quant.evaluation import (
 )
 from ghnq_quant.evaluation.journal import Journal
 from ghnq_quant.evaluation.mismatch import mismatch_lines
-from ghnq_quant.evaluation.networks import network_places, open_network, read_state
+from ghnq_quant.evaluation.networks import network_places, open_network
 from ghnq_quant.evaluation.precision import FLOAT, parse_precisions
 from ghnq_quant.evaluation.protocol import num_evaluated
 from ghnq_quant.evaluation.quantization_error import QuantizationError
 from ghnq_quant.evaluation.settings import EvaluationSettings
 from ghnq_quant.evaluation.variants import make_variants
 from ghnq_quant.training import Images, ImageSet, evaluation_batches
-from ghnq_quant.training.saving import save_state
+from ghnq_quant.training.saving import read_state, save_state
 
 PRECISIONS = parse_precisions(["float", "W8/A8", "W4/A8", "W2/A2"])
 
@@ -526,7 +526,7 @@ def test_places_models_and_states(tmp_path):
     with pytest.raises(GhnqError, match="did you mean mobilenet_v2"):
         open_network(wrong, "mobilnet_v2", 0, images=ten)
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
-    assert torch.equal(read_state(tmp_path / "a.pt")["a"], torch.ones(2))
+    assert torch.equal(read_state(tmp_path / "a.pt")[0]["a"], torch.ones(2))
     torch.save({"a": 1}, tmp_path / "b.pt")
     (tmp_path / "c.safetensors").write_bytes(b"nothing")
     for name in ("b.pt", "c.safetensors", "d.pt"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ghnq_quant.errors import DataError, GhnqError
 from ghnq_quant.evaluation.journal import Journal
-from ghnq_quant.evaluation.networks import network_places, read_state
+from ghnq_quant.evaluation.networks import network_places
 from ghnq_quant.evaluation.precision import PAPER_PRECISIONS, parse_precisions
 from ghnq_quant.evaluation.progress import Progress
 from ghnq_quant.evaluation.protocol import num_evaluated
@@ -21,6 +21,7 @@ from ghnq_quant.ghn import GHN
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
 from ghnq_quant.provenance import checksum, versions
 from ghnq_quant.training import Images, ImageSet, load_images
+from ghnq_quant.training.saving import read_state
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,7 +104,7 @@ def evaluate(
         raise GhnqError(f"--workers {workers}: at least one process is needed")
     places = network_places(settings)
     hypernetwork = ghn if isinstance(ghn, GHN) else GHN.from_pretrained(ghn)
-    state = None if trained is None else read_state(trained)
+    state = None if trained is None else read_state(trained)[0]
     image_set = load_images(data, name=data_name, download=download)
     _check_images(image_set.test, hypernetwork, settings)
     identity = _identity(settings, hypernetwork, image_set)
