@@ -34,14 +34,20 @@ PAPER = {
 PAPER_SPLITS = ("test", "deep", "wide", "bn_free")
 
 
+def cell(of_split: dict[str, Any] | None, precision: str, metric: str) -> str:
+    """Empty for a split that was not evaluated."""
+    return "" if of_split is None else accuracy_cell(Summary(**of_split[precision][metric]))
+
+
 def table(evaluations: list[dict[str, Any]], metric: str) -> str:
     lines = [["precision", "checkpoint", *TABLE_SPLITS]]
     for precision, of_paper in PAPER[metric].items():
         paper = dict(zip(PAPER_SPLITS, of_paper, strict=True))
         lines.append([precision, "paper", *(paper.get(split, "") for split in TABLE_SPLITS)])
         for evaluation in evaluations:
-            of_split = [evaluation["summary"][split][precision][metric] for split in TABLE_SPLITS]
-            cells = [accuracy_cell(Summary(**summary)) for summary in of_split]
+            cells = [
+                cell(evaluation["summary"].get(split), precision, metric) for split in TABLE_SPLITS
+            ]
             lines.append(["", f"`{evaluation['ghn']['name']}`", *cells])
     return markdown(lines, 2)
 
