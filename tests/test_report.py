@@ -162,4 +162,7 @@ def test_what_cannot_be_reported(tmp_path):
     (run / NETWORKS_FILE).write_bytes(b"".join(lines[:-1]))
     with pytest.raises(GhnqError, match="differ"):
         write_report([run], tmp_path / "report.html")
+    (run / NETWORKS_FILE).unlink()
+    with pytest.raises(GhnqError, match=f"lacks {NETWORKS_FILE}"):
+        write_report([run], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()

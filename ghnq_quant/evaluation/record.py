@@ -77,6 +77,11 @@ class Evaluation:
                 f"{folder} holds no finished evaluation (no {RESULTS_FILE}): give the folder of a "
                 "run, or run its command again, which goes on where it stopped"
             )
+        if not (Path(folder) / NETWORKS_FILE).is_file():
+            raise GhnqError(
+                f"{folder} lacks {NETWORKS_FILE}, the distributions of its networks' layers: give "
+                "the folder that the run wrote, with all of its files"
+            )
         content = read_json(Path(folder) / RESULTS_FILE)
         by_place = read_journal(Path(folder) / NETWORKS_FILE, NetworkResult)
         try:
