@@ -18,7 +18,7 @@ from ghnq_quant.comparison.refinements import blend, complete_rank
 from ghnq_quant.comparison.results import Curve, TrialResult, best_lr
 from ghnq_quant.comparison.run import choice_trials, measured_trials
 from ghnq_quant.comparison.settings import CHOICE_SEED
-from ghnq_quant.comparison.tables import ratio_rows
+from ghnq_quant.comparison.tables import accuracy_caption, ratio_rows
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.evaluation.summary import summarize
 
@@ -167,6 +167,12 @@ def test_a_killed_comparison_goes_on_with_what_is_missing(tmp_path: Path) -> Non
     assert "| tiny | W4/A4 | GHN-Q |" in (tmp_path / "killed" / "table.md").read_text()
     with pytest.raises(GhnqError, match=r"settings\.budget=8 \(now 16\)"):
         compare_init(replace(SETTINGS, budget=16), tmp_path / "killed")
+
+
+def test_caption_counts_the_test_images_that_there_are(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, starts=("pytorch",), seeds=1, lrs=(0.1,), test_images=2000)
+    caption = accuracy_caption(compare_init(settings, tmp_path))
+    assert caption.startswith("scikit-learn digits, 80 training and 360 test images;")
 
 
 def test_what_does_not_exist_is_named_before_any_training(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def _facts(settings: CompareSettings, images: ImageSet, ghn: GHN) -> dict[str, A
         "data": {
             "name": images.name,
             "train_images": len(train),
+            "test_images": min(settings.test_images, len(images.test)),
             "sha256": checksum((train.images, train.labels, train.mean, train.std)),
         },
         "ghn": {

@@ -69,7 +69,7 @@ def accuracy_caption(comparison: Comparison) -> str:
     """What the accuracies are of."""
     settings, data = comparison.settings, comparison.facts["data"]
     return (
-        f"{data['name']}, {data['train_images']:,} training and {settings.test_images:,} test "
+        f"{data['name']}, {data['train_images']:,} training and {data['test_images']:,} test "
         f"images; backend {settings.backend}. Top-1 in %, mean ± standard error over "
         f"{settings.seeds} seeds, each budget a training of its own."
     )
