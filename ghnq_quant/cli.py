@@ -383,6 +383,9 @@ def compare_init(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
     bits: Annotated[str, typer.Option(metavar="W|W/A,…", help="Precisions.")] = "4",
+    stem_bits: Annotated[
+        int | None, typer.Option(help="Of the first layer's weight, where others: 8 is usual.")
+    ] = None,
     backend: Backend = "brevitas",
     budget: Annotated[int, typer.Option(help="Steps of the longest training.")] = 400,
     seeds: Annotated[int, typer.Option(help="Trainings of each kind.")] = 3,
@@ -415,6 +418,7 @@ def compare_init(
     settings = CompareSettings(
         archs=tuple(archs),
         bits=tuple(parse_precision(part) for part in bits.split(",")),
+        stem_bits=stem_bits,
         backend=backend,
         budget=budget,
         seeds=seeds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ghnq_quant import GHN, init_quantized, predict_parameters
+from ghnq_quant import (
+    GHN,
+    QuantScheme,
+    calibrate,
+    init_quantized,
+    predict_parameters,
+    quantize,
+)
 from ghnq_quant.comparison import STARTS, CompareSettings, Comparison, Trial, compare_init
 from ghnq_quant.comparison.cifar_networks import CIFAR_NETWORKS
 from ghnq_quant.comparison.refinements import blend, complete_rank
@@ -19,8 +27,10 @@ from ghnq_quant.comparison.results import Curve, TrialResult, best_lr
 from ghnq_quant.comparison.run import choice_trials, measured_trials
 from ghnq_quant.comparison.settings import CHOICE_SEED
 from ghnq_quant.comparison.tables import accuracy_caption, ratio_rows
+from ghnq_quant.comparison.training import run_trial
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.evaluation.summary import summarize
+from ghnq_quant.training import evaluation_batches, load_images
 
 BITS = (4, 4)
 SETTINGS = CompareSettings(
@@ -114,7 +124,7 @@ def test_starts() -> None:
     model = tiny(10)
     own = {n: p.detach().clone() for n, p in model.named_parameters()}
     found = {
-        name: dict(start.started(model, ghn, BITS, x).named_parameters())
+        name: dict(start.started(model, ghn, QuantScheme(*BITS), x).named_parameters())
         for name, start in STARTS.items()
     }
     wanted = {
@@ -128,6 +138,27 @@ def test_starts() -> None:
     assert torch.equal(found["ghnq-new-classifier"]["5.weight"], own["5.weight"])
     assert torch.equal(found["ghnq-new-classifier"]["0.weight"], found["ghnq"]["0.weight"])
     assert all(torch.equal(p, own[n]) for n, p in model.named_parameters())
+
+
+def test_stem_bits_are_of_the_first_layers_weight_alone() -> None:
+    images = load_images("digits")
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = CIFAR_NETWORKS["resnet8"](10)
+    scheme = QuantScheme(3, 8, overrides={"body.0.0": (8, 8)})
+    wanted = quantize(
+        model, scheme=scheme, backend="reference", example_input=images.test.images[:1]
+    )
+    calibrate(wanted, itertools.islice(evaluation_batches(images.train), 8))
+    right = sum((wanted.eval()(x).argmax(1) == y).sum() for x, y in evaluation_batches(images.test))
+    trial, ghn = Trial("resnet8", (3, 8), "pytorch", 8, 0.1, 3), GHN.from_pretrained("ghnq-cifar10")
+    data = (images.train, images.test, ghn)
+    of_eight, of_three = (
+        run_trial(trial, *data, backend="reference", stem_bits=bits, test_images=None).first
+        for bits in (8, None)
+    )
+    assert of_eight == pytest.approx(100 * float(right) / len(images.test))
+    assert of_three != of_eight
 
 
 def test_blend_keeps_variance_and_the_share() -> None:

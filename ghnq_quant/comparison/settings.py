@@ -10,6 +10,7 @@ from ghnq_quant.comparison.starts import STARTS
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.evaluation.precision import precision_name
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
+from ghnq_quant.quantization.scheme import check_bits
 
 Bits = tuple[int, int]
 
@@ -26,6 +27,7 @@ class CompareSettings:
     Attributes:
         archs: networks' names.
         bits: (weight, activation) bits.
+        stem_bits: weight bits of a network's first layer where they differ.
         backend: a quantization backend's name.
         budget: steps of the longest training.
         seeds: repetitions; a seed decides the order of the images and all random parameters.
@@ -39,6 +41,7 @@ class CompareSettings:
 
     archs: tuple[str, ...]
     bits: tuple[Bits, ...] = ((4, 4),)
+    stem_bits: int | None = None
     backend: str = "brevitas"
     budget: int = 400
     seeds: int = 3
@@ -58,6 +61,8 @@ class CompareSettings:
             raise GhnqError(f"unknown start {unknown[0]!r}; known are {', '.join(STARTS)}")
         if self.budget < 8 or self.seeds < 1:
             raise GhnqError("a comparison takes at least 8 steps and one seed")
+        if self.stem_bits is not None:
+            check_bits(self.stem_bits, "stem_bits")
 
     @property
     def budgets(self) -> tuple[int, ...]:
@@ -71,6 +76,8 @@ class CompareSettings:
             "--bits",
             ",".join(precision_name(b).replace("W", "").replace("A", "") for b in self.bits),
         ]
+        if self.stem_bits is not None:
+            words += ["--stem-bits", str(self.stem_bits)]
         words += ["--backend", self.backend, "--budget", str(self.budget)]
         words += ["--seeds", str(self.seeds), "--start", ",".join(self.starts)]
         words += ["--lr", ",".join(map(str, self.lrs)), "--data", self.data]

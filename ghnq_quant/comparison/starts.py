@@ -41,16 +41,16 @@ class Start:
         return round(self.float_share * steps)
 
     def started(
-        self, model: nn.Module, ghn: GHN, bits: tuple[int, int], example: Tensor
+        self, model: nn.Module, ghn: GHN, scheme: QuantScheme, example: Tensor
     ) -> nn.Module:
         """A float copy of ``model`` with this start's parameters."""
         started = copy.deepcopy(model)
         if not self.predicts:
             return started
         captured = capture(started, example)
-        (values,) = predict_captured([captured], ghn, bits)
+        (values,) = predict_captured([captured], ghn, (scheme.weight_bits, scheme.act_bits))
         if not self.as_predicted:
-            ready_for_training(captured, values, QuantScheme(*bits), untie=self.untie)
+            ready_for_training(captured, values, scheme, untie=self.untie)
         named = zip(started.named_parameters(), values, strict=True)
         parameters = {name: p.detach() if new is None else new for (name, p), new in named}
         if self.refine is not None:

@@ -68,9 +68,11 @@ def _ratio_cell(ratio: float | None, smallest: float) -> str:
 def accuracy_caption(comparison: Comparison) -> str:
     """What the accuracies are of."""
     settings, data = comparison.settings, comparison.facts["data"]
+    stem = settings.stem_bits
+    first = "" if stem is None else f", first layers' weights at {stem} bits"
     return (
         f"{data['name']}, {data['train_images']:,} training and {data['test_images']:,} test "
-        f"images; backend {settings.backend}. Top-1 in %, mean ± standard error over "
+        f"images; backend {settings.backend}{first}. Top-1 in %, mean ± standard error over "
         f"{settings.seeds} seeds, each budget a training of its own."
     )
 

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ghnq_quant
+from ghnq_quant.capture import capture
 from ghnq_quant.comparison.cifar_networks import CIFAR_NETWORKS
 from ghnq_quant.comparison.results import TrialResult
 from ghnq_quant.comparison.settings import BATCH_SIZE, Trial
 from ghnq_quant.comparison.starts import STARTS
 from ghnq_quant.ghn import GHN
 from ghnq_quant.models_by_name import create_model
-from ghnq_quant.quantization import QuantModel
+from ghnq_quant.quantization import QuantModel, QuantScheme
 from ghnq_quant.training import Images, evaluation_batches, training_batch
 
 CALIBRATION_BATCHES = 8
@@ -34,6 +35,7 @@ def run_trial(
     ghn: GHN,
     *,
     backend: str,
+    stem_bits: int | None = None,
     test_images: int | None,
 ) -> TrialResult:
     """Train once and measure.
@@ -46,6 +48,7 @@ def run_trial(
         train, test: images.
         ghn: for the starts that predict.
         backend: of the quantized layers.
+        stem_bits: weight bits of the first layer where they differ.
         test_images: how many images of ``test`` are used.
     """
     began = time.perf_counter()
@@ -55,10 +58,11 @@ def run_trial(
         torch.manual_seed(seed)
         model = create_network(trial.arch, len(train.classes))
         example = torch.zeros(1, *train.images.shape[1:])
-        model = start.started(model, ghn, trial.bits, example)
+        scheme = _scheme(model, trial.bits, stem_bits, example)
+        model = start.started(model, ghn, scheme, example)
     float_steps = start.float_steps(trial.steps)
     _optimize(model, train, 0, float_steps, trial.lr, seed)
-    quantized = ghnq_quant.quantize(model, trial.bits, backend=backend, example_input=example)
+    quantized = ghnq_quant.quantize(model, scheme=scheme, backend=backend, example_input=example)
     first = _accuracy(quantized, train, test, test_images)
     losses = _optimize(quantized, train, float_steps, trial.steps, trial.lr, seed)
     accuracy = _accuracy(quantized, train, test, test_images)
@@ -77,6 +81,15 @@ def create_network(arch: str, num_classes: int) -> nn.Module:
     if arch in CIFAR_NETWORKS:
         return CIFAR_NETWORKS[arch](num_classes)
     return create_model(arch, num_classes)
+
+
+def _scheme(
+    model: nn.Module, bits: tuple[int, int], stem_bits: int | None, example: Tensor
+) -> QuantScheme:
+    if stem_bits is None:
+        return QuantScheme(*bits)
+    stem = capture(model, example).stem
+    return QuantScheme(*bits, overrides={name: (stem_bits, bits[1]) for name in stem})
 
 
 def _optimize(

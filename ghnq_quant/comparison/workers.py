@@ -40,6 +40,7 @@ class Bench:
             self.test,
             self.ghn,
             backend=self.settings.backend,
+            stem_bits=self.settings.stem_bits,
             test_images=self.settings.test_images,
         )
 
