@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import cache
 from typing import Literal, overload
 
@@ -157,6 +158,7 @@ def init_quantized(
     bits: int | tuple[int, int] = 4,
     *,
     act_bits: int | None = None,
+    stem_bits: int | None = None,
     backend: str = "brevitas",
     ghn: GHN | None = None,
     scheme: QuantScheme | None = None,
@@ -176,6 +178,8 @@ def init_quantized(
         bits: bit width of weights and activations, or a (weight, activation) pair: 2 to 8, 32 for
             float.
         act_bits: bit width of activations where it differs.
+        stem_bits: bit width of the weights of the layers that read the image, where it differs: 8 is
+            usual, and what predicted weights gain most by. An override of ``scheme`` goes before it.
         backend: toolkit of the quantized layers: ``"brevitas"``, ``"torch_ao"``, ``"pt2e"``
             (torchao's export flow), ``"reference"`` (plain PyTorch) or one registered under the
             entry-point group ``ghnq_quant.backends``.
@@ -203,13 +207,14 @@ def init_quantized(
     Example:
         >>> import ghnq_quant, torch, torchvision
         >>> model = torchvision.models.mobilenet_v2(num_classes=10)
-        >>> qat = ghnq_quant.init_quantized(model, bits=4)
+        >>> qat = ghnq_quant.init_quantized(model, bits=4, stem_bits=8)
         >>> qat(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
     scheme = _scheme(bits, act_bits, scheme)
     layers = load_backend(backend)
     captured = capture(model, example_input, skip=skip)
+    scheme = with_stem_bits(captured, scheme, stem_bits)
     precision = (scheme.weight_bits, scheme.act_bits)
     (new_values,) = predict_captured([captured], ghn, precision)
     if not as_predicted:
@@ -243,6 +248,7 @@ def quantize(
     bits: int | tuple[int, int] = 4,
     *,
     act_bits: int | None = None,
+    stem_bits: int | None = None,
     backend: str = "brevitas",
     scheme: QuantScheme | None = None,
     example_input: Tensor | None = None,
@@ -259,7 +265,19 @@ def quantize(
     """
     scheme = _scheme(bits, act_bits, scheme)
     layers = load_backend(backend)
-    return emit(capture(model, example_input).copied({}), scheme, layers, example_input)
+    captured = capture(model, example_input)
+    scheme = with_stem_bits(captured, scheme, stem_bits)
+    return emit(captured.copied({}), scheme, layers, example_input)
+
+
+def with_stem_bits(captured: Capture, scheme: QuantScheme, stem_bits: int | None) -> QuantScheme:
+    """``scheme`` with other weight bits for the layers that read the image, unless it overrides
+    them itself; None for the same."""
+    if stem_bits is None:
+        return scheme
+    bits = (check_bits(stem_bits, "stem_bits"), scheme.act_bits)
+    stem = {name: bits for name in captured.stem}
+    return replace(scheme, overrides={**stem, **scheme.overrides})
 
 
 def _scheme(

@@ -46,6 +46,10 @@ Bits = Annotated[
         "bits and activations of 8.",
     ),
 ]
+StemBits = Annotated[
+    int | None,
+    typer.Option(help="Bits of the first layer's weight, if others: 8 is usual and recommended."),
+]
 DataName = Annotated[str | None, typer.Option(help="The data set's name in the results.")]
 Backend = Annotated[
     str, typer.Option(help="The toolkit that the quantized model is made of, e.g. brevitas.")
@@ -79,6 +83,7 @@ def init(
         Path, typer.Option("-o", "--output", help="Where to save: *.safetensors or *.pt.")
     ],
     bits: Bits = "4",
+    stem_bits: StemBits = None,
     backend: Backend = "brevitas",
     num_classes: Annotated[int, typer.Option(min=1, help="Outputs of the model.")] = 10,
     ghn: Checkpoint = None,
@@ -96,9 +101,13 @@ def init(
     hypernetwork = _optional_ghn(ghn)
     model = create_model(arch, num_classes)
     start = time.perf_counter()
-    quantized = ghnq_quant.init_quantized(model, precision, backend=backend, ghn=hypernetwork)
+    quantized = ghnq_quant.init_quantized(
+        model, precision, stem_bits=stem_bits, backend=backend, ghn=hypernetwork
+    )
     seconds = time.perf_counter() - start
     metadata = {"arch": arch, "num_classes": str(num_classes), "bits": bits, "backend": backend}
+    if stem_bits is not None:
+        metadata["stem_bits"] = str(stem_bits)
     save_state(quantized, output, {**metadata, "ghnq_quant": ghnq_quant.__version__})
     console = Console()
     console.print(layer_table(model, quantized, title=f"{arch}, {bits} bits", seconds=seconds))
@@ -120,6 +129,9 @@ def export(
     bits: Annotated[
         str | None, typer.Option(metavar="W or W/A", help="Its bits [those that init noted, or 4].")
     ] = None,
+    stem_bits: Annotated[
+        int | None, typer.Option(help="Its first layer's weight bits [those that init noted].")
+    ] = None,
     backend: Annotated[
         str | None, typer.Option(help="Its backend [that which init noted, or brevitas].")
     ] = None,
@@ -140,6 +152,7 @@ def export(
     quantized = ghnq_quant.quantize(
         model,
         parse_precision(bits or noted.get("bits", "4")),
+        stem_bits=stem_bits or (int(noted["stem_bits"]) if "stem_bits" in noted else None),
         backend=backend or noted.get("backend", "brevitas"),
     )
     load_state(quantized, state, weights)
@@ -383,9 +396,7 @@ def compare_init(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
     bits: Annotated[str, typer.Option(metavar="W|W/A,…", help="Precisions.")] = "4",
-    stem_bits: Annotated[
-        int | None, typer.Option(help="Of the first layer's weight, where others: 8 is usual.")
-    ] = None,
+    stem_bits: StemBits = None,
     backend: Backend = "brevitas",
     budget: Annotated[int, typer.Option(help="Steps of the longest training.")] = 400,
     seeds: Annotated[int, typer.Option(help="Trainings of each kind.")] = 3,

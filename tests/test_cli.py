@@ -86,6 +86,7 @@ def test_init_saves_the_quantized_model_and_prints_a_line_for_each_layer(ghnq, t
         metadata = file.metadata()
     assert metadata["arch"] == "tinynets:ten"
     assert metadata["bits"] == "4/8"
+    assert "stem_bits" not in metadata
     rows = [[c.strip() for c in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
     assert [row[:3] for row in rows] == [
         ["0", "8×3×3×3", "216"],
@@ -95,6 +96,18 @@ def test_init_saves_the_quantized_model_and_prints_a_line_for_each_layer(ghnq, t
     for row, key in zip(rows, ("0.weight", "3.weight", "7.weight"), strict=True):
         assert row[3:] == [f"{signal_to_noise_db(expected[key], bits):.1f}" for bits in (8, 4, 2)]
     assert "890 of 906 parameters predicted" in out
+
+
+def test_init_notes_other_bits_of_the_first_layer(ghnq, tmp_path):
+    arguments = ("tinynets:ten", "--bits", "3", "--stem-bits", "8", "-o", "tiny.safetensors")
+    assert ghnq("init", *arguments)[0] == 0
+    import tinynets
+
+    # At 3 bits the weights of a filter are spread evenly, at 8 they are not.
+    expected = ghnq_quant.init_quantized(tinynets.ten(), 3, stem_bits=8).state_dict()
+    with safe_open(tmp_path / "tiny.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor("0.weight"), expected["0.weight"])
+        assert file.metadata()["stem_bits"] == "8"
 
 
 def test_init_writes_what_torch_load_reads_safely(ghnq, tmp_path):

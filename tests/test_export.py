@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_networks import images, small_network
 from torch import Tensor, nn
 
@@ -190,3 +191,22 @@ def test_export_command(
     assert re.search(r"error: trained\.pt is of another model", capsys.readouterr().err)
     assert ghnq(monkeypatch, model, "--weights", "none.pt", "-o", "b.onnx") == 1
     assert "error: none.pt cannot be read" in capsys.readouterr().err
+
+
+def test_export_command_takes_the_first_layers_bits_that_init_noted(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    save_file(state, "noted.safetensors", {"stem_bits": "8"})
+    qmodel = ghnq_quant.quantize(small_network(), 4, stem_bits=8)
+    qmodel.load_state_dict(state)
+    x = images()
+    wanted = qmodel.eval()(x)
+    for arguments in (
+        ("--weights", "noted.safetensors"),
+        ("--weights", "trained.pt", "--stem-bits", "8"),
+    ):
+        model = ("exportnets:small_network", *arguments, "-o", "model.onnx", "--image-size", "8")
+        assert ghnq(monkeypatch, *model) == 0
+        found = run(Path("model.onnx"), x, optimized=False)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

@@ -155,6 +155,11 @@ def test_running_statistics_start_anew(backend: str, ghn: GHN) -> None:
         ({"bits": (2, 3), "act_bits": 32}, QuantScheme(2, 32)),
         ({"bits": 32}, QuantScheme(32, 32)),
         ({"scheme": QuantScheme(5, 6, bn="batch")}, QuantScheme(5, 6, bn="batch")),
+        ({"stem_bits": 8}, QuantScheme(4, 4, overrides={"stem.0": (8, 4)})),
+        (
+            {"scheme": QuantScheme(4, 8, overrides={"st*": 2}), "stem_bits": 8},
+            QuantScheme(4, 8, overrides={"stem.0": (8, 8), "st*": 2}),
+        ),
     ],
 )
 @backends
@@ -246,6 +251,7 @@ ERRORS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[GhnqError]
     "True": (small_network, {"bits": True}, SchemeError, "True.*2 to 8"),
     "triple": (small_network, {"bits": (4, 4, 4)}, SchemeError, "a pair is"),
     "act_bits": (small_network, {"act_bits": 16}, SchemeError, "act_bits=16.*2 to 8"),
+    "stem_bits": (small_network, {"stem_bits": 9}, SchemeError, "stem_bits=9.*2 to 8"),
     "override": (
         small_network,
         {"scheme": QuantScheme(4, 4, overrides={"nowhere": 8})},

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ghnq_quant
+from ghnq_quant.api import with_stem_bits
 from ghnq_quant.capture import capture
 from ghnq_quant.comparison.cifar_networks import CIFAR_NETWORKS
 from ghnq_quant.comparison.results import TrialResult
@@ -58,7 +59,7 @@ def run_trial(
         torch.manual_seed(seed)
         model = create_network(trial.arch, len(train.classes))
         example = torch.zeros(1, *train.images.shape[1:])
-        scheme = _scheme(model, trial.bits, stem_bits, example)
+        scheme = with_stem_bits(capture(model, example), QuantScheme(*trial.bits), stem_bits)
         model = start.started(model, ghn, scheme, example)
     float_steps = start.float_steps(trial.steps)
     _optimize(model, train, 0, float_steps, trial.lr, seed)
@@ -81,15 +82,6 @@ def create_network(arch: str, num_classes: int) -> nn.Module:
     if arch in CIFAR_NETWORKS:
         return CIFAR_NETWORKS[arch](num_classes)
     return create_model(arch, num_classes)
-
-
-def _scheme(
-    model: nn.Module, bits: tuple[int, int], stem_bits: int | None, example: Tensor
-) -> QuantScheme:
-    if stem_bits is None:
-        return QuantScheme(*bits)
-    stem = capture(model, example).stem
-    return QuantScheme(*bits, overrides={name: (stem_bits, bits[1]) for name in stem})
 
 
 def _optimize(
