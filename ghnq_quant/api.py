@@ -169,8 +169,8 @@ def init_quantized(
     """Turn a float network into one that is ready for quantization-aware training, with parameters
     predicted by GHN-Q.
 
-    Batch norms that are folded are as new, filters before them have the size of a new layer's (and at
-    2 and 3 bits weights spread as evenly), and filters that repeat another are half random (see
+    Batch norms that are folded are as new, at 2 and 3 bits the weights of filters before them are
+    spread as evenly as a new layer's, and filters that repeat another are half random (see
     :func:`ghnq_quant.trainability.ready_for_training`, which tells why).
 
     Args:

@@ -1,5 +1,4 @@
-"""Predicted parameters made ready for training: safer to quantize, of the size that training starts
-from, and no two channels the same."""
+"""Predicted parameters made ready for training: safer to quantize, and no two channels the same."""
 
 from __future__ import annotations
 
@@ -28,21 +27,21 @@ def ready_for_training(
     *,
     untie: bool = True,
 ) -> None:
-    """New batch norms, filters of the size that training starts from, and no filter twice.
+    """New batch norms, evenly spread filters at few bits, and no filter twice.
 
     Of each convolution that folds a batch norm:
 
     - The batch norm's weight and bias become 1 and 0, as new. Predicted ones leave some channels
       without any variance, which in float does no harm; folded into the weights, such a channel
       takes the whole tensorwise range, all others round to zero, and training at 4 bits diverges.
-    - Each filter gets the root mean square 1 / sqrt(3 · fan-in), that of ``nn.Conv2d``'s own
-      initialization. The batch norm divides the size out again, so the function is the same, but the
-      size decides how far a step of SGD or Adam turns the filter: predicted ones of late layers are
-      several times smaller than those of early layers, and the same learning rate does not suit both.
     - At 2 and 3 weight bits the weights of each filter are spread evenly between minus and plus its
       largest, as those of a new layer are, with their signs and order kept. Predicted ones have heavy
       tails: the largest sets the step, and most weights, or whole filters, round to zero. The
       constant channel of such a filter ends the training of MobileNets at 3 bits.
+
+    The sizes of filters stay as they are predicted. A batch norm divides them out again, but they
+    decide how far a step of training turns a filter, and the hypernetwork was trained for that with
+    inner steps: first layers have up to eight times the size of new ones, so that they are kept.
 
     Of each convolution and linear layer: a filter that equals an earlier one becomes half random, at
     its own size and the same at each call. A hypernetwork repeats its filters where a layer has more
@@ -64,7 +63,7 @@ def ready_for_training(
         >>> w, gamma, beta = torch.ones(2, 3, 3, 3), torch.zeros(2), torch.ones(2)
         >>> ready_for_training(capture(model), [w, gamma, beta], QuantScheme(4, 4), untie=False)
         >>> w[0, 0, 0], gamma, beta
-        (tensor([0.1111, 0.1111, 0.1111]), tensor([1., 1.]), tensor([0., 0.]))
+        (tensor([1., 1., 1.]), tensor([1., 1.]), tensor([0., 0.]))
     """
     index = {id(p): i for i, p in enumerate(captured.root.parameters())}
 
@@ -82,21 +81,12 @@ def ready_for_training(
         if weight is None:
             continue
         filters = weight.view(len(weight), -1)
-        if unit.batch_norm is not None:
-            _give_initial_size(filters)
         if weight.is_meta:  # which has no values to compare
             continue
         if untie:
             _untie(filters, generator)
         if unit.batch_norm is not None and scheme.bits_of(unit.name)[0] <= _FEW_BITS:
             _spread_evenly(filters)
-
-
-def _give_initial_size(filters: Tensor) -> None:
-    """Scale each row of (c_out, fan-in) to 1 / sqrt(3 · fan-in); one of zeros stays."""
-    tiny = torch.finfo(torch.float32).tiny
-    rms = _root_mean_squares(filters).clamp_min(tiny)
-    filters.mul_(1 / (math.sqrt(3 * filters.shape[1]) * rms))
 
 
 def _untie(filters: Tensor, generator: torch.Generator) -> None:

@@ -1,7 +1,7 @@
 """What else can be done to predicted parameters before training: random parts of several kinds.
 
 Each takes the network with its own initialization and the parameters that it would be trained
-from, whose filters have the size of the initialization's, and returns new ones.
+from, and returns new ones. Random filters get the sizes of those that they are mixed with.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ def blend(share: float) -> Refinement:
 
     def refine(model: nn.Module, parameters: Parameters) -> Parameters:
         return {
-            name: math.sqrt(1 - share) * p + math.sqrt(share) * own if p.dim() == 4 else p
+            name: (
+                math.sqrt(1 - share) * p + math.sqrt(share) * _of_size(own, p)
+                if p.dim() == 4
+                else p
+            )
             for name, p, own in _with_own(model, parameters)
         }
 
@@ -31,7 +35,7 @@ def blend(share: float) -> Refinement:
 def complete(model: nn.Module, parameters: Parameters) -> Parameters:
     """Convolutions whose weak singular directions are the network's own initialization."""
     return {
-        name: complete_rank(p, own) if p.dim() == 4 else p
+        name: complete_rank(p, _of_size(own, p)) if p.dim() == 4 else p
         for name, p, own in _with_own(model, parameters)
     }
 
@@ -60,6 +64,12 @@ def new_classifier(model: nn.Module, parameters: Parameters) -> Parameters:
         for kind in ("weight", "bias")
     }
     return {name: own if name in last else p for name, p, own in _with_own(model, parameters)}
+
+
+def _of_size(own: Tensor, filters: Tensor) -> Tensor:
+    """``own`` with each filter at the root mean square of that in ``filters``."""
+    size, old = (w.square().mean((1, 2, 3), keepdim=True).sqrt() for w in (filters, own))
+    return own * (size / old.clamp_min(torch.finfo(old.dtype).tiny))
 
 
 def _with_own(model: nn.Module, parameters: Parameters) -> list[tuple[str, Tensor, Tensor]]:
