@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 from backends import BACKENDS
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_networks import SmallNetwork, images, small_network
 from torch import Tensor, nn
@@ -86,6 +86,7 @@ def qparams(x: Tensor, bits: int) -> QuantParams:
     groups=st.sampled_from([1, 2, 8]),
     gain=st.sampled_from([0.01, 1.0, 30.0]),
 )
+@example(0, 8, 5, 1, "same", 1, 8, 1.0)  # a depthwise kernel that saturates on CPUs with VNNI
 def test_integer_convolution_against_exact_integers(
     seed: int,
     bits: int,
