@@ -78,11 +78,9 @@ def ready_for_training(
             for name, new in (("weight", 1.0), ("bias", 0.0)):
                 if (value := of(unit.batch_norm, name)) is not None:
                     value.fill_(new)
-        if weight is None:
+        if weight is None or weight.is_meta:  # a meta one has no values to compare
             continue
         filters = weight.view(len(weight), -1)
-        if weight.is_meta:  # which has no values to compare
-            continue
         if untie:
             _untie(filters, generator)
         if unit.batch_norm is not None and scheme.bits_of(unit.name)[0] <= _FEW_BITS:
@@ -94,7 +92,7 @@ def _untie(filters: Tensor, generator: torch.Generator) -> None:
     rows = _repeats(filters).nonzero().flatten()
     for part in rows.split(max(1, _ELEMENTS_AT_ONCE // filters.shape[1])):
         w = filters[part]
-        size = _root_mean_squares(w).to(w)
+        size = root_mean_squares(w).to(w)
         noise = torch.randn(w.shape, generator=generator).to(w)
         filters[part] = w.mul_(math.sqrt(1 - _RANDOM_SHARE)).addcmul_(
             size, noise, value=math.sqrt(_RANDOM_SHARE)
@@ -107,15 +105,15 @@ def _spread_evenly(filters: Tensor) -> None:
     fan_in = filters.shape[1]
     ranks = (torch.arange(fan_in, device=filters.device, dtype=filters.dtype) + 0.5) / fan_in
     for w in filters.split(max(1, _ELEMENTS_AT_ONCE // fan_in)):
-        size = _root_mean_squares(w).to(w)
+        size = root_mean_squares(w).to(w)
         order = w.abs().argsort(dim=1, stable=True)
         w.sign_().mul_(torch.empty_like(w).scatter_(1, order, ranks.expand_as(w)))
         tiny = torch.finfo(w.dtype).tiny
-        w.mul_(size / _root_mean_squares(w).to(w).clamp_min(tiny))
+        w.mul_(size / root_mean_squares(w).to(w).clamp_min(tiny))
 
 
-def _root_mean_squares(filters: Tensor) -> Tensor:
-    """(c_out, 1), in float32."""
+def root_mean_squares(filters: Tensor) -> Tensor:
+    """Of each row of (c_out, fan-in), as (c_out, 1) in float32."""
     return filters.float().square().mean(1, keepdim=True).sqrt()
 
 

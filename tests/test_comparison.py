@@ -124,7 +124,7 @@ def test_starts() -> None:
     model = tiny(10)
     own = {n: p.detach().clone() for n, p in model.named_parameters()}
     found = {
-        name: dict(start.started(model, ghn, QuantScheme(*BITS), x).named_parameters())
+        name: dict(start.started(model, ghn, BITS, x).named_parameters())
         for name, start in STARTS.items()
     }
     wanted = {

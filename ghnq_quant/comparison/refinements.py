@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ghnq_quant.trainability import root_mean_squares
+
 Parameters = dict[str, Tensor]
 Refinement = Callable[[nn.Module, Parameters], Parameters]
 
@@ -20,24 +22,17 @@ def blend(share: float) -> Refinement:
     """Convolutions of which ``share`` of the variance is the network's own initialization."""
 
     def refine(model: nn.Module, parameters: Parameters) -> Parameters:
-        return {
-            name: (
-                math.sqrt(1 - share) * p + math.sqrt(share) * _of_size(own, p)
-                if p.dim() == 4
-                else p
-            )
-            for name, p, own in _with_own(model, parameters)
-        }
+        def mix(p: Tensor, own: Tensor) -> Tensor:
+            return math.sqrt(1 - share) * p + math.sqrt(share) * own
+
+        return _mixed(model, parameters, mix)
 
     return refine
 
 
 def complete(model: nn.Module, parameters: Parameters) -> Parameters:
     """Convolutions whose weak singular directions are the network's own initialization."""
-    return {
-        name: complete_rank(p, _of_size(own, p)) if p.dim() == 4 else p
-        for name, p, own in _with_own(model, parameters)
-    }
+    return _mixed(model, parameters, complete_rank)
 
 
 def complete_rank(weight: Tensor, own: Tensor) -> Tensor:
@@ -66,10 +61,20 @@ def new_classifier(model: nn.Module, parameters: Parameters) -> Parameters:
     return {name: own if name in last else p for name, p, own in _with_own(model, parameters)}
 
 
+def _mixed(
+    model: nn.Module, parameters: Parameters, mix: Callable[[Tensor, Tensor], Tensor]
+) -> Parameters:
+    """Each convolution mixed with the network's own, whose filters get the sizes of its."""
+    return {
+        name: mix(p, _of_size(own, p)) if p.dim() == 4 else p
+        for name, p, own in _with_own(model, parameters)
+    }
+
+
 def _of_size(own: Tensor, filters: Tensor) -> Tensor:
     """``own`` with each filter at the root mean square of that in ``filters``."""
-    size, old = (w.square().mean((1, 2, 3), keepdim=True).sqrt() for w in (filters, own))
-    return own * (size / old.clamp_min(torch.finfo(old.dtype).tiny))
+    size, old = (root_mean_squares(w.flatten(1)) for w in (filters, own))
+    return own * (size / old.clamp_min(torch.finfo(old.dtype).tiny)).view(-1, 1, 1, 1)
 
 
 def _with_own(model: nn.Module, parameters: Parameters) -> list[tuple[str, Tensor, Tensor]]:

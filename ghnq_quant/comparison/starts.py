@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ghnq_quant.api import predict_captured
+from ghnq_quant.api import predict_captured, with_stem_bits
 from ghnq_quant.capture import capture
 from ghnq_quant.comparison.refinements import Refinement, blend, complete, new_classifier
 from ghnq_quant.ghn import GHN
@@ -41,15 +41,21 @@ class Start:
         return round(self.float_share * steps)
 
     def started(
-        self, model: nn.Module, ghn: GHN, scheme: QuantScheme, example: Tensor
+        self,
+        model: nn.Module,
+        ghn: GHN,
+        bits: tuple[int, int],
+        example: Tensor,
+        stem_bits: int | None = None,
     ) -> nn.Module:
         """A float copy of ``model`` with this start's parameters."""
         started = copy.deepcopy(model)
         if not self.predicts:
             return started
         captured = capture(started, example)
-        (values,) = predict_captured([captured], ghn, (scheme.weight_bits, scheme.act_bits))
+        (values,) = predict_captured([captured], ghn, bits)
         if not self.as_predicted:
+            scheme = with_stem_bits(captured, QuantScheme(*bits), stem_bits)
             ready_for_training(captured, values, scheme, untie=self.untie)
         named = zip(started.named_parameters(), values, strict=True)
         parameters = {name: p.detach() if new is None else new for (name, p), new in named}

@@ -11,15 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ghnq_quant
-from ghnq_quant.api import with_stem_bits
-from ghnq_quant.capture import capture
 from ghnq_quant.comparison.cifar_networks import CIFAR_NETWORKS
 from ghnq_quant.comparison.results import TrialResult
 from ghnq_quant.comparison.settings import BATCH_SIZE, Trial
 from ghnq_quant.comparison.starts import STARTS
 from ghnq_quant.ghn import GHN
 from ghnq_quant.models_by_name import create_model
-from ghnq_quant.quantization import QuantModel, QuantScheme
+from ghnq_quant.quantization import QuantModel
 from ghnq_quant.training import Images, evaluation_batches, training_batch
 
 CALIBRATION_BATCHES = 8
@@ -59,11 +57,12 @@ def run_trial(
         torch.manual_seed(seed)
         model = create_network(trial.arch, len(train.classes))
         example = torch.zeros(1, *train.images.shape[1:])
-        scheme = with_stem_bits(capture(model, example), QuantScheme(*trial.bits), stem_bits)
-        model = start.started(model, ghn, scheme, example)
+        model = start.started(model, ghn, trial.bits, example, stem_bits)
     float_steps = start.float_steps(trial.steps)
     _optimize(model, train, 0, float_steps, trial.lr, seed)
-    quantized = ghnq_quant.quantize(model, scheme=scheme, backend=backend, example_input=example)
+    quantized = ghnq_quant.quantize(
+        model, trial.bits, stem_bits=stem_bits, backend=backend, example_input=example
+    )
     first = _accuracy(quantized, train, test, test_images)
     losses = _optimize(quantized, train, float_steps, trial.steps, trial.lr, seed)
     accuracy = _accuracy(quantized, train, test, test_images)
