@@ -31,6 +31,7 @@ def predict(
     max_shape: tuple[int, int, int, int],
     num_classes: int,
     bits: tuple[int, int] = (32, 32),
+    centred: bool,
 ) -> dict[str, Tensor]:
     """All parameters of one network by name."""
     h = []
@@ -51,10 +52,9 @@ def predict(
         assert shape is not None
         if position in (graph.classifier_weight, graph.classifier_bias):
             if shape[0] == num_classes:
-                parameters[node.parameters[0]] = class_layer(weights, x, shape, max_shape)
+                parameters[node.parameters[0]] = class_layer(weights, x, shape, max_shape, centred)
         elif len(shape) > 1:
-            w = full_weight(weights, x, max_shape)
-            w = w if len(shape) == 4 else w[:, :, 0, 0]
+            w = kernel(full_weight(weights, x, max_shape), shape[2:], centred)
             parameters[node.parameters[0]] = normalized_weight(tiled(w, shape))
         else:
             rows = vector(weights, x)
@@ -158,6 +158,15 @@ def full_weight(weights: Weights, x: Tensor, max_shape: tuple[int, int, int, int
     return y.view(c_out, c_in, kh, kw)
 
 
+def kernel(w: Tensor, size: tuple[int, ...], centred: bool) -> Tensor:
+    """The (..., kh, kw) part of a weight; of no size (a linear layer's), a 1×1 one without its axes."""
+    starts = [have // 2 - want // 2 for have, want in zip(w.shape[2:], size or (1, 1), strict=True)]
+    top, left = starts if centred else (0, 0)
+    if not size:
+        return w[:, :, top, left]
+    return w[:, :, top : top + size[0], left : left + size[1]]
+
+
 def vector(weights: Weights, x: Tensor) -> Tensor:
     x = F.relu(F.linear(x, weights["decoder_1d.fc.0.weight"], weights["decoder_1d.fc.0.bias"]))
     x = F.linear(x, weights["decoder_1d.fc.2.weight"], weights["decoder_1d.fc.2.bias"])
@@ -165,13 +174,17 @@ def vector(weights: Weights, x: Tensor) -> Tensor:
 
 
 def class_layer(
-    weights: Weights, x: Tensor, shape: tuple[int, ...], max_shape: tuple[int, int, int, int]
+    weights: Weights,
+    x: Tensor,
+    shape: tuple[int, ...],
+    max_shape: tuple[int, int, int, int],
+    centred: bool,
 ) -> Tensor:
     if len(shape) == 1:
         row = F.relu(vector(weights, x)[1])
         b = F.linear(row, weights["bias_class.1.weight"], weights["bias_class.1.bias"])
         return torch.tanh(b / 5)
-    w = full_weight(weights, x, max_shape)[:, :, 0, 0]
+    w = kernel(full_weight(weights, x, max_shape), (), centred)
     head = weights["decoder.class_layer_predictor.1.weight"][:, :, 0, 0]
     w = head @ F.relu(w) + weights["decoder.class_layer_predictor.1.bias"][:, None]
     return normalized_weight(tiled(w, shape))

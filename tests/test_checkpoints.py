@@ -98,6 +98,7 @@ def test_folder_round_trip(ghn: GHN, tmp_path: Path) -> None:
         "virtual_edges": 5,
         "precision_embedding": False,
         "new_batch_norms": False,
+        "kernel_cut": "centre",
         "provenance": {"name": "of a test"},
     }
     for name in (tmp_path / "saved", str(tmp_path / "saved")):
@@ -128,6 +129,20 @@ def test_precision_embedding_and_new_batch_norms_round_trip(tmp_path: Path) -> N
     loaded = GHN.from_pretrained(tmp_path)
     assert equal(loaded, ghn)
     assert loaded.new_batch_norms
+
+
+def test_how_kernels_are_cut(ghn: GHN, tmp_path: Path) -> None:
+    """As GHN-2 did in its own checkpoints, and in those that were saved before there was a choice."""
+    assert GHN.from_ppuda(public(tmp_path / "ghn2.pt", ghn)).decoder.kernel_cut == "corner"
+    for name in ("ghn2-cifar10-bootstrap", "ghnq-cifar10", "ghnq-cifar10-qat"):
+        assert GHN.from_pretrained(name).decoder.kernel_cut == "corner"
+    for cut in ("centre", "corner"):
+        ghn.derived(kernel_cut=cut).save_pretrained(tmp_path / cut)
+        assert GHN.from_pretrained(tmp_path / cut).decoder.kernel_cut == cut
+    settings = json.loads((tmp_path / "centre" / "config.json").read_text())
+    del settings["kernel_cut"]
+    (tmp_path / "centre" / "config.json").write_text(json.dumps(settings))
+    assert GHN.from_pretrained(tmp_path / "centre").decoder.kernel_cut == "corner"
 
 
 def test_half_precision_on_disk_is_float32_in_memory(ghn: GHN, tmp_path: Path) -> None:
@@ -247,6 +262,7 @@ FOLDER_DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
     "other sizes": (lambda f: config(f, hid=16), "size mismatch"),
     "sizes of words": (lambda f: config(f, hid="many"), "TypeError"),
+    "unknown cut of kernels": (lambda f: config(f, kernel_cut="edge"), "ValueError: kernel_cut is"),
     "a tensor missing": (lambda f: tensors(f, lambda s: s.pop("ln.weight")), "ln.weight"),
     "a tensor too many": (
         lambda f: tensors(f, lambda s: s.update(z=torch.ones(1))),

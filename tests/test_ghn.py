@@ -126,6 +126,7 @@ def naive(
         virtual_edges=ghn.virtual_edges,
         max_shape=ghn.max_shape,
         num_classes=ghn.num_classes,
+        centred=ghn.decoder.kernel_cut == "centre",
         **kwargs,
     )
 
@@ -138,11 +139,12 @@ def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], rtol: f
         assert error <= rtol, (name, error.item())
 
 
+@pytest.mark.parametrize("kernel_cut", ["centre", "corner"])
 @pytest.mark.parametrize("name", GRAPHS)
 def test_equals_second_implementation_at_the_public_size(
-    name: str, formula_checkpoint: Path
+    name: str, kernel_cut: str, formula_checkpoint: Path
 ) -> None:
-    ghn = GHN.from_ppuda(formula_checkpoint, virtual_edges=10)
+    ghn = GHN.from_ppuda(formula_checkpoint, virtual_edges=10).derived(kernel_cut=kernel_cut)
     graph = GRAPHS[name]()
     with torch.no_grad():
         (actual,) = ghn([graph])
@@ -153,6 +155,8 @@ def test_equals_second_implementation_at_the_public_size(
 
 SIZES = {
     "tiny": {"max_shape": (16, 8, 11, 11), "num_classes": 10, "hid": 8, "virtual_edges": 3},
+    "corner": {"max_shape": (8, 16, 12, 11), "hid": 8, "kernel_cut": "corner"},
+    "even grid": {"max_shape": (8, 16, 12, 11), "hid": 8, "kernel_cut": "centre"},
     "one hop": {"max_shape": (8, 16, 11, 11), "num_classes": 10, "hid": 16, "virtual_edges": 1},
     "four classes": {"max_shape": (9, 9, 13, 13), "num_classes": 4, "hid": 8, "virtual_edges": 50},
     "precision": {"max_shape": (8, 8, 11, 11), "hid": 8, "precision_embedding": True},
@@ -271,6 +275,22 @@ def test_new_batch_norms_are_ones_and_zeros_and_all_else_stays_predicted() -> No
     assert not torch.equal(predicted["1.weight"], expected["1.weight"])
     for name, p in parameters.items():
         torch.testing.assert_close(p, expected[name])
+
+
+def test_a_1x1_kernel_is_the_middle_of_a_3x3_one_or_its_corner() -> None:
+    torch.manual_seed(0)
+    ghn = GHN(max_shape=(8, 8, 5, 5), hid=8)
+    shapes = [(4, 3, 1, 1), (4, 3, 3, 3)]
+    x, scale = torch.randn(1, 8).expand(2, -1), torch.ones(2)
+    for kernel_cut, place in (("centre", 1), ("corner", 0)):
+        decoder = ghn.derived(kernel_cut=kernel_cut).decoder
+        small, large = decoder(x, shapes, scale)
+        torch.testing.assert_close(small[..., 0, 0], large[..., place, place])
+
+
+def test_an_unknown_cut_of_kernels() -> None:
+    with pytest.raises(ValueError, match="kernel_cut is 'centre' or 'corner', not 'middle'"):
+        GHN(max_shape=(8, 8, 3, 3), hid=8, kernel_cut="middle")
 
 
 @pytest.mark.parametrize("num_classes", [10, 1000, 5, 2, 9000])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from torch.autograd.function import once_differentiable
 from ghnq_quant.ghn.message_passing import weight_and_bias
 
 Shape4d = tuple[int, int, int, int]
+#: How a smaller kernel is cut from the grid of the largest one's places: from its centre, where a
+#: 1×1 kernel is the middle of a 3×3 one, or as GHN-2 does from its top left corner.
+KernelCut = Literal["centre", "corner"]
 
 
 class ConvDecoder(nn.Module):
@@ -22,9 +25,12 @@ class ConvDecoder(nn.Module):
     Only the rows of its layers that the wanted shapes need are computed.
     """
 
-    def __init__(self, hid: int, max_shape: Shape4d, num_classes: int) -> None:
+    def __init__(
+        self, hid: int, max_shape: Shape4d, num_classes: int, kernel_cut: KernelCut
+    ) -> None:
         super().__init__()
         self.max_shape = max_shape
+        self.kernel_cut = kernel_cut
         c_out, c_in, kh, kw = max_shape
         self.fc = nn.Sequential(nn.Linear(hid, 4 * hid * kh * kw), nn.ReLU())
         self.conv = nn.Sequential(
@@ -47,7 +53,7 @@ class ConvDecoder(nn.Module):
         layers = (self.fc[0], self.conv[0], self.conv[2])
         parameters = [p for layer in layers for p in weight_and_bias(layer)]
         weights: tuple[Tensor, ...] = _Decode.apply(
-            x, scale, tuple(shapes), self.max_shape, *parameters
+            x, scale, tuple(shapes), Grid(self.max_shape, self.kernel_cut), *parameters
         )
         return weights
 
@@ -61,6 +67,27 @@ def decoding_order(shape: Shape4d) -> tuple[int, ...]:
     """Sort key under which the weights of one kernel size, and those of one shape, are together."""
     c_out, c_in, kh, kw = shape
     return kh, kw, c_out, c_in
+
+
+class Grid(NamedTuple):
+    """The places that kernels are cut from."""
+
+    max_shape: Shape4d
+    cut: KernelCut
+
+    def window(self, kernel: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns of a kernel (kh, kw).
+
+        Example:
+            >>> Grid((64, 64, 11, 11), "centre").window((1, 3))
+            (slice(5, 6, None), slice(4, 7, None))
+        """
+        starts = (
+            (most // 2 - size // 2 if self.cut == "centre" else 0, size)
+            for most, size in zip(self.max_shape[2:], kernel, strict=True)
+        )
+        rows, columns = (slice(start, start + size) for start, size in starts)
+        return rows, columns
 
 
 class _Run(NamedTuple):
@@ -89,13 +116,13 @@ class _Window:
     A node has a row for each of the k = kh · kw places of its kernel.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], max_shape: Shape4d, kernel: tuple[int, int]):
+    def __init__(self, parameters: Sequence[Tensor], grid: Grid, kernel: tuple[int, int]):
         w1, b1, self.w2, self.b2, w3, b3 = parameters
-        max_out, max_in, max_kh, max_kw = max_shape
-        kh, kw = kernel
+        max_out, max_in, max_kh, max_kw = grid.max_shape
+        rows, columns = grid.window(kernel)
         #: (units, kh, kw, C) and (units, kh, kw), views
-        self.w1 = w1.view(-1, max_kh, max_kw, w1.shape[1])[:, :kh, :kw]
-        self.b1 = b1.view(-1, max_kh, max_kw)[:, :kh, :kw]
+        self.w1 = w1.view(-1, max_kh, max_kw, w1.shape[1])[:, rows, columns]
+        self.b1 = b1.view(-1, max_kh, max_kw)[:, rows, columns]
         self.w2 = self.w2.flatten(1)
         #: (max c_out, max c_in, units) and (max c_out, max c_in)
         self.w3, self.b3 = w3.view(max_out, max_in, -1), b3.view(max_out, max_in)
@@ -117,12 +144,12 @@ class _Decode(torch.autograd.Function):
         x: Tensor,
         scale: Tensor,
         shapes: tuple[Shape4d, ...],
-        max_shape: Shape4d,
+        grid: Grid,
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         weights, saved = [], []
         for rows, kernel, parts in _runs(shapes):
-            layers = _Window(parameters, max_shape, kernel)
+            layers = _Window(parameters, grid, kernel)
             k = kernel[0] * kernel[1]
             y1 = F.linear(x[rows], *layers.first()).relu_().view((rows.stop - rows.start) * k, -1)
             y2 = F.linear(y1, layers.w2, layers.b2).relu_()
@@ -134,7 +161,7 @@ class _Decode(torch.autograd.Function):
                 w = w.view(c_out, -1, *kernel, c_in).permute(1, 0, 4, 2, 3)
                 weights.append(w.mul(_per_node(scale[rows][nodes])).contiguous())
         ctx.save_for_backward(x, scale, *parameters, *saved)
-        ctx.shapes, ctx.max_shape = shapes, max_shape
+        ctx.shapes, ctx.grid = shapes, grid
         return tuple(weights)
 
     @staticmethod
@@ -146,8 +173,8 @@ class _Decode(torch.autograd.Function):
         d_x = torch.empty_like(x)
         d_parameters = [torch.zeros_like(p) for p in parameters]
         for rows, kernel, parts in _runs(ctx.shapes):
-            layers = _Window(parameters, ctx.max_shape, kernel)
-            d = _Window(d_parameters, ctx.max_shape, kernel)
+            layers = _Window(parameters, ctx.grid, kernel)
+            d = _Window(d_parameters, ctx.grid, kernel)
             k = kernel[0] * kernel[1]
             y1, y2 = next(saved), next(saved)
             d_y2 = torch.empty_like(y2)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -23,7 +23,7 @@ from ghnq_quant.ghn.checkpoints import (
     check_folder,
     read_ppuda,
 )
-from ghnq_quant.ghn.decoders import ConvDecoder, Shape4d, decoding_order
+from ghnq_quant.ghn.decoders import ConvDecoder, KernelCut, Shape4d, decoding_order
 from ghnq_quant.ghn.features import ShapeEncoder
 from ghnq_quant.ghn.message_passing import MLP, GatedGNN
 
@@ -54,6 +54,9 @@ class GHN(
         new_batch_norms: give batch norms weights of one and biases of zero in place of predicted
             ones, so that a hypernetwork can be trained for what :func:`ghnq_quant.init_quantized`
             makes of its parameters.
+        kernel_cut: how kernels smaller than ``max_shape`` are cut from the decoder's grid: from its
+            ``"centre"``, so that a 1×1 kernel shares its rows with the middle of a 3×3 one, or
+            from its ``"corner"`` as in GHN-2.
         provenance: how the parameters were made; kept in the checkpoint's ``config.json``.
 
     Example:
@@ -73,9 +76,12 @@ class GHN(
         virtual_edges: int = 10,
         precision_embedding: bool = False,
         new_batch_norms: bool = False,
+        kernel_cut: KernelCut = "centre",
         provenance: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if kernel_cut not in get_args(KernelCut):
+            raise ValueError(f"kernel_cut is 'centre' or 'corner', not {kernel_cut!r}")
         self.max_shape: Shape4d = (max_shape[0], max_shape[1], max_shape[2], max_shape[3])
         self.num_classes = num_classes
         self.virtual_edges = virtual_edges
@@ -85,7 +91,7 @@ class GHN(
         self.embed = nn.Embedding(len(PRIMITIVES), hid)
         self.shape_enc = ShapeEncoder(hid, num_classes, self.max_shape[2])
         self.gnn = GatedGNN(hid)
-        self.decoder = ConvDecoder(hid, self.max_shape, num_classes)
+        self.decoder = ConvDecoder(hid, self.max_shape, num_classes, kernel_cut)
         width = max(self.max_shape[:2])
         self.decoder_1d = MLP((hid, 2 * hid, 2 * width), last_relu=False)
         self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(width, num_classes))
@@ -160,6 +166,7 @@ class GHN(
             "virtual_edges": self.virtual_edges,
             "precision_embedding": self.precision is not None,
             "new_batch_norms": self.new_batch_norms,
+            "kernel_cut": self.decoder.kernel_cut,
             "provenance": self.provenance,
         }
         ghn = GHN(**{**settings, **changes})
@@ -184,7 +191,7 @@ class GHN(
             >>> ghn = GHN.from_ppuda("ghn2_cifar10.pt")  # doctest: +SKIP
         """
         checkpoint: PpudaCheckpoint = read_ppuda(path)
-        ghn = cls(**checkpoint.sizes, virtual_edges=virtual_edges)
+        ghn = cls(**checkpoint.sizes, virtual_edges=virtual_edges, kernel_cut="corner")
         try:
             ghn.load_state_dict(checkpoint.state_dict)
         except RuntimeError as error:
@@ -225,8 +232,12 @@ class GHN(
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> GHN:
-        """The mixin's own loading, always strict, and silent where it loads a folder."""
+        """The mixin's own loading, always strict, and silent where it loads a folder.
+
+        ``kwargs`` holds the checkpoint's settings.
+        """
         kwargs["strict"] = True
+        kwargs.setdefault("kernel_cut", "corner")  # releases before the setting knew no other way
         if not Path(model_id).is_dir():
             ghn: GHN = super()._from_pretrained(model_id=model_id, **kwargs)
             return ghn
