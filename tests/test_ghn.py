@@ -293,6 +293,39 @@ def test_an_unknown_cut_of_kernels() -> None:
         GHN(max_shape=(8, 8, 3, 3), hid=8, kernel_cut="middle")
 
 
+def test_a_new_hypernetwork() -> None:
+    torch.manual_seed(0)
+    ghn = GHN()
+    shapes = ghn.shape_enc
+    for embedding in (ghn.embed, shapes.embed_spatial, shapes.embed_channel):
+        std = embedding.weight.std().item()
+        assert std == pytest.approx(32**-0.5, rel=0.15)
+    row = dict(zip((*shapes.channels, None), shapes.embed_channel.weight, strict=True))
+    for count in (64, 128, 512, 1024, 4096):
+        next_count, double = count + 16 * (1 + count // 4096), 2 * count
+        near = (row[count] - row[next_count]).norm()
+        far = (row[count] - row[double]).norm()
+        assert 0 < near < 0.7 * far, count
+    assert 0 < (row[1] - row[None]).norm() < 0.6 * 32**-0.5  # of a node without a shape
+    decoder = ghn.decoder
+    for layer, fan_in in (
+        (decoder.conv[2], 256),
+        (decoder.class_layer_predictor[1], 64),
+        (ghn.decoder_1d.fc[2], 64),
+    ):
+        assert not layer.bias.any()
+        # PyTorch's is uniform up to fan_in^-1/2
+        assert layer.weight.std().item() == pytest.approx(0.2 * (3 * fan_in) ** -0.5, rel=0.05)
+    assert decoder.conv[0].bias.any()
+
+
+@pytest.mark.parametrize("hid", [4, 6, 12, 20])
+def test_new_hypernetworks_of_other_widths(hid: int) -> None:
+    weight = GHN(max_shape=(8, 8, 3, 3), hid=hid).shape_enc.embed_channel.weight
+    assert weight.shape[1] == hid // 4
+    assert weight.isfinite().all()
+
+
 @pytest.mark.parametrize("num_classes", [10, 1000, 5, 2, 9000])
 def test_rows_of_shapes(num_classes: int) -> None:
     encoder = GHN(max_shape=(8, 8, 11, 11), num_classes=num_classes, hid=4).shape_enc

@@ -25,6 +25,11 @@ from ghnq_quant.ghn.checkpoints import (
 )
 from ghnq_quant.ghn.decoders import ConvDecoder, KernelCut, Shape4d, decoding_order
 from ghnq_quant.ghn.features import ShapeEncoder
+from ghnq_quant.ghn.initialization import (
+    initialize_channels,
+    initialize_embedding,
+    initialize_last_layers,
+)
 from ghnq_quant.ghn.message_passing import MLP, GatedGNN
 
 _PRIMITIVE_ROW = {name: row for row, name in enumerate(PRIMITIVES)}
@@ -100,6 +105,16 @@ class GHN(
             # rows of weight bits, then of activation bits; zero changes nothing until trained
             self.precision = nn.Embedding(2 * len(_PRECISIONS), hid)
             nn.init.zeros_(self.precision.weight)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        hid, shapes = self.embed.embedding_dim, self.shape_enc
+        initialize_embedding(self.embed, hid)
+        initialize_embedding(shapes.embed_spatial, hid)
+        initialize_channels(shapes.embed_channel, shapes.channels, hid)
+        decoder = self.decoder
+        last = decoder.conv[2], decoder.class_layer_predictor[1], self.decoder_1d.fc[2]
+        initialize_last_layers(last)
 
     def forward(
         self, graphs: Sequence[ArchGraph], bits: Sequence[tuple[int, int]] | None = None
@@ -148,6 +163,25 @@ class GHN(
         embedded = self.precision(torch.tensor(rows, device=device)).sum(dim=1)
         return embedded.repeat_interleave(sizes, dim=0)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, as plain lists, numbers and texts.
+
+        Example:
+            >>> GHN(hid=16).settings["hid"]
+            16
+        """
+        return {
+            "max_shape": list(self.max_shape),
+            "num_classes": self.num_classes,
+            "hid": self.embed.embedding_dim,
+            "virtual_edges": self.virtual_edges,
+            "precision_embedding": self.precision is not None,
+            "new_batch_norms": self.new_batch_norms,
+            "kernel_cut": self.decoder.kernel_cut,
+            "provenance": self.provenance,
+        }
+
     def derived(self, **changes: Any) -> GHN:
         """A hypernetwork with the same parameters and other settings.
 
@@ -159,17 +193,7 @@ class GHN(
             >>> GHN().derived(virtual_edges=50).virtual_edges
             50
         """
-        settings = {
-            "max_shape": list(self.max_shape),
-            "num_classes": self.num_classes,
-            "hid": self.embed.embedding_dim,
-            "virtual_edges": self.virtual_edges,
-            "precision_embedding": self.precision is not None,
-            "new_batch_norms": self.new_batch_norms,
-            "kernel_cut": self.decoder.kernel_cut,
-            "provenance": self.provenance,
-        }
-        ghn = GHN(**{**settings, **changes})
+        ghn = GHN(**{**self.settings, **changes})
         state = self.state_dict()
         if ghn.precision is not None and self.precision is None:
             state["precision.weight"] = ghn.precision.weight.detach()
