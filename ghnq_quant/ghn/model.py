@@ -23,14 +23,16 @@ from ghnq_quant.ghn.checkpoints import (
     check_folder,
     read_ppuda,
 )
-from ghnq_quant.ghn.decoders import ConvDecoder, KernelCut, Shape4d, decoding_order
+from ghnq_quant.ghn.decoders import ConvDecoder, decoding_order
 from ghnq_quant.ghn.features import ShapeEncoder
+from ghnq_quant.ghn.grid import KernelCut, Shape4d
 from ghnq_quant.ghn.initialization import (
     initialize_channels,
     initialize_embedding,
     initialize_last_layers,
 )
-from ghnq_quant.ghn.message_passing import MLP, GatedGNN
+from ghnq_quant.ghn.layers import MLP
+from ghnq_quant.ghn.message_passing import GatedGNN
 
 _PRIMITIVE_ROW = {name: row for row, name in enumerate(PRIMITIVES)}
 #: Bit widths that the precision embedding has a row for; 32 is float.
