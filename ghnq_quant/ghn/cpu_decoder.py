@@ -95,7 +95,7 @@ class _Decode(torch.autograd.Function):
                 w3, b3 = layers.w3[:c_out, :c_in], layers.b3[:c_out, :c_in]
                 w = torch.baddbmm(b3.unsqueeze(1), y.expand(c_out, -1, -1), w3.transpose(1, 2))
                 w = w.view(c_out, -1, *kernel, c_in).permute(1, 0, 4, 2, 3)
-                weights.append(w.mul(_per_node(scale[rows][nodes])).contiguous())
+                weights.append(_scaled(w, scale[rows][nodes].view(-1, 1, 1, 1, 1)))
         ctx.save_for_backward(x, scale, *parameters, *saved)
         ctx.shapes, ctx.grid = shapes, grid
         return tuple(weights)
@@ -116,11 +116,12 @@ class _Decode(torch.autograd.Function):
             d_y2 = torch.empty_like(y2)
             for nodes, c_out, c_in in parts:
                 at = slice(nodes.start * k, nodes.stop * k)
-                d_w = next(of_weights) * _per_node(scale[rows][nodes])
-                d_w = d_w.permute(1, 2, 0, 3, 4).reshape(c_out * c_in, -1)
-                d.w3[:c_out, :c_in] += (d_w @ y2[at]).view(c_out, c_in, -1)
-                d.b3[:c_out, :c_in] += d_w.sum(1).view(c_out, c_in)
-                torch.mm(d_w.t(), layers.w3[:c_out, :c_in].flatten(0, 1), out=d_y2[at])
+                d_w = next(of_weights).permute(1, 2, 0, 3, 4)
+                d_w = _scaled(d_w, scale[rows][nodes].view(-1, 1, 1)).view(c_out, c_in, -1)
+                d.w3[:c_out, :c_in].baddbmm_(d_w, y2[at].expand(c_out, -1, -1))
+                d.b3[:c_out, :c_in] += d_w.sum(2)
+                w3 = layers.w3[:c_out, :c_in].flatten(0, 1)
+                torch.mm(d_w.flatten(0, 1).t(), w3, out=d_y2[at])
             d_y2.mul_(y2 > 0)
             d.w2.addmm_(d_y2.t(), y1)
             d.b2.add_(d_y2.sum(0))
@@ -132,5 +133,6 @@ class _Decode(torch.autograd.Function):
         return d_x, None, None, None, *d_parameters
 
 
-def _per_node(scale: Tensor) -> Tensor:
-    return scale.view(-1, 1, 1, 1, 1)
+def _scaled(w: Tensor, scale: Tensor) -> Tensor:
+    """Their product in memory of its own order: one pass, where it would keep the strides of ``w``."""
+    return torch.mul(w, scale, out=w.new_empty(w.shape))
