@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from ghnq_quant import GHN, PredictionError
 from ghnq_quant.capture import ArchGraph, Node, capture
 from ghnq_quant.design_space import ConvNets250K
 from ghnq_quant.ghn import decoders, message_passing, tiling
+from ghnq_quant.ghn.per_graph import once_per_graph
 
 VECTORS = SHARED / "reference" / "ghn2_vectors.json"
 NETWORKS = sorted(json.loads(VECTORS.read_text())["models"]) if VECTORS.is_file() else [""]
@@ -273,6 +276,37 @@ def test_a_compiled_hypernetwork() -> None:
     (expected,) = ghn([graph])
     (actual,) = torch.compile(ghn, backend="eager")([graph])
     assert_close(actual, expected, 1e-5)
+
+
+def test_the_plain_form_keeps_to_its_device() -> None:
+    """Tensors of another device, which hold no values, meet none of the CPU on their way."""
+    ghn = GHN(max_shape=(8, 8, 3, 3), hid=8).to("meta")
+    graph = capture(four_classes()).arch_graph
+    h = ghn.gnn(torch.empty(len(graph), 8, device="meta"), [graph], 10)
+    (w,) = ghn.decoder(h[:2], [(4, 3, 1, 3)] * 2, torch.ones(2, device="meta"))
+    assert h.shape == (len(graph), 8)
+    assert (w.device.type, w.shape) == ("meta", (2, 4, 3, 1, 3))
+
+
+def test_what_is_made_of_a_graph_is_made_once_for_each_setting_and_goes_with_it() -> None:
+    made = []
+
+    @once_per_graph
+    def make(graph: ArchGraph, setting: int) -> int:
+        made.append(weakref.ref(graph))
+        return len(graph) + setting
+
+    graph = capture(four_classes()).arch_graph
+    other = capture(without_head()).arch_graph
+    assert [make(graph, 0), make(graph, 0), make(graph, 1), make(other, 0)] == [
+        *[len(graph)] * 2,
+        len(graph) + 1,
+        len(other),
+    ]
+    assert len(made) == 3
+    del graph
+    gc.collect()
+    assert [reference() for reference in made] == [None, None, other]
 
 
 def test_gradients_by_finite_differences() -> None:
