@@ -1,6 +1,11 @@
 """Images, training and what it keeps on disk."""
 
-from ghnq_quant.training.batches import Augmentation, evaluation_batches, training_batch
+from ghnq_quant.training.batches import (
+    Augmentation,
+    balanced_batch,
+    evaluation_batches,
+    training_batch,
+)
 from ghnq_quant.training.images import Images, ImageSet, load_images
 from ghnq_quant.training.loop import finetune
 from ghnq_quant.training.settings import FinetuneSettings
@@ -10,6 +15,7 @@ __all__ = [
     "FinetuneSettings",
     "ImageSet",
     "Images",
+    "balanced_batch",
     "evaluation_batches",
     "finetune",
     "load_images",
