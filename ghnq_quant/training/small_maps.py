@@ -23,9 +23,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
         geometry: stride, padding, dilation and groups.
 
     Example:
+        >>> import torch
         >>> x, weight = torch.randn(2, 4, 2, 2).double(), torch.randn(4, 1, 5, 5).double()
         >>> geometry = Geometry((1, 1), (4, 4), (2, 2), 4)
-        >>> torch.allclose(convolve(x, weight, None, geometry), F.conv2d(x, weight, None, *geometry))
+        >>> torch.allclose(convolve(x, weight, None, geometry), torch.conv2d(x, weight, None, *geometry))
         True
     """
     dilation = geometry.dilation[0]
