@@ -9,15 +9,18 @@ from ghnq_quant.training.batches import (
 from ghnq_quant.training.images import Images, ImageSet, load_images
 from ghnq_quant.training.loop import finetune
 from ghnq_quant.training.settings import FinetuneSettings
+from ghnq_quant.training.state import TrainingState, starting_point
 
 __all__ = [
     "Augmentation",
     "FinetuneSettings",
     "ImageSet",
     "Images",
+    "TrainingState",
     "balanced_batch",
     "evaluation_batches",
     "finetune",
     "load_images",
+    "starting_point",
     "training_batch",
 ]
