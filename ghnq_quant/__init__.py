@@ -9,7 +9,7 @@ from ghnq_quant.torchvision_ops import define_missing_operators
 
 define_missing_operators()  # before anything, the user's next line too, imports torchvision
 
-from ghnq_quant.api import init_quantized, predict_parameters, quantize  # noqa: E402
+from ghnq_quant.api import init_quantized, initialize, predict_parameters, quantize  # noqa: E402
 from ghnq_quant.deployment import convert, export_onnx  # noqa: E402
 from ghnq_quant.errors import (  # noqa: E402
     BackendError,
@@ -45,6 +45,7 @@ __all__ = [
     "convert",
     "export_onnx",
     "init_quantized",
+    "initialize",
     "predict_parameters",
     "quantize",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -53,16 +54,16 @@ def run_trial(
     began = time.perf_counter()
     start = STARTS[trial.start]
     seed = trial.seed
+    example = torch.zeros(1, *train.images.shape[1:])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = create_network(trial.arch, len(train.classes))
-        example = torch.zeros(1, *train.images.shape[1:])
-        model = start.started(model, ghn, trial.bits, example, stem_bits)
     float_steps = start.float_steps(trial.steps)
     _optimize(model, train, 0, float_steps, trial.lr, seed)
-    quantized = ghnq_quant.quantize(
-        model, trial.bits, stem_bits=stem_bits, backend=backend, example_input=example
-    )
+    quantized = start.quantized(
+        model, trial.bits, _one_epoch(train, seed),
+        ghn=ghn, stem_bits=stem_bits, backend=backend, example_input=example,
+    )  # fmt: skip
     first = _accuracy(quantized, train, test, test_images)
     losses = _optimize(quantized, train, float_steps, trial.steps, trial.lr, seed)
     accuracy = _accuracy(quantized, train, test, test_images)
@@ -70,6 +71,12 @@ def run_trial(
     seconds = time.perf_counter() - began
     loss = sum(last) / len(last)
     return TrialResult(trial, first, accuracy, loss if math.isfinite(loss) else None, seconds)
+
+
+def _one_epoch(train: Images, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches that the training begins with."""
+    steps = -(-len(train) // BATCH_SIZE)
+    return (training_batch(train, step, BATCH_SIZE, seed) for step in range(steps))
 
 
 def create_network(arch: str, num_classes: int) -> nn.Module:
