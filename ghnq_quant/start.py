@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -80,19 +80,20 @@ class Start:
             captured: the network.
             sample: of the task.
         """
-        name = fittable_classifier(captured)
         if self.as_predicted or self.classifier != "fitted":
             take_statistics(model, sample)
-        elif name is None:
-            take_statistics(model, sample)
-            warnings.warn(
-                f"the classifier stays new: {type(captured.root).__name__} does not end in one linear "
-                "or 1×1 convolution layer whose output is its own",
-                GhnqWarning,
-                stacklevel=3,
-            )
-        else:
+            return
+        name = fittable_classifier(captured)
+        if name is not None and isinstance(model.get_submodule(name), (nn.Linear, nn.Conv2d)):
             fit_classifier(model, name, sample)
+            return
+        take_statistics(model, sample)
+        warnings.warn(
+            f"the classifier stays new: {type(captured.root).__name__} does not end in one linear "
+            "or 1×1 convolution layer whose output is its own",
+            GhnqWarning,
+            stacklevel=3,
+        )
 
 
 def predicted_beginning(captured: Capture, share: float) -> list[str]:
@@ -233,6 +234,8 @@ def reset_running_statistics(model: nn.Module) -> None:
 
 
 def simulation(captured: Capture, scheme: QuantScheme) -> QuantModel:
-    """A quantized model of the reference backend with the very parameters of a captured network."""
+    """A quantized model of the reference backend with the very parameters of a captured network, in
+    which activations are quantized with each batch's range."""
     shared = {id(p): p for p in captured.root.parameters()}
+    scheme = replace(scheme, act_range="batch")
     return emit(captured.copied(shared), scheme, load_backend("reference"))

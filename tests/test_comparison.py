@@ -6,10 +6,10 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ghnq_quant import (
@@ -17,12 +17,10 @@ from ghnq_quant import (
     QuantScheme,
     calibrate,
     init_quantized,
-    predict_parameters,
     quantize,
 )
 from ghnq_quant.comparison import STARTS, CompareSettings, Comparison, Trial, compare_init
 from ghnq_quant.comparison.cifar_networks import CIFAR_NETWORKS
-from ghnq_quant.comparison.refinements import blend, complete_rank
 from ghnq_quant.comparison.results import Curve, TrialResult, best_lr
 from ghnq_quant.comparison.run import choice_trials, measured_trials
 from ghnq_quant.comparison.settings import CHOICE_SEED
@@ -120,24 +118,29 @@ def test_all_starts_get_the_same_trainings() -> None:
 
 
 def test_starts() -> None:
-    ghn, x = GHN.from_pretrained("ghnq-cifar10"), torch.zeros(1, 3, 32, 32)
-    model = tiny(10)
-    own = {n: p.detach().clone() for n, p in model.named_parameters()}
-    found = {
-        name: dict(start.started(model, ghn, BITS, x).named_parameters())
-        for name, start in STARTS.items()
-    }
+    ghn, data = GHN.from_pretrained("ghnq-cifar10"), load_images("digits").train
+    common: dict[str, Any] = {"backend": "reference", "stem_bits": 8}
+    example = torch.zeros(1, 3, 32, 32)
+    batches = list(itertools.islice(evaluation_batches(data), 2))
+    torch.manual_seed(0)
+    model = CIFAR_NETWORKS["resnet8"](10)
+    own = quantize(model, BITS, **common)
     wanted = {
-        "ghnq": dict(init_quantized(model, BITS, ghn=ghn, backend="reference").named_parameters()),
         "pytorch": own,
         "float-first": own,
-        "ghnq-as-predicted": predict_parameters(model, ghn, bits=BITS),
+        "pytorch-fitted": init_quantized(model, BITS, batches, share=0.0, ghn=ghn, **common),
+        "ghnq": init_quantized(model, BITS, batches, ghn=ghn, **common),
+        "ghnq-new-classifier": init_quantized(model, BITS, ghn=ghn, **common),
+        "ghnq-half": init_quantized(model, BITS, batches, share=0.5, ghn=ghn, **common),
+        "ghnq-all": init_quantized(model, BITS, batches, share=1.0, ghn=ghn, **common),
+        "ghnq-as-predicted": init_quantized(model, BITS, ghn=ghn, as_predicted=True, **common),
     }
-    for name, parameters in wanted.items():
-        assert all(torch.equal(found[name][n], p) for n, p in parameters.items()), name
-    assert torch.equal(found["ghnq-new-classifier"]["5.weight"], own["5.weight"])
-    assert torch.equal(found["ghnq-new-classifier"]["0.weight"], found["ghnq"]["0.weight"])
-    assert all(torch.equal(p, own[n]) for n, p in model.named_parameters())
+    assert wanted.keys() == STARTS.keys()
+    for name, start in STARTS.items():
+        found = start.quantized(
+            model, BITS, batches, ghn=ghn, example_input=example, **common
+        ).named_parameters()
+        assert all(torch.equal(wanted[name].get_parameter(n), p) for n, p in found), name
 
 
 def test_stem_bits_are_of_the_first_layers_weight_alone() -> None:
@@ -159,27 +162,6 @@ def test_stem_bits_are_of_the_first_layers_weight_alone() -> None:
     )
     assert of_eight == pytest.approx(100 * float(right) / len(images.test))
     assert of_three != of_eight
-
-
-def test_blend_keeps_variance_and_the_share() -> None:
-    model = nn.Conv2d(64, 64, 5)
-    own, predicted = model.weight.detach(), torch.randn(64, 64, 5, 5)
-    blended = blend(0.36)(model, {"weight": predicted, "bias": model.bias})["weight"]
-    assert float(blended.var()) == pytest.approx(float(predicted.var()), rel=0.01)
-    cosine = F.cosine_similarity(blended.flatten(), own.flatten(), dim=0)
-    assert float(cosine) == pytest.approx(0.6, abs=0.01)
-
-
-def test_completed_rank_keeps_what_is_strong_and_fills_the_rest() -> None:
-    torch.manual_seed(0)
-    own = torch.randn(16, 8, 3, 3) / 10
-    strong = (torch.randn(16, 4) @ torch.randn(4, 72)).view_as(own)
-    completed = complete_rank(strong, own).flatten(1)
-    values = torch.linalg.svdvals(completed)
-    torch.testing.assert_close(values[:4], torch.linalg.svdvals(strong.flatten(1))[:4])
-    assert values[4:12].min() > 0.1  # 12 of the 16 own directions are orthogonal to the four
-    basis = torch.linalg.svd(strong.flatten(1)).Vh[:4]
-    torch.testing.assert_close(completed @ basis.T, strong.flatten(1) @ basis.T)
 
 
 def test_a_killed_comparison_goes_on_with_what_is_missing(tmp_path: Path) -> None:
