@@ -50,8 +50,7 @@ def predict_parameters(
 
     Args:
         model: the network; it is not changed. A list of networks is predicted as one batch.
-        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10-qat`` that the package ships,
-            whose batch norms are ones and zeros; ``ghnq-cifar10`` predicts them too.
+        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10`` that the package ships.
         bits: precision that the parameters are meant for, as one bit width or as (weight,
             activation); only a hypernetwork with a precision embedding reads it.
         example_input: (N, C, H, W), to check that the network runs on its shape.
@@ -109,7 +108,7 @@ def initialize(
         data: batches (images, labels) of the task in a mixed order, as a training loader gives them:
             floats (N, C, H, W), normalized as for training, and class numbers (N,). The first
             1,000 images are read.
-        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10-qat`` that the package ships.
+        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10`` that the package ships.
         share: how many of the convolutions are predicted, in order of depth from the image, as a
             share of all, rounded up; a quarter by default.
         classifier: of the layer that gives the logits: ``"fitted"`` to ``data`` by multinomial

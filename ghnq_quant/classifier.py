@@ -12,10 +12,6 @@ from ghnq_quant.errors import DataError, GhnqWarning
 from ghnq_quant.quantization.calibration import statistics_of_batches
 from ghnq_quant.sample import Sample
 
-#: Weight of half the squared weights of standardized features against the mean loss. At scikit-learn's
-#: default, 1e-3 for 1,000 images, the weights are three times as large: they fit the sample's chance,
-#: suffer more from quantization, and their gradients make the first steps jump.
-_L2 = 0.1
 #: Least standard deviation that a feature is divided by, in the root mean square of all: the weights of
 #: one that hardly varies would be huge.
 _LEAST_DEVIATION = 0.1
@@ -27,7 +23,11 @@ def fit_classifier(model: nn.Module, name: str, sample: Sample) -> None:
 
     The layer's input is taken with batch norms on the batches' statistics, which become their
     running ones, standardized, and a multinomial logistic regression with an L2 term on its weights
-    is fitted by L-BFGS. Of a layer that runs at several places of the image the mean input counts.
+    is fitted by L-BFGS: scikit-learn's with C = 1 / number of features, so strong that an image
+    shifts its own logits by one at most. With less the weights fit the sample's chance, suffer more
+    from quantization, and make gradients so large that the first steps jump, which now and then
+    ends a training at a high rate. Of a layer that runs at several places of the image the mean
+    input counts.
     Classes without an image get weights of zero and the least bias.
 
     Args:
@@ -115,6 +115,7 @@ def _logistic_regression(
     least = _LEAST_DEVIATION * deviation.square().mean().sqrt()
     scale = deviation.clamp_min(least.clamp_min(torch.finfo(features.dtype).tiny))
     x = (features - centre) / scale
+    l2 = x.shape[1] / len(x)
     classes = int(labels.max()) + 1
     weight = x.new_zeros(classes, x.shape[1], requires_grad=True)
     bias = x.new_zeros(classes, requires_grad=intercept)
@@ -127,7 +128,7 @@ def _logistic_regression(
     def loss() -> Tensor:
         optimizer.zero_grad()
         value = F.cross_entropy(F.linear(x, weight, bias), labels)
-        value = value + 0.5 * _L2 * weight.square().sum()
+        value = value + 0.5 * l2 * weight.square().sum()
         value.backward()
         return value
 

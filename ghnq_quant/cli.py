@@ -383,31 +383,37 @@ def evaluate(
 
 
 @app.command(
-    epilog=_example("ghnq compare-init resnet8 --data images.npz --budget 400 -o comparison")
+    epilog=_example("ghnq compare-init resnet8 --data images.npz --steps 100,400 -o comparison")
 )
 def compare_init(
     archs: Annotated[
         list[str],
         typer.Argument(
             metavar="ARCH…",
-            help="resnet8, vgg7 and mobilenet_v2_small, made for 32×32 images, or any model as for "
-            "init.",
+            help="resnet8, vgg7, mobilenet_v2_small, shufflenet_small and repvgg_small, made for "
+            "32×32 images, or any model as for init.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
     bits: Annotated[str, typer.Option(metavar="W|W/A,…", help="Precisions.")] = "4",
     stem_bits: StemBits = None,
     backend: Backend = "brevitas",
-    budget: Annotated[int, typer.Option(help="Steps of the longest training.")] = 400,
+    steps: Annotated[
+        str, typer.Option(metavar="N,…", help="Steps of the trainings.")
+    ] = "50,100,200,400",
     seeds: Annotated[int, typer.Option(help="Trainings of each kind.")] = 3,
     start: Annotated[
         str, typer.Option(metavar="NAME,…", help="Starts; the documentation lists all.")
-    ] = "ghnq,pytorch,float-first",
+    ] = "pytorch,pytorch-fitted,ghnq,float-first",
     lr: Annotated[
         str,
-        typer.Option(metavar="LR,…", help="Learning rates; each start and budget gets its best."),
-    ] = "0.01,0.03,0.1,0.3",
+        typer.Option(metavar="LR,…", help="Learning rates; each start gets its best."),
+    ] = "0.03,0.1,0.3",
+    lr_steps: Annotated[int, typer.Option(help="Steps of the trainings that choose it.")] = 400,
     data: Data = "cifar10",
+    foreign: Annotated[
+        bool, typer.Option("--foreign", help="Grey, inverted, blurred; two classes in one.")
+    ] = False,
     images_per_class: Annotated[
         int | None, typer.Option(min=2, help="Train on so few images of each class.")
     ] = None,
@@ -419,9 +425,9 @@ def compare_init(
 ) -> None:
     """Measure what a start is worth to quantization-aware training.
 
-    From GHN-Q's parameters, from PyTorch's initialization, and from a float training that takes
-    half of the steps; same images, tuned learning rate. A run that is killed goes on where it was
-    when it is started again.
+    From PyTorch's initialization, from the same with a fitted classifier, from GHN-Q's start, and
+    from a float training that takes half of the steps; same images, tuned learning rate. A run that
+    is killed goes on where it was when it is started again.
     """
     from ghnq_quant.comparison import CompareSettings
     from ghnq_quant.comparison import compare_init as run
@@ -431,12 +437,14 @@ def compare_init(
         bits=tuple(parse_precision(part) for part in bits.split(",")),
         stem_bits=stem_bits,
         backend=backend,
-        budget=budget,
+        steps=_integers(steps),
         seeds=seeds,
         starts=tuple(start.split(",")),
         lrs=_numbers(lr),
+        lr_steps=lr_steps,
         data=data,
         data_name=data_name,
+        foreign=foreign,
         images_per_class=images_per_class,
         test_images=test_images,
         ghn=ghn,
@@ -449,6 +457,45 @@ def _numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise GhnqError(f"{text!r}: write numbers as in 0.03,0.1") from error
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise GhnqError(f"{text!r}: write whole numbers as in 100,400") from error
+
+
+@app.command(epilog=_example("ghnq ladder --data images.npz --workers 2 -o ladder"))
+def ladder(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
+    data: Data = "cifar10",
+    only: Annotated[
+        str | None, typer.Option(metavar="RUNG,…", help="Some of its comparisons [all].")
+    ] = None,
+    ghn: Annotated[str, typer.Option(help="A checkpoint's folder or name.")] = DEFAULT_CHECKPOINT,
+    data_name: DataName = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
+) -> None:
+    """Make every comparison of starts that the documentation reports.
+
+    Five networks on CIFAR-10, on strange images made of it and on digits; longer trainings, other
+    precisions and a deep network. Takes hours; a run that is killed goes on where it was when it is
+    started again.
+    """
+    from ghnq_quant.comparison.ladder import run_ladder
+
+    run_ladder(
+        data,
+        output,
+        only=None if only is None else tuple(only.split(",")),
+        ghn=ghn,
+        data_name=data_name,
+        download=download,
+        workers=workers,
+        console=Console(),
+    )
 
 
 @app.command(epilog=_example("ghnq report run table1 -o report.html"))

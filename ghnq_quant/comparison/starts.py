@@ -21,7 +21,7 @@ class Start:
         title: for tables and plots.
         options: arguments of :func:`ghnq_quant.init_quantized`; None for the network's own
             initialization.
-        float_share: share of the budget that a float training of the network takes first.
+        float_share: share of the steps that a float training of the network takes first.
     """
 
     title: str

@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from ghnq_quant.comparison.starts import STARTS
 from ghnq_quant.ghn import GHN
 from ghnq_quant.models_by_name import create_model
 from ghnq_quant.quantization import QuantModel
-from ghnq_quant.training import Images, evaluation_batches, training_batch
+from ghnq_quant.training import Augmentation, Images, evaluation_batches, training_batch
 
 CALIBRATION_BATCHES = 8
 WARMUP = 0.1
@@ -36,6 +37,7 @@ def run_trial(
     *,
     backend: str,
     stem_bits: int | None = None,
+    augmentation: Augmentation,
     test_images: int | None,
 ) -> TrialResult:
     """Train once and measure.
@@ -49,23 +51,24 @@ def run_trial(
         ghn: for the starts that predict.
         backend: of the quantized layers.
         stem_bits: weight bits of the first layer where they differ.
+        augmentation: of the training images.
         test_images: how many images of ``test`` are used.
     """
     began = time.perf_counter()
     start = STARTS[trial.start]
-    seed = trial.seed
+    batches = _Batches(train, trial.seed, augmentation)
     example = torch.zeros(1, *train.images.shape[1:])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(trial.seed)
         model = create_network(trial.arch, len(train.classes))
     float_steps = start.float_steps(trial.steps)
-    _optimize(model, train, 0, float_steps, trial.lr, seed)
+    _optimize(model, batches, range(float_steps), trial.lr)
     quantized = start.quantized(
-        model, trial.bits, _one_epoch(train, seed),
+        model, trial.bits, batches.epoch(),
         ghn=ghn, stem_bits=stem_bits, backend=backend, example_input=example,
     )  # fmt: skip
     first = _accuracy(quantized, train, test, test_images)
-    losses = _optimize(quantized, train, float_steps, trial.steps, trial.lr, seed)
+    losses = _optimize(quantized, batches, range(float_steps, trial.steps), trial.lr)
     accuracy = _accuracy(quantized, train, test, test_images)
     last = losses[-max(1, trial.steps // 10) :]
     seconds = time.perf_counter() - began
@@ -73,10 +76,20 @@ def run_trial(
     return TrialResult(trial, first, accuracy, loss if math.isfinite(loss) else None, seconds)
 
 
-def _one_epoch(train: Images, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches that the training begins with."""
-    steps = -(-len(train) // BATCH_SIZE)
-    return (training_batch(train, step, BATCH_SIZE, seed) for step in range(steps))
+@dataclass(frozen=True)
+class _Batches:
+    """Of training images, by the number of the step."""
+
+    images: Images
+    seed: int
+    augmentation: Augmentation
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        return training_batch(self.images, step, BATCH_SIZE, self.seed, augment=self.augmentation)
+
+    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """As a loader gives the first one."""
+        return map(self, range(-(-len(self.images) // BATCH_SIZE)))
 
 
 def create_network(arch: str, num_classes: int) -> nn.Module:
@@ -90,18 +103,16 @@ def create_network(arch: str, num_classes: int) -> nn.Module:
     return create_model(arch, num_classes)
 
 
-def _optimize(
-    model: nn.Module, train: Images, first: int, end: int, lr: float, seed: int
-) -> list[float]:
-    """Train on the batches ``first`` to ``end``; the loss of each."""
+def _optimize(model: nn.Module, batches: _Batches, steps: range, lr: float) -> list[float]:
+    """Train for ``steps``; the loss of each."""
     optimizer = torch.optim.SGD(
         model.parameters(), lr, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
     )
     model.train()
     losses = []
-    for step in range(first, end):
-        optimizer.param_groups[0]["lr"] = lr * _schedule((step - first) / (end - first))
-        x, y = training_batch(train, step, BATCH_SIZE, seed)
+    for step in steps:
+        optimizer.param_groups[0]["lr"] = lr * _schedule((step - steps.start) / len(steps))
+        x, y = batches(step)
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x), y)
         loss.backward()

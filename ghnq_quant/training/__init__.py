@@ -1,6 +1,11 @@
 """Images, training and what it keeps on disk."""
 
-from ghnq_quant.training.batches import Augmentation, evaluation_batches, training_batch
+from ghnq_quant.training.batches import (
+    Augmentation,
+    evaluation_batches,
+    training_batch,
+    usual_augmentation,
+)
 from ghnq_quant.training.images import Images, ImageSet, load_images
 from ghnq_quant.training.loop import finetune
 from ghnq_quant.training.settings import FinetuneSettings
@@ -14,4 +19,5 @@ __all__ = [
     "finetune",
     "load_images",
     "training_batch",
+    "usual_augmentation",
 ]

@@ -28,6 +28,15 @@ class Augmentation:
     flip: bool = True
 
 
+#: What suits digits: a mirrored one is none, and the enlarged ones move by half of their own pixels.
+_DIGITS = Augmentation(pad=2, flip=False)
+
+
+def usual_augmentation(data: str) -> Augmentation:
+    """What a training on the images ``data`` of :func:`load_images` does to them."""
+    return _DIGITS if data == "digits" else Augmentation()
+
+
 def training_batch(
     images: Images,
     step: int,

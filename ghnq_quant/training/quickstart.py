@@ -26,7 +26,7 @@ import ghnq_quant
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization import QuantModel
-from ghnq_quant.training.batches import Augmentation, evaluation_batches, training_batch
+from ghnq_quant.training.batches import evaluation_batches, training_batch, usual_augmentation
 from ghnq_quant.training.images import Images, ImageSet, load_images
 from ghnq_quant.training.quickstart_results import QuickstartResult, QuickstartSettings
 from ghnq_quant.training.saving import read_json, save_json, save_state
@@ -201,8 +201,7 @@ def _train(
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     steps = _steps_per_epoch(images.train)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * steps)
-    # A mirrored digit is no digit; the enlarged digits move by half of their own pixels.
-    augment = Augmentation(pad=2, flip=False) if settings.data == "digits" else Augmentation()
+    augment = usual_augmentation(settings.data)
     accuracy = [_calibrated_accuracy(model, images)]
     for step in range(settings.epochs * steps):
         model.train()
