@@ -69,7 +69,11 @@ def _ghnq(
         raise typer.Exit
 
 
-@app.command(epilog=_example("ghnq init mobilenet_v2 --bits 4/8 -o mobilenet_v2.safetensors"))
+@app.command(
+    epilog=_example(
+        "ghnq init mobilenet_v2 --bits 4/8 --data images.npz -o mobilenet_v2.safetensors"
+    )
+)
 def init(
     arch: Annotated[
         str,
@@ -85,27 +89,44 @@ def init(
     bits: Bits = "4",
     stem_bits: StemBits = None,
     backend: Backend = "brevitas",
-    num_classes: Annotated[int, typer.Option(min=1, help="Outputs of the model.")] = 10,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Outputs of the model [those of --data, or 10].")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Images to fit the classifier to, as for quickstart."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is new.")] = 0,
     ghn: Checkpoint = None,
 ) -> None:
-    """Predict a model's parameters and save it quantized.
+    """Give a model the start and save it quantized.
 
-    Saves its state_dict. Prints one line a layer: how many of its parameters were predicted, and
-    how well its weight survives quantization.
+    The first convolutions are predicted, the classifier is fitted to --data if that is given, all
+    else is new. Saves the state_dict. Prints one line a layer: how many of its parameters were
+    predicted or fitted, and how well its weight survives quantization.
     """
     from ghnq_quant.evaluation.layer_report import layer_table
+    from ghnq_quant.training import first_epoch, load_images
     from ghnq_quant.training.saving import check_state_path, save_state
 
     check_state_path(output)
     precision = parse_precision(bits)
     hypernetwork = _optional_ghn(ghn)
-    model = create_model(arch, num_classes)
+    images = None if data is None else load_images(data).train
+    outputs = num_classes or (10 if images is None else len(images.classes))
+    torch.manual_seed(seed)
+    model = create_model(arch, outputs)
     start = time.perf_counter()
     quantized = ghnq_quant.init_quantized(
-        model, precision, stem_bits=stem_bits, backend=backend, ghn=hypernetwork
+        model,
+        precision,
+        None if images is None or data is None else first_epoch(images, data, seed),
+        stem_bits=stem_bits,
+        backend=backend,
+        ghn=hypernetwork,
     )
     seconds = time.perf_counter() - start
-    metadata = {"arch": arch, "num_classes": str(num_classes), "bits": bits, "backend": backend}
+    metadata = {"arch": arch, "num_classes": str(outputs), "bits": bits, "backend": backend}
     if stem_bits is not None:
         metadata["stem_bits"] = str(stem_bits)
     save_state(quantized, output, {**metadata, "ghnq_quant": ghnq_quant.__version__})
@@ -186,7 +207,7 @@ def quickstart(
 ) -> None:
     """Try 4-bit training of a small CNN from both starts.
 
-    Quantization-aware training from GHN-Q's parameters and from PyTorch's initialization: the same
+    Quantization-aware training from GHN-Q's start and from PyTorch's initialization: the same
     network, images, order and budget for both. Saves a table (JSON), the curves (PNG) and the
     trained model. Takes under two minutes on two cores with the default images.
     """

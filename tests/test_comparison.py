@@ -29,7 +29,7 @@ from ghnq_quant.comparison.tables import accuracy_caption, ratio_rows
 from ghnq_quant.comparison.training import run_trial
 from ghnq_quant.errors import DataError, GhnqError
 from ghnq_quant.evaluation.summary import summarize
-from ghnq_quant.training import Augmentation, Images, ImageSet, evaluation_batches, load_images
+from ghnq_quant.training import Images, ImageSet, evaluation_batches, load_images
 
 BITS = (4, 4)
 SETTINGS = CompareSettings(
@@ -170,7 +170,7 @@ def test_stem_bits_are_of_the_first_layers_weight_alone() -> None:
             *data,
             backend="reference",
             stem_bits=bits,
-            augmentation=Augmentation(),
+            data="digits",
             test_images=None,
         ).first
         for bits in (8, None)

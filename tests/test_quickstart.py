@@ -66,8 +66,6 @@ def test_run_measures_every_seed_before_training_and_after_each_epoch(run):
     }
     counts = np.array(list(measured.accuracy.values())) * 30 / 100
     np.testing.assert_allclose(counts, counts.round())
-    # GHN-Q's parameters depend on no seed.
-    assert measured.accuracy["GHN-Q"][0][0] == measured.accuracy["GHN-Q"][1][0]
 
 
 def test_run_is_repeatable(run, tiny, tmp_path):

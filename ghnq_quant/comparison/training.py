@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,16 @@ from ghnq_quant.comparison.starts import STARTS
 from ghnq_quant.ghn import GHN
 from ghnq_quant.models_by_name import create_model
 from ghnq_quant.quantization import QuantModel
-from ghnq_quant.training import Augmentation, Images, evaluation_batches, training_batch
+from ghnq_quant.training import (
+    Images,
+    evaluation_batches,
+    first_epoch,
+    training_batch,
+    usual_augmentation,
+)
+
+#: The images and labels of a step.
+Batch = Callable[[int], tuple[Tensor, Tensor]]
 
 CALIBRATION_BATCHES = 8
 WARMUP = 0.1
@@ -37,7 +45,7 @@ def run_trial(
     *,
     backend: str,
     stem_bits: int | None = None,
-    augmentation: Augmentation,
+    data: str,
     test_images: int | None,
 ) -> TrialResult:
     """Train once and measure.
@@ -51,45 +59,33 @@ def run_trial(
         ghn: for the starts that predict.
         backend: of the quantized layers.
         stem_bits: weight bits of the first layer where they differ.
-        augmentation: of the training images.
+        data: what the images are of, as :func:`ghnq_quant.training.load_images` takes it.
         test_images: how many images of ``test`` are used.
     """
     began = time.perf_counter()
     start = STARTS[trial.start]
-    batches = _Batches(train, trial.seed, augmentation)
+    augment = usual_augmentation(data)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        return training_batch(train, step, BATCH_SIZE, trial.seed, augment=augment)
+
     example = torch.zeros(1, *train.images.shape[1:])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trial.seed)
         model = create_network(trial.arch, len(train.classes))
     float_steps = start.float_steps(trial.steps)
-    _optimize(model, batches, range(float_steps), trial.lr)
+    _optimize(model, batch, range(float_steps), trial.lr)
     quantized = start.quantized(
-        model, trial.bits, batches.epoch(),
+        model, trial.bits, first_epoch(train, data, trial.seed, BATCH_SIZE),
         ghn=ghn, stem_bits=stem_bits, backend=backend, example_input=example,
     )  # fmt: skip
     first = _accuracy(quantized, train, test, test_images)
-    losses = _optimize(quantized, batches, range(float_steps, trial.steps), trial.lr)
+    losses = _optimize(quantized, batch, range(float_steps, trial.steps), trial.lr)
     accuracy = _accuracy(quantized, train, test, test_images)
     last = losses[-max(1, trial.steps // 10) :]
     seconds = time.perf_counter() - began
     loss = sum(last) / len(last)
     return TrialResult(trial, first, accuracy, loss if math.isfinite(loss) else None, seconds)
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """Of training images, by the number of the step."""
-
-    images: Images
-    seed: int
-    augmentation: Augmentation
-
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        return training_batch(self.images, step, BATCH_SIZE, self.seed, augment=self.augmentation)
-
-    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """As a loader gives the first one."""
-        return map(self, range(-(-len(self.images) // BATCH_SIZE)))
 
 
 def create_network(arch: str, num_classes: int) -> nn.Module:
@@ -103,7 +99,7 @@ def create_network(arch: str, num_classes: int) -> nn.Module:
     return create_model(arch, num_classes)
 
 
-def _optimize(model: nn.Module, batches: _Batches, steps: range, lr: float) -> list[float]:
+def _optimize(model: nn.Module, batch: Batch, steps: range, lr: float) -> list[float]:
     """Train for ``steps``; the loss of each."""
     optimizer = torch.optim.SGD(
         model.parameters(), lr, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
@@ -112,7 +108,7 @@ def _optimize(model: nn.Module, batches: _Batches, steps: range, lr: float) -> l
     losses = []
     for step in steps:
         optimizer.param_groups[0]["lr"] = lr * _schedule((step - steps.start) / len(steps))
-        x, y = batches(step)
+        x, y = batch(step)
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x), y)
         loss.backward()

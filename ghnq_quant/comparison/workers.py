@@ -10,7 +10,7 @@ from ghnq_quant.comparison.settings import CompareSettings, Trial
 from ghnq_quant.comparison.training import run_trial
 from ghnq_quant.evaluation.processes import in_processes, one_thread
 from ghnq_quant.ghn import GHN
-from ghnq_quant.training import Images, usual_augmentation
+from ghnq_quant.training import Images
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Bench:
             self.ghn,
             backend=self.settings.backend,
             stem_bits=self.settings.stem_bits,
-            augmentation=usual_augmentation(self.settings.data),
+            data=self.settings.data,
             test_images=self.settings.test_images,
         )
 

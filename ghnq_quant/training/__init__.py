@@ -3,6 +3,7 @@
 from ghnq_quant.training.batches import (
     Augmentation,
     evaluation_batches,
+    first_epoch,
     training_batch,
     usual_augmentation,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "Images",
     "evaluation_batches",
     "finetune",
+    "first_epoch",
     "load_images",
     "training_batch",
     "usual_augmentation",

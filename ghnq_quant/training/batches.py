@@ -80,6 +80,16 @@ def training_batch(
     return shrink(images.normalize(batch), size), images.labels[index]
 
 
+def first_epoch(
+    images: Images, data: str, seed: int, batch_size: int = 64
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches that a training on ``images``, the training part of ``data``, begins with: what
+    :func:`ghnq_quant.init_quantized` fits a classifier to."""
+    augment = usual_augmentation(data)
+    for step in range(-(-len(images) // batch_size)):
+        yield training_batch(images, step, batch_size, seed, augment=augment)
+
+
 def evaluation_batches(
     images: Images, batch_size: int = 64, *, limit: int | None = None, size: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:

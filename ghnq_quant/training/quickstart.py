@@ -1,4 +1,4 @@
-"""Quantization-aware training of a small CNN, from GHN-Q's parameters and from PyTorch's own."""
+"""Quantization-aware training of a small CNN, from GHN-Q's start and from PyTorch's initialization."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ import ghnq_quant
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization import QuantModel
-from ghnq_quant.training.batches import evaluation_batches, training_batch, usual_augmentation
+from ghnq_quant.training.batches import (
+    evaluation_batches,
+    first_epoch,
+    training_batch,
+    usual_augmentation,
+)
 from ghnq_quant.training.images import Images, ImageSet, load_images
 from ghnq_quant.training.quickstart_results import QuickstartResult, QuickstartSettings
 from ghnq_quant.training.saving import read_json, save_json, save_state
@@ -106,14 +111,14 @@ def run_quickstart(
 ) -> QuickstartResult:
     """Train from both starts with every seed, show and save what came out.
 
-    A seed decides the order and the augmentation of the images, the same for both starts, and
-    PyTorch's initialization; GHN-Q's parameters are the same for every seed. Before each
+    A seed decides the order and the augmentation of the images and PyTorch's initialization, the
+    same for both starts; GHN-Q's reads the images that the training begins with. Before each
     measurement both are calibrated on the same training images.
 
     Args:
         settings: data, precision and budget.
         output: a folder for ``results.json``, ``curves.png``, and ``model.safetensors`` with
-            ``model.json``: the first seed's network trained from GHN-Q's parameters.
+            ``model.json``: the first seed's network trained from GHN-Q's start.
         ghn: the hypernetwork; by default the one that the package ships.
         console: where to draw the progress bar and the table; None for no output.
 
@@ -184,8 +189,9 @@ def _quantized(
     example = torch.zeros(1, *images.train.images.shape[1:])
     bits, backend = settings.bits, settings.backend
     if name == "GHN-Q":
+        batches = first_epoch(images.train, settings.data, seed, BATCH_SIZE)
         return ghnq_quant.init_quantized(
-            model, bits, backend=backend, ghn=ghn, example_input=example
+            model, bits, batches, backend=backend, ghn=ghn, example_input=example
         )
     return ghnq_quant.quantize(model, bits, backend=backend, example_input=example)
 
@@ -199,7 +205,7 @@ def _train(
 ) -> list[float]:
     """Top-1 accuracy on the test part in % before training and after each epoch."""
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    steps = _steps_per_epoch(images.train)
+    steps = _steps(images.train)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * steps)
     augment = usual_augmentation(settings.data)
     accuracy = [_calibrated_accuracy(model, images)]
@@ -217,7 +223,8 @@ def _train(
     return accuracy
 
 
-def _steps_per_epoch(train: Images) -> int:
+def _steps(train: Images) -> int:
+    """In an epoch."""
     return -(-len(train) // BATCH_SIZE)
 
 
@@ -267,7 +274,7 @@ class _Bar:
     def __init__(
         self, settings: QuickstartSettings, images: ImageSet, console: Console | None
     ) -> None:
-        steps = len(STARTS) * settings.seeds * settings.epochs * _steps_per_epoch(images.train)
+        steps = len(STARTS) * settings.seeds * settings.epochs * _steps(images.train)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -17,7 +17,7 @@ from ghnq_quant.provenance import versions
 from ghnq_quant.training.saving import save_json
 
 _COLORS = {"GHN-Q": "#1f5fa8", "PyTorch": "#d9731a"}
-_LABELS = {"GHN-Q": "GHN-Q's parameters", "PyTorch": "PyTorch's initialization"}
+_LABELS = {"GHN-Q": "GHN-Q's start", "PyTorch": "PyTorch's initialization"}
 
 
 @dataclass(frozen=True)
