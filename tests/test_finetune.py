@@ -11,7 +11,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,19 +24,27 @@ from ghnq_quant.design_space import ConvNets250K, SampledNetwork
 from ghnq_quant.errors import CheckpointError, DataError, GhnqError, SchemeError
 from ghnq_quant.quantization import emit, load_backend
 from ghnq_quant.training import Images, ImageSet, finetune, load_images
-from ghnq_quant.training.batches import training_batch
+from ghnq_quant.training.batches import balanced_batch, training_batch
 from ghnq_quant.training.functional import FunctionalNetwork
-from ghnq_quant.training.loop import _Run
-from ghnq_quant.training.order import network_indices, precision_index
-from ghnq_quant.training.run_folder import RunFolder
-from ghnq_quant.training.settings import FinetuneSettings, parse_bits, parse_image_sizes, parse_macs
-from ghnq_quant.training.step import MAX_GRADIENT_NORM, Network, backward_meta_batch
-from ghnq_quant.training.validation import hold_out, validate
+from ghnq_quant.training.order import TrainingNetworks, network_indices, precision_index
+from ghnq_quant.training.settings import (
+    ALL_ARCHITECTURES,
+    FinetuneSettings,
+    parse_architectures,
+    parse_bits,
+    parse_image_sizes,
+    parse_macs,
+)
+from ghnq_quant.training.state import TrainingState, read_run_state, starting_point
+from ghnq_quant.training.step import Network, backward_meta_batch
+from ghnq_quant.training.validation import hold_out, validate, validation_networks
 
 SETTINGS = FinetuneSettings(
     steps=6,
     meta_batch_size=2,
     image_batch_size=8,
+    architectures=30,
+    image_sizes=((32, 1.0),),
     log_every=1,
     checkpoint_every=2,
     validate_every=3,
@@ -109,7 +116,7 @@ def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
         found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
         norm = torch.cat([g.flatten() for g in found]).norm()
         losses.append(loss)
-        clipped.append(loss * min(1.0, MAX_GRADIENT_NORM / norm.item()))
+        clipped.append(loss * min(1.0, 10 / norm.item()))
     torch.stack(clipped).mean().backward()
 
     assert result.losses == pytest.approx([loss.item() for loss in losses], rel=1e-5)
@@ -138,7 +145,7 @@ def test_inner_steps_add_the_gradients_along_the_way(digits: ImageSet) -> None:
         F.cross_entropy(network(leaves, x), y).backward()
         norm = torch.cat([p.grad.flatten() for p in leaves.values()]).norm()
         for name, p in leaves.items():
-            sums[name] += p.grad * min(1.0, MAX_GRADIENT_NORM / norm) / 3
+            sums[name] += p.grad * min(1.0, 10 / norm) / 3
             values[name] = (p - inner_lr * p.grad / max(1.0, norm)).detach()
     torch.autograd.backward(list(predicted.values()), list(sums.values()))
     for name, gradient in gradients(ghn).items():
@@ -210,36 +217,94 @@ def test_precisions_are_drawn_evenly() -> None:
     assert all(abs(drawn.count(k) - 1000) < 100 for k in range(3))
 
 
-def test_schedule() -> None:
-    settings = FinetuneSettings(epochs=100, image_sizes=((16, 0.5), (32, 1.0)))
+def test_the_papers_schedule() -> None:
+    settings = FinetuneSettings.paper(epochs=100)
     assert settings.total_steps(50_000) == 156_250
-    assert [settings.lr_at(f) for f in (0, 0.7499, 0.75, 1)] == pytest.approx(
+    assert [settings.lr_at(0, f) for f in (0, 0.7499, 0.75, 1)] == pytest.approx(
         [1e-3, 1e-3, 1e-4, 1e-4]
     )
-    assert [settings.image_size_at(f) for f in (0, 0.4999, 0.5, 1)] == [16, 16, 32, 32]
     assert (settings.betas, settings.weight_decay, settings.clip) == ((0.9, 0.999), 1e-5, 5)
 
 
-def test_cosine_schedule() -> None:
-    settings = FinetuneSettings(steps=10, schedule="cosine", lr=2e-3)
-    assert [settings.lr_at(f) for f in (0, 1 / 3, 0.5, 1)] == pytest.approx([2e-3, 1.5e-3, 1e-3, 0])
+def test_the_recipes_schedule() -> None:
+    settings = FinetuneSettings(steps=10_000)
+    assert settings.lr_at(0, 0) == pytest.approx(2e-6)
+    assert settings.lr_at(499, 0.05) == pytest.approx(1e-3)
+    rates = [settings.lr_at(5000, f) for f in (0.5, 0.8999, 0.95, 1)]
+    assert rates == pytest.approx([2e-3, 2e-3, 1e-3, 0])
+    assert [settings.image_size_at(f) for f in (0, 0.6999, 0.7, 1)] == [16, 16, 32, 32]
+    assert [settings.max_macs_at(f) for f in (0, 0.7, 1)] == [6_000_000, 10_000_000, 10_000_000]
+    assert [settings.known_architectures(s) for s in (0, 4, 10**6)] == [1000, 1001, 3000]
 
 
-def test_networks_are_small_as_long_as_they_should(digits: ImageSet, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=4, max_macs=(1_000_000, 0.5))
-    assert [settings.max_macs_at(f) for f in (0, 0.499, 0.5, 1)] == [10**6, 10**6, None, None]
-    run = _Run(GHN(), digits, settings, RunFolder(tmp_path), "no", False)
-    drawn = [run._items(step, settings.max_macs_at(step / 4)) for step in range(4)]
-    macs = [[item.program.macs for item in items] for items in drawn]
-    assert max(macs[0] + macs[1]) <= 10**6 < max(macs[2] + macs[3])
-    wanted = network_indices(250_000, 2, 2, settings.seed)
-    assert [item.index for item in drawn[2]] == wanted
+def test_a_run_without_an_end_may_be_made_longer() -> None:
+    constant = FinetuneSettings(
+        minutes=5, schedule="constant", image_sizes=((32, 1.0),), max_macs=((None, 1.0),)
+    )
+    assert constant.open_ended() == replace(constant, minutes=None, steps=9).open_ended()
+    decayed = FinetuneSettings(minutes=5)
+    assert decayed.open_ended() != replace(decayed, minutes=6).open_ended()
+
+
+def test_fixed_architectures_are_dealt_out_small_ones_first() -> None:
+    draws = []
+    for rank in range(2):
+        networks = TrainingNetworks(10, 20, seed=0, rank=rank, processes=2)
+        steps = [networks.draw(step, 4, 10, 2_000_000, any_size=True) for step in range(50)]
+        draws.append({item.index for items in steps for item in items})
+        assert all(item.description.any_size for items in steps for item in items)
+    assert not draws[0] & draws[1]
+    split = ConvNets250K("train")
+    first: list[SampledNetwork] = []
+    for item in split:
+        if item.description.any_size and item.program.macs <= 2_000_000:
+            first.append(item)
+        if len(first) == 20:
+            break
+    smallest = sorted(first, key=lambda item: item.program.macs)[:10]
+    assert draws[0] | draws[1] == {item.index for item in smallest}
+
+
+def test_all_architectures_come_once_an_epoch_unless_they_are_too_large() -> None:
+    networks = TrainingNetworks(10, ALL_ARCHITECTURES, seed=0)
+    wanted = network_indices(250_000, 2, 4, 0)
+    drawn = networks.draw(2, 4, 0, None, any_size=False)
+    assert [item.index for item in drawn] == wanted
+    small = networks.draw(2, 4, 0, 1_000_000, any_size=False)
+    assert all(item.program.macs <= 1_000_000 for item in small)
+    kept = [item.index for item in drawn if item.program.macs <= 1_000_000]
+    assert [item.index for item in small if item.index in wanted] == kept
+
+
+def test_a_balanced_batch_is_the_same_for_its_number_and_has_as_many_of_each_class(
+    digits: ImageSet,
+) -> None:
+    images = replace(digits.train)
+    x, y = balanced_batch(images, 3, 43, seed=1)
+    again, _ = balanced_batch(images, 3, 43, seed=1)
+    other, _ = balanced_batch(images, 4, 43, seed=1)
+    assert torch.equal(x, again)
+    assert not torch.equal(x, other)
+    assert sorted(y.bincount().tolist()) == [4] * 7 + [5] * 3
+    plain, labels = balanced_batch(images, 3, 43, seed=1, augment=None)
+    known = images.normalize(images.images)
+    for image, label in zip(plain[:5], labels[:5], strict=True):
+        at = (known - image).abs().sum((1, 2, 3)).argmin()
+        assert torch.equal(known[at], image)
+        assert images.labels[at] == label
+    without = images.select((images.labels != 4).nonzero().flatten())
+    with pytest.raises(DataError, match="'4'"):
+        balanced_batch(without, 0, 20, seed=0)
 
 
 def test_command_line_forms() -> None:
-    assert parse_macs("2.5M@0.25") == (2_500_000, 0.25)
-    with pytest.raises(GhnqError, match=r"5M@0\.5"):
+    assert parse_macs("2.5M@0.25,all") == ((2_500_000, 0.25), (None, 1.0))
+    with pytest.raises(GhnqError, match=r"10M"):
         parse_macs("5@0.5")
+    assert parse_architectures("all") == ALL_ARCHITECTURES
+    for wrong in ("0", "many", "-3"):
+        with pytest.raises(GhnqError, match="architectures"):
+            parse_architectures(wrong)
     assert parse_bits("8,4,2") == ((8, 8), (4, 4), (2, 2))
     assert parse_bits("float, 4/8") == ((32, 32), (4, 8))
     assert parse_image_sizes("16@0.5,32") == ((16, 0.5), (32, 1.0))
@@ -258,6 +323,8 @@ def test_command_line_forms() -> None:
         {"steps": 0},
         {"checkpoint_every": 15, "log_every": 10},
         {"image_sizes": ((32, 0.5),)},
+        {"max_macs": ((None, 0.5),)},
+        {"average": 1.0},
     ],
 )
 def test_settings_that_contradict_themselves(wrong: dict[str, object]) -> None:
@@ -285,13 +352,13 @@ def test_validation_is_the_mean_accuracy_of_networks_in_batches_of_64(digits: Im
     ghn = GHN.from_pretrained()
     train, val = hold_out(digits.train)
     assert len(train) + len(val) == len(digits.train)
+    assert len(hold_out(digits.train, 7)[1]) == 7
     correct = 0
-    order = torch.from_numpy(np.random.default_rng((0, 0, 0)).permutation(len(val)))
     for item in items:
         network = item.build(initialize=False).train()
         with torch.no_grad():
             (parameters,) = ghn([item.graph])
-            for index in order[:128].split(64):
+            for index in torch.arange(128).split(64):
                 logits = functional_call(network, parameters, (val.normalize(val.images[index]),))
                 correct += int((logits.argmax(1) == val.labels[index]).sum())
     assert validate(ghn, items, val, [(32, 32)], limit=128) == correct / 256
@@ -332,14 +399,15 @@ def test_a_killed_run_that_is_resumed_gives_what_an_uninterrupted_one_gives(
 
     a, b = (load_file(f / "state.safetensors") for f in (killed, whole))
     assert a.keys() == b.keys()
+    assert any(k.startswith("average.") for k in a)
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert _columns(killed) == _columns(whole)
     for name in ("best", "last"):
         files = [load_file(f / name / "model.safetensors") for f in (killed, whole)]
         assert all(torch.equal(files[0][k], files[1][k]) for k in files[0])
     ghn = GHN.from_pretrained()
-    with pytest.raises(CheckpointError, match=r"lr=0\.001"):
-        finetune(ghn, digits, replace(settings, lr=2e-3), killed, resume=True, show_progress=False)
+    with pytest.raises(CheckpointError, match=r"lr=0\.002"):
+        finetune(ghn, digits, replace(settings, lr=1e-3), killed, resume=True, show_progress=False)
     with pytest.raises(GhnqError, match="already holds a run"):
         finetune(ghn, digits, settings, killed, show_progress=False)
 
@@ -350,7 +418,9 @@ def _columns(folder: Path) -> list[dict[str, str]]:
 
 
 def test_two_processes_get_the_gradient_of_one_with_twice_the_meta_batch(tmp_path: Path) -> None:
-    one = replace(SETTINGS, steps=1, meta_batch_size=4, clip=1e9, validate_every=10)
+    one = replace(
+        SETTINGS, steps=1, meta_batch_size=4, architectures=ALL_ARCHITECTURES, clip=1e9, average=0.0
+    )
     two = replace(one, meta_batch_size=2)
     script = tmp_path / "run.py"
     script.write_text(run_script(tmp_path / "two", two))
@@ -363,9 +433,90 @@ def test_two_processes_get_the_gradient_of_one_with_twice_the_meta_batch(tmp_pat
     moments = [k for k in a if k.endswith(".exp_avg")]  # a tenth of the gradient after one step
     assert moments
     for key in moments:
-        torch.testing.assert_close(
-            a[key], b[key], rtol=1e-3, atol=1e-5 * float(a[key].norm()) + 1e-12
-        )
+        # message passing sums in float32 in training, in another order for other meta-batches, and
+        # batch norms over 8 images make more of what is rounded
+        assert (a[key] - b[key]).norm() <= 1e-3 * a[key].norm() + 1e-12, key
+
+
+def finetune_command(data: Path, folder: Path, *options: str) -> list[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "ghnq_quant.cli", "finetune"]
+    sizes = ("--meta-batch-size", "1", "--image-batch-size", "10", "--architectures", "20")
+    fast = ("--image-size", "32", "--max-macs", "2M", "--val-networks", "1", "--val-images", "32")
+    settings = (*sizes, *fast, "--schedule", "constant", "--validate-every", "1000")
+    return [*command, "--data", str(data), "-o", str(folder), *settings, *options]
+
+
+def test_processes_that_are_asked_to_stop_save_a_state_to_go_on_from(
+    digits: ImageSet, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    options = ("--from", "scratch", "--processes", "2")
+    process = subprocess.Popen(
+        finetune_command(Path("digits"), folder, "--minutes", "60", *options),
+        stdout=subprocess.DEVNULL,
+    )
+    history = folder / "history.csv"
+    deadline = time.monotonic() + 120
+    while not (history.exists() and len(history.read_text().splitlines()) > 2):
+        assert process.poll() is None, "the run ended before it was stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    state, _ = read_run_state(folder / "state.safetensors")
+    assert state.step > 0
+    assert state.step % 10 == 0
+    assert state.step == int(history.read_text().splitlines()[-1].split(",")[0])
+
+    # another run goes on from it, with its optimizer and its average
+    other = tmp_path / "other"
+    command = finetune_command(Path("digits"), other, "--steps", "3", "--from", str(folder))
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    gone_on, _ = read_run_state(other / "state.safetensors")
+    assert gone_on.step == state.step + 3
+    assert gone_on.moments[0]["step"] == state.step + 3
+    rows = (other / "history.csv").read_text().splitlines()
+    assert rows[1].startswith(f"{state.step},")  # validated before the first step
+    (named,) = (p for n, p in gone_on.average.items() if n == "embed.weight")
+    moved = (named - state.average["embed.weight"]).norm()
+    assert 0 < moved < (gone_on.ghn.embed.weight - state.average["embed.weight"]).norm()
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_saved(
+    digits: ImageSet, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, steps=3, average=0.5, warmup=0)
+    start = GHN.from_pretrained("ghnq-cifar10")
+    finetune(start, digits, settings, tmp_path, show_progress=False)
+    last = GHN.from_pretrained(tmp_path / "last")
+    state, _ = read_run_state(tmp_path / "state.safetensors")
+    for name, p in last.named_parameters():
+        assert torch.equal(p, state.average[name])
+    items = validation_networks(settings.val_networks, 10)
+    _, val = hold_out(digits.train)
+    top1 = validate(last, items, val, settings.bits, settings.val_images)
+    assert float(_columns(tmp_path)[-1]["val_top1"]) == pytest.approx(top1, rel=1e-5)
+
+
+def test_a_state_of_torch_save_is_gone_on_with(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ghn = GHN()
+    optimizer = torch.optim.AdamW(ghn.parameters())
+    sum(p.sum() for p in ghn.parameters()).backward()
+    optimizer.step()
+    average = [p.detach() + 1 for p in ghn.parameters()]
+    content = {"ghn": ghn.state_dict(), "opt": optimizer.state_dict(), "ema": average}
+    torch.save({**content, "step": 7, "spent": 1.5}, tmp_path / "state.pt")
+    state = starting_point(str(tmp_path), num_classes=10)
+    assert isinstance(state, TrainingState)
+    assert (state.step, state.seconds) == (7, 1.5)
+    for (name, p), moved in zip(state.ghn.named_parameters(), average, strict=True):
+        assert torch.equal(state.average[name], moved)
+        assert torch.equal(p + 1, moved)
+    assert len(state.moments) == len(average)
+    (tmp_path / "state.pt").write_bytes(b"half a file")
+    with pytest.raises(CheckpointError, match=r"state\.pt"):
+        starting_point(str(tmp_path), num_classes=10)
 
 
 def test_nothing_to_resume(digits: ImageSet, tmp_path: Path) -> None:
@@ -410,7 +561,8 @@ for _ in range(2):
         torch.conv2d(torch.zeros(4, c, 2, 2), torch.zeros(8, c, 1, 1))
 """
     environment = {**os.environ, "ONEDNN_VERBOSE": "profile_create"}
-    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "OMP_NUM_THREADS"):  # one thread: not oneDNN
+        environment.pop(name, None)
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     convolutions = [line for line in done.stdout.splitlines() if ",convolution," in line]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from torch import Tensor, nn
 
 from ghnq_quant import GHN, PredictionError
 from ghnq_quant.capture import ArchGraph, Node, capture
-from ghnq_quant.ghn import tiling
+from ghnq_quant.design_space import ConvNets250K
+from ghnq_quant.ghn import decoders, message_passing, tiling
+from ghnq_quant.ghn.per_graph import once_per_graph
 
 VECTORS = SHARED / "reference" / "ghn2_vectors.json"
 NETWORKS = sorted(json.loads(VECTORS.read_text())["models"]) if VECTORS.is_file() else [""]
@@ -181,21 +185,128 @@ def test_forward_and_gradients_of_a_batch(size: str) -> None:
     for a, b in zip(actual, expected, strict=True):
         assert_close(a, b, 1e-10)
 
-    def loss(networks: list[dict[str, Tensor]]) -> Tensor:
-        generator = torch.Generator().manual_seed(1)
-        return sum(
-            (p * torch.randn(p.shape, generator=generator, dtype=p.dtype)).sum()
-            for parameters in networks
-            for _, p in sorted(parameters.items())
-        )
-
-    loss(actual).backward()
-    loss(expected).backward()
+    random_loss(actual).backward()
+    random_loss(expected).backward()
     for name, p in ghn.named_parameters():
         assert p.grad is not None, name
         grad = weights[name].grad
         assert grad is not None, name
         torch.testing.assert_close(p.grad, grad, rtol=1e-9, atol=1e-9 * float(grad.abs().max()))
+
+
+def graphs_of_all_kinds() -> list[ArchGraph]:
+    """With depthwise layers, a tiled classifier (of more inputs than are decoded), and odd shapes."""
+    sampled = [ConvNets250K("train")[i].graph for i in (0, 3)]
+    return [make() for make in GRAPHS.values()] + sampled
+
+
+def random_loss(networks: list[dict[str, Tensor]]) -> Tensor:
+    """Of a scale at which it does not drown what differs in one parameter."""
+    generator = torch.Generator().manual_seed(1)
+    return sum(
+        (p * torch.randn(p.shape, generator=generator, dtype=p.dtype)).sum() / p.numel() ** 0.5
+        for parameters in networks
+        for _, p in sorted(parameters.items())
+    )
+
+
+@pytest.mark.parametrize("kernel_cut", ["centre", "corner"])
+@pytest.mark.parametrize(
+    ("dtype", "training", "rtol"),
+    [(torch.float64, False, 1e-10), (torch.float32, False, 1e-4), (torch.float32, True, 1e-4)],
+)
+def test_the_plain_form_equals_the_fast_one(
+    dtype: torch.dtype,
+    training: bool,
+    rtol: float,
+    kernel_cut: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    ghn = GHN(max_shape=(16, 8, 11, 11), hid=8, kernel_cut=kernel_cut).to(dtype).train(training)
+    graphs = graphs_of_all_kinds()
+
+    def predict_and_differentiate() -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        ghn.zero_grad()
+        predicted = ghn(graphs)
+        random_loss(predicted).backward()
+        return predicted, {name: p.grad for name, p in ghn.named_parameters()}
+
+    fast, fast_gradients = predict_and_differentiate()
+    for module in (message_passing, decoders):
+        monkeypatch.setattr(module, "takes_fast_path", lambda x: False)
+    for module in (message_passing, decoders):
+        monkeypatch.delattr(
+            module, {message_passing: "numpy_sweep", decoders: "cpu_decode"}[module]
+        )
+    plain, plain_gradients = predict_and_differentiate()
+    for a, b in zip(plain, fast, strict=True):
+        assert_close(a, b, rtol)
+    assert_close(plain_gradients, fast_gradients, 10 * rtol)
+
+
+def test_compiled_message_passing_and_decoding() -> None:
+    """Traced whole, without a graph break; the sweep with its schedule as tensors."""
+    torch.manual_seed(0)
+    ghn = GHN(max_shape=(16, 8, 3, 3), hid=8)
+    graphs = [capture(m()).arch_graph for m in (four_classes, Recurrent, without_head)]
+    (plan,) = message_passing.schedule(graphs, virtual_edges=10)
+    x = torch.randn(len(plan.order), 8)
+
+    def compiled(x: Tensor, order: Tensor, gather: Tensor, back: Tensor) -> Tensor:
+        plan_ = message_passing.Schedule(order, plan.level_sizes, gather, back)
+        return message_passing.pass_messages(ghn.gnn.sweep, x, plan_)
+
+    run = torch.compile(compiled, backend="eager", fullgraph=True)
+    expected = ghn.gnn(x, graphs, 10)
+    torch.testing.assert_close(run(x, plan.order, plan.gather, plan.gather_back), expected)
+
+    shapes = [(4, 3, 1, 1), (16, 8, 1, 1), (16, 8, 1, 1), (5, 1, 3, 3)]
+    scale = torch.rand(4)
+    decode = torch.compile(ghn.decoder, backend="eager", fullgraph=True)
+    expected_weights = ghn.decoder(x[:4], shapes, scale)
+    for actual, w in zip(decode(x[:4], shapes, scale), expected_weights, strict=True):
+        torch.testing.assert_close(actual, w)
+
+
+def test_a_compiled_hypernetwork() -> None:
+    torch.manual_seed(0)
+    ghn = GHN(max_shape=(8, 8, 3, 3), hid=8)
+    graph = capture(four_classes()).arch_graph
+    (expected,) = ghn([graph])
+    (actual,) = torch.compile(ghn, backend="eager")([graph])
+    assert_close(actual, expected, 1e-5)
+
+
+def test_the_plain_form_keeps_to_its_device() -> None:
+    """Tensors of another device, which hold no values, meet none of the CPU on their way."""
+    ghn = GHN(max_shape=(8, 8, 3, 3), hid=8).to("meta")
+    graph = capture(four_classes()).arch_graph
+    h = ghn.gnn(torch.empty(len(graph), 8, device="meta"), [graph], 10)
+    (w,) = ghn.decoder(h[:2], [(4, 3, 1, 3)] * 2, torch.ones(2, device="meta"))
+    assert h.shape == (len(graph), 8)
+    assert (w.device.type, w.shape) == ("meta", (2, 4, 3, 1, 3))
+
+
+def test_what_is_made_of_a_graph_is_made_once_for_each_setting_and_goes_with_it() -> None:
+    made = []
+
+    @once_per_graph
+    def make(graph: ArchGraph, setting: int) -> int:
+        made.append(weakref.ref(graph))
+        return len(graph) + setting
+
+    graph = capture(four_classes()).arch_graph
+    other = capture(without_head()).arch_graph
+    assert [make(graph, 0), make(graph, 0), make(graph, 1), make(other, 0)] == [
+        *[len(graph)] * 2,
+        len(graph) + 1,
+        len(other),
+    ]
+    assert len(made) == 3
+    del graph
+    gc.collect()
+    assert [reference() for reference in made] == [None, None, other]
 
 
 def test_gradients_by_finite_differences() -> None:
@@ -291,6 +402,39 @@ def test_a_1x1_kernel_is_the_middle_of_a_3x3_one_or_its_corner() -> None:
 def test_an_unknown_cut_of_kernels() -> None:
     with pytest.raises(ValueError, match="kernel_cut is 'centre' or 'corner', not 'middle'"):
         GHN(max_shape=(8, 8, 3, 3), hid=8, kernel_cut="middle")
+
+
+def test_a_new_hypernetwork() -> None:
+    torch.manual_seed(0)
+    ghn = GHN()
+    shapes = ghn.shape_enc
+    for embedding in (ghn.embed, shapes.embed_spatial, shapes.embed_channel):
+        std = embedding.weight.std().item()
+        assert std == pytest.approx(32**-0.5, rel=0.15)
+    row = dict(zip((*shapes.channels, None), shapes.embed_channel.weight, strict=True))
+    for count in (64, 128, 512, 1024, 4096):
+        next_count, double = count + 16 * (1 + count // 4096), 2 * count
+        near = (row[count] - row[next_count]).norm()
+        far = (row[count] - row[double]).norm()
+        assert 0 < near < 0.7 * far, count
+    assert 0 < (row[1] - row[None]).norm() < 0.6 * 32**-0.5  # of a node without a shape
+    decoder = ghn.decoder
+    for layer, fan_in in (
+        (decoder.conv[2], 256),
+        (decoder.class_layer_predictor[1], 64),
+        (ghn.decoder_1d.fc[2], 64),
+    ):
+        assert not layer.bias.any()
+        # PyTorch's is uniform up to fan_in^-1/2
+        assert layer.weight.std().item() == pytest.approx(0.2 * (3 * fan_in) ** -0.5, rel=0.05)
+    assert decoder.conv[0].bias.any()
+
+
+@pytest.mark.parametrize("hid", [4, 6, 12, 20])
+def test_new_hypernetworks_of_other_widths(hid: int) -> None:
+    weight = GHN(max_shape=(8, 8, 3, 3), hid=hid).shape_enc.embed_channel.weight
+    assert weight.shape[1] == hid // 4
+    assert weight.isfinite().all()
 
 
 @pytest.mark.parametrize("num_classes", [10, 1000, 5, 2, 9000])

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from ghnq_quant.ghn.message_passing import weight_and_bias
-
-Shape4d = tuple[int, int, int, int]
-#: How a smaller kernel is cut from the grid of the largest one's places: from its centre, where a
-#: 1×1 kernel is the middle of a 3×3 one, or as GHN-2 does from its top left corner.
-KernelCut = Literal["centre", "corner"]
+from ghnq_quant.ghn.cpu_decoder import cpu_decode
+from ghnq_quant.ghn.grid import Grid, KernelCut, Shape4d
+from ghnq_quant.ghn.layers import takes_fast_path, weight_and_bias
 
 
 class ConvDecoder(nn.Module):
-    """Decodes weights of up to ``max_shape`` = (c_out, c_in, kh, kw).
-
-    Only the rows of its layers that the wanted shapes need are computed.
-    """
+    """Decodes weights of up to ``max_shape`` = (c_out, c_in, kh, kw)."""
 
     def __init__(
         self, hid: int, max_shape: Shape4d, num_classes: int, kernel_cut: KernelCut
     ) -> None:
         super().__init__()
-        self.max_shape = max_shape
         self.kernel_cut = kernel_cut
+        self.grid = Grid(max_shape, kernel_cut)
         c_out, c_in, kh, kw = max_shape
         self.fc = nn.Sequential(nn.Linear(hid, 4 * hid * kh * kw), nn.ReLU())
         self.conv = nn.Sequential(
@@ -50,12 +41,32 @@ class ConvDecoder(nn.Module):
         Returns:
             for each run of equal shapes one tensor (nodes in the run, c_out, c_in, kh, kw).
         """
-        layers = (self.fc[0], self.conv[0], self.conv[2])
-        parameters = [p for layer in layers for p in weight_and_bias(layer)]
-        weights: tuple[Tensor, ...] = _Decode.apply(
-            x, scale, tuple(shapes), Grid(self.max_shape, self.kernel_cut), *parameters
-        )
-        return weights
+        if takes_fast_path(x):
+            layers = (self.fc[0], self.conv[0], self.conv[2])
+            parameters = [weight_and_bias(layer) for layer in layers]
+            return cpu_decode(x, shapes, scale, self.grid, parameters)
+        weights, start = [], 0
+        for shape, same in groupby(shapes):
+            end = start + len(list(same))
+            decoded = self.decode(x[start:end], shape)
+            weights.append(decoded * scale[start:end].view(-1, 1, 1, 1, 1))
+            start = end
+        return tuple(weights)
+
+    def decode(self, x: Tensor, shape: Shape4d) -> Tensor:
+        """(n, C) features to (n, *shape) weights: the plain form, for any device.
+
+        Of the last layer, the largest by far, only the rows that the shape needs are computed.
+        """
+        c_out, c_in, kh, kw = shape
+        max_out, max_in, max_kh, max_kw = self.grid.max_shape
+        rows, columns = self.grid.window((kh, kw))
+        y = self.fc(x).view(len(x), -1, max_kh, max_kw)[:, :, rows, columns]
+        y = self.conv[:2](y)
+        w, b = weight_and_bias(self.conv[2])
+        w = w.view(max_out, max_in, -1)[:c_out, :c_in]
+        b = b.view(max_out, max_in)[:c_out, :c_in]
+        return torch.einsum("oiu,nuhw->noihw", w, y) + b[:, :, None, None]
 
     def classifier(self, w: Tensor) -> Tensor:
         """(max c_out, c_in, 1, 1) decoded weight to (num_classes, c_in) of a classifier."""
@@ -67,134 +78,3 @@ def decoding_order(shape: Shape4d) -> tuple[int, ...]:
     """Sort key under which the weights of one kernel size, and those of one shape, are together."""
     c_out, c_in, kh, kw = shape
     return kh, kw, c_out, c_in
-
-
-class Grid(NamedTuple):
-    """The places that kernels are cut from."""
-
-    max_shape: Shape4d
-    cut: KernelCut
-
-    def window(self, kernel: tuple[int, int]) -> tuple[slice, slice]:
-        """Rows and columns of a kernel (kh, kw).
-
-        Example:
-            >>> Grid((64, 64, 11, 11), "centre").window((1, 3))
-            (slice(5, 6, None), slice(4, 7, None))
-        """
-        starts = (
-            (most // 2 - size // 2 if self.cut == "centre" else 0, size)
-            for most, size in zip(self.max_shape[2:], kernel, strict=True)
-        )
-        rows, columns = (slice(start, start + size) for start, size in starts)
-        return rows, columns
-
-
-class _Run(NamedTuple):
-    """Consecutive nodes of one kernel size and, in ``parts``, of one shape."""
-
-    rows: slice
-    kernel: tuple[int, int]
-    parts: list[tuple[slice, int, int]]
-
-
-def _runs(shapes: tuple[Shape4d, ...]) -> Iterator[_Run]:
-    start = 0
-    for kernel, of_kernel in groupby(shapes, lambda shape: shape[2:]):
-        parts, end = [], start
-        for (c_out, c_in, _, _), same in groupby(of_kernel):
-            count = len(list(same))
-            parts.append((slice(end - start, end - start + count), c_out, c_in))
-            end += count
-        yield _Run(slice(start, end), (kernel[0], kernel[1]), parts)
-        start = end
-
-
-class _Window:
-    """The decoder's layers as the weights of one kernel size need them; parameters or gradients.
-
-    A node has a row for each of the k = kh · kw places of its kernel.
-    """
-
-    def __init__(self, parameters: Sequence[Tensor], grid: Grid, kernel: tuple[int, int]):
-        w1, b1, self.w2, self.b2, w3, b3 = parameters
-        max_out, max_in, max_kh, max_kw = grid.max_shape
-        rows, columns = grid.window(kernel)
-        #: (units, kh, kw, C) and (units, kh, kw), views
-        self.w1 = w1.view(-1, max_kh, max_kw, w1.shape[1])[:, rows, columns]
-        self.b1 = b1.view(-1, max_kh, max_kw)[:, rows, columns]
-        self.w2 = self.w2.flatten(1)
-        #: (max c_out, max c_in, units) and (max c_out, max c_in)
-        self.w3, self.b3 = w3.view(max_out, max_in, -1), b3.view(max_out, max_in)
-
-    def first(self) -> tuple[Tensor, Tensor]:
-        """(k · units, C) weight and (k · units,) bias."""
-        return self.w1.permute(1, 2, 0, 3).flatten(0, 2), self.b1.permute(1, 2, 0).flatten()
-
-
-class _Decode(torch.autograd.Function):
-    """All nodes' weights, with one gradient buffer for each of the decoder's large parameters.
-
-    Autograd would make one of the whole size for every shape that reads a part of them.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        scale: Tensor,
-        shapes: tuple[Shape4d, ...],
-        grid: Grid,
-        *parameters: Tensor,
-    ) -> tuple[Tensor, ...]:
-        weights, saved = [], []
-        for rows, kernel, parts in _runs(shapes):
-            layers = _Window(parameters, grid, kernel)
-            k = kernel[0] * kernel[1]
-            y1 = F.linear(x[rows], *layers.first()).relu_().view((rows.stop - rows.start) * k, -1)
-            y2 = F.linear(y1, layers.w2, layers.b2).relu_()
-            saved += [y1, y2]
-            for nodes, c_out, c_in in parts:
-                y = y2[nodes.start * k : nodes.stop * k]
-                w3, b3 = layers.w3[:c_out, :c_in], layers.b3[:c_out, :c_in]
-                w = torch.baddbmm(b3.unsqueeze(1), y.expand(c_out, -1, -1), w3.transpose(1, 2))
-                w = w.view(c_out, -1, *kernel, c_in).permute(1, 0, 4, 2, 3)
-                weights.append(w.mul(_per_node(scale[rows][nodes])).contiguous())
-        ctx.save_for_backward(x, scale, *parameters, *saved)
-        ctx.shapes, ctx.grid = shapes, grid
-        return tuple(weights)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, *rest = ctx.saved_tensors
-        parameters, saved = rest[:6], iter(rest[6:])
-        of_weights = iter(grads)
-        d_x = torch.empty_like(x)
-        d_parameters = [torch.zeros_like(p) for p in parameters]
-        for rows, kernel, parts in _runs(ctx.shapes):
-            layers = _Window(parameters, ctx.grid, kernel)
-            d = _Window(d_parameters, ctx.grid, kernel)
-            k = kernel[0] * kernel[1]
-            y1, y2 = next(saved), next(saved)
-            d_y2 = torch.empty_like(y2)
-            for nodes, c_out, c_in in parts:
-                at = slice(nodes.start * k, nodes.stop * k)
-                d_w = next(of_weights) * _per_node(scale[rows][nodes])
-                d_w = d_w.permute(1, 2, 0, 3, 4).reshape(c_out * c_in, -1)
-                d.w3[:c_out, :c_in] += (d_w @ y2[at]).view(c_out, c_in, -1)
-                d.b3[:c_out, :c_in] += d_w.sum(1).view(c_out, c_in)
-                torch.mm(d_w.t(), layers.w3[:c_out, :c_in].flatten(0, 1), out=d_y2[at])
-            d_y2.mul_(y2 > 0)
-            d.w2.addmm_(d_y2.t(), y1)
-            d.b2.add_(d_y2.sum(0))
-            d_y1 = torch.mm(d_y2, layers.w2).mul_(y1 > 0).view(rows.stop - rows.start, -1)
-            units = d.w1.shape[0]
-            d.w1 += (d_y1.t() @ x[rows]).view(*kernel, units, -1).permute(2, 0, 1, 3)
-            d.b1 += d_y1.sum(0).view(*kernel, units).permute(2, 0, 1)
-            torch.mm(d_y1, layers.first()[0], out=d_x[rows])
-        return d_x, None, None, None, *d_parameters
-
-
-def _per_node(scale: Tensor) -> Tensor:
-    return scale.view(-1, 1, 1, 1, 1)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from ghnq_quant.capture import Node
+from ghnq_quant.capture import ArchGraph, Node
+from ghnq_quant.ghn.per_graph import once_per_graph
 
 Index = tuple[int, int, int, int]
 
@@ -31,22 +31,34 @@ class ShapeEncoder(nn.Module):
 
     def indices(self, node: Node) -> Index:
         """Rows of the two tables for a node's shape; the extra last rows where it has none."""
-        shape = node.shape
-        if shape is None:
-            return (len(self.channels),) * 2 + (len(self.spatial),) * 2
-        c_out, c_in, kh, kw = (*shape, *(1,) * (4 - len(shape)))
-        return (
-            _channel_row(c_out, self.channels),
-            _channel_row(c_in, self.channels),
-            _spatial_row(kh, self.spatial),
-            _spatial_row(kw, self.spatial),
-        )
+        return _indices(node, self.channels, self.spatial)
+
+    def rows(self, graph: ArchGraph) -> Tensor:
+        """(N, 4) such rows of a graph's nodes."""
+        return _rows(graph, self.channels, self.spatial)
 
     def forward(self, indices: Tensor) -> Tensor:
         """(N, 4) rows to (N, C) features."""
         channel = self.embed_channel(indices[:, :2]).flatten(1)
         spatial = self.embed_spatial(indices[:, 2:]).flatten(1)
         return torch.cat((channel, spatial), dim=1)
+
+
+@once_per_graph
+def _rows(graph: ArchGraph, channels: tuple[int, ...], spatial: tuple[int, ...]) -> Tensor:
+    return torch.tensor([_indices(node, channels, spatial) for node in graph.nodes])
+
+
+def _indices(node: Node, channels: tuple[int, ...], spatial: tuple[int, ...]) -> Index:
+    if node.shape is None:
+        return (len(channels),) * 2 + (len(spatial),) * 2
+    c_out, c_in, kh, kw = (*node.shape, *(1,) * (4 - len(node.shape)))
+    return (
+        _channel_row(c_out, channels),
+        _channel_row(c_in, channels),
+        _spatial_row(kh, spatial),
+        _spatial_row(kw, spatial),
+    )
 
 
 def _channel_values(num_classes: int) -> tuple[int, ...]:
@@ -58,13 +70,11 @@ def _spatial_values(size: int) -> tuple[int, ...]:
     return tuple(sorted({*range(1, max(12, size), 2), 14, 16}))
 
 
-@cache
 def _channel_row(count: int, values: tuple[int, ...]) -> int:
     # 4 to 7 share a row even where num_classes is one of them, as in the public code
     return _nearest(8 if 4 <= count <= 7 else count, values)
 
 
-@cache
 def _spatial_row(size: int, values: tuple[int, ...]) -> int:
     return _nearest(3 if size == 2 else size, values)
 

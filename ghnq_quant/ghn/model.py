@@ -13,7 +13,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 
-from ghnq_quant.capture import PRIMITIVES, ArchGraph, Node
+from ghnq_quant.capture import PRIMITIVES, ArchGraph
 from ghnq_quant.errors import CheckpointError, PredictionError
 from ghnq_quant.ghn import tiling
 from ghnq_quant.ghn.checkpoints import (
@@ -23,9 +23,18 @@ from ghnq_quant.ghn.checkpoints import (
     check_folder,
     read_ppuda,
 )
-from ghnq_quant.ghn.decoders import ConvDecoder, KernelCut, Shape4d, decoding_order
+from ghnq_quant.ghn.decoders import ConvDecoder, decoding_order
 from ghnq_quant.ghn.features import ShapeEncoder
-from ghnq_quant.ghn.message_passing import MLP, GatedGNN
+from ghnq_quant.ghn.grid import KernelCut, Shape4d
+from ghnq_quant.ghn.initialization import (
+    initialize_channels,
+    initialize_embedding,
+    initialize_last_layers,
+)
+from ghnq_quant.ghn.layers import MLP
+from ghnq_quant.ghn.message_passing import GatedGNN
+from ghnq_quant.ghn.per_graph import once_per_graph
+from ghnq_quant.ghn.to_decode import ToDecode, nodes_to_decode
 
 _PRIMITIVE_ROW = {name: row for row, name in enumerate(PRIMITIVES)}
 #: Bit widths that the precision embedding has a row for; 32 is float.
@@ -100,6 +109,16 @@ class GHN(
             # rows of weight bits, then of activation bits; zero changes nothing until trained
             self.precision = nn.Embedding(2 * len(_PRECISIONS), hid)
             nn.init.zeros_(self.precision.weight)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        hid, shapes = self.embed.embedding_dim, self.shape_enc
+        initialize_embedding(self.embed, hid)
+        initialize_embedding(shapes.embed_spatial, hid)
+        initialize_channels(shapes.embed_channel, shapes.channels, hid)
+        decoder = self.decoder
+        last = decoder.conv[2], decoder.class_layer_predictor[1], self.decoder_1d.fc[2]
+        initialize_last_layers(last)
 
     def forward(
         self, graphs: Sequence[ArchGraph], bits: Sequence[tuple[int, int]] | None = None
@@ -129,10 +148,9 @@ class GHN(
 
     def _encode(self, graphs: list[ArchGraph], bits: Sequence[tuple[int, int]] | None) -> Tensor:
         device = self.embed.weight.device
-        nodes = [node for graph in graphs for node in graph.nodes]
-        rows = [(_PRIMITIVE_ROW[n.primitive], *self.shape_enc.indices(n)) for n in nodes]
-        index = torch.tensor(rows, device=device)
-        x = self.embed(index[:, 0]) + self.shape_enc(index[:, 1:])
+        rows = torch.cat([self.shape_enc.rows(graph) for graph in graphs]).to(device)
+        primitives = torch.cat([_primitive_rows(graph) for graph in graphs]).to(device)
+        x = self.embed(primitives) + self.shape_enc(rows)
         if self.precision is not None:
             x = x + self._embed_precision(graphs, bits or [(32, 32)] * len(graphs))
         return self.ln(self.gnn(x, graphs, self.virtual_edges))
@@ -148,6 +166,25 @@ class GHN(
         embedded = self.precision(torch.tensor(rows, device=device)).sum(dim=1)
         return embedded.repeat_interleave(sizes, dim=0)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, as plain lists, numbers and texts.
+
+        Example:
+            >>> GHN(hid=16).settings["hid"]
+            16
+        """
+        return {
+            "max_shape": list(self.max_shape),
+            "num_classes": self.num_classes,
+            "hid": self.embed.embedding_dim,
+            "virtual_edges": self.virtual_edges,
+            "precision_embedding": self.precision is not None,
+            "new_batch_norms": self.new_batch_norms,
+            "kernel_cut": self.decoder.kernel_cut,
+            "provenance": self.provenance,
+        }
+
     def derived(self, **changes: Any) -> GHN:
         """A hypernetwork with the same parameters and other settings.
 
@@ -159,17 +196,7 @@ class GHN(
             >>> GHN().derived(virtual_edges=50).virtual_edges
             50
         """
-        settings = {
-            "max_shape": list(self.max_shape),
-            "num_classes": self.num_classes,
-            "hid": self.embed.embedding_dim,
-            "virtual_edges": self.virtual_edges,
-            "precision_embedding": self.precision is not None,
-            "new_batch_norms": self.new_batch_norms,
-            "kernel_cut": self.decoder.kernel_cut,
-            "provenance": self.provenance,
-        }
-        ghn = GHN(**{**settings, **changes})
+        ghn = GHN(**{**self.settings, **changes})
         state = self.state_dict()
         if ghn.precision is not None and self.precision is None:
             state["precision.weight"] = ghn.precision.weight.detach()
@@ -246,15 +273,21 @@ class GHN(
         return cls._load_as_safetensor(cls(**sizes), file, kwargs.get("map_location", "cpu"), True)
 
 
-class _Entry(NamedTuple):
-    """A node to decode."""
+@once_per_graph
+def _primitive_rows(graph: ArchGraph) -> Tensor:
+    return torch.tensor([_PRIMITIVE_ROW[node.primitive] for node in graph.nodes])
 
-    row: int  # among the nodes of all graphs
+
+class _Entry(NamedTuple):
+    """A node to decode, among those of a batch."""
+
     graph: int
-    node: Node
-    shape: tuple[int, ...]  # of its parameter
-    decoded: Shape4d  # of what is decoded and then tiled; of a vector, without meaning
-    classifies: bool
+    row: int
+    of: ToDecode
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return self.of.node.parameters
 
 
 class _Decoding:
@@ -266,45 +299,24 @@ class _Decoding:
         self.parameters: list[dict[str, Tensor]] = [{} for _ in graphs]
         entries = list(self._entries(graphs))
         if ghn.new_batch_norms:
-            self._set_new([entry for entry in entries if entry.node.primitive == "bn"])
-            entries = [entry for entry in entries if entry.node.primitive != "bn"]
-        weights = [entry for entry in entries if len(entry.shape) > 1]
-        vectors = [entry for entry in entries if len(entry.shape) == 1]
-        self._decode_weights(sorted(weights, key=lambda e: decoding_order(e.decoded)))
-        self._decode_vectors(sorted(vectors, key=lambda e: (e.classifies, e.shape)))
+            self._set_new([entry for entry in entries if entry.of.node.primitive == "bn"])
+            entries = [entry for entry in entries if entry.of.node.primitive != "bn"]
+        weights = [entry for entry in entries if len(entry.of.shape) > 1]
+        vectors = [entry for entry in entries if len(entry.of.shape) == 1]
+        self._decode_weights(sorted(weights, key=lambda e: decoding_order(e.of.decoded)))
+        self._decode_vectors(sorted(vectors, key=lambda e: (e.of.classifies, e.of.shape)))
 
     def _entries(self, graphs: list[ArchGraph]) -> Iterator[_Entry]:
-        row = 0
+        start = 0
         for g, graph in enumerate(graphs):
-            assigned: set[str] = set()
-            classifier = (graph.classifier_weight, graph.classifier_bias)
-            for v, node in enumerate(graph.nodes, row):
-                # of a layer that is called more than once, the first call counts
-                if not node.parameters or node.parameters[0] in assigned:
-                    continue
-                assigned.update(node.parameters)
-                assert node.shape is not None
-                classifies = v - row in classifier
-                if not classifies or node.shape[0] == self.ghn.num_classes:
-                    decoded = self._decoded_shape(node, classifies)
-                    yield _Entry(v, g, node, node.shape, decoded, classifies)
-            row += len(graph)
-
-    def _decoded_shape(self, node: Node, classifies: bool) -> Shape4d:
-        assert node.shape is not None
-        c_out, c_in, kh, kw = (*node.shape, *(1,) * (4 - len(node.shape)))
-        max_out, max_in, max_kh, max_kw = self.ghn.max_shape
-        if kh > max_kh or kw > max_kw:
-            raise PredictionError(
-                f"{node.parameters[0]!r} has a {kh}×{kw} kernel; the largest that this "
-                f"hypernetwork predicts is {max_kh}×{max_kw}"
-            )
-        return max_out if classifies else min(c_out, max_out), min(c_in, max_in), kh, kw
+            for node in nodes_to_decode(graph, self.ghn.max_shape, self.ghn.num_classes):
+                yield _Entry(g, start + node.position, node)
+            start += len(graph)
 
     def _set_new(self, batch_norms: list[_Entry]) -> None:
         for entry in batch_norms:
-            values = self.x.new_ones(entry.shape), self.x.new_zeros(entry.shape)
-            self.parameters[entry.graph].update(zip(entry.node.parameters, values, strict=False))
+            values = self.x.new_ones(entry.of.shape), self.x.new_zeros(entry.of.shape)
+            self.parameters[entry.graph].update(zip(entry.parameters, values, strict=False))
 
     def _rows(self, entries: list[_Entry]) -> Tensor:
         return self.x[torch.tensor([entry.row for entry in entries], device=self.x.device)]
@@ -312,53 +324,55 @@ class _Decoding:
     def _decode_weights(self, entries: list[_Entry]) -> None:
         if not entries:
             return
-        scale = [1.0 if e.classifies else tiling.fan_in_scale(e.shape) for e in entries]
-        groups = self.ghn.decoder(
-            self._rows(entries), [e.decoded for e in entries], self.x.new_tensor(scale)
-        )
+        scale = self.x.new_tensor([1.0 if e.of.classifies else e.of.scale for e in entries])
+        groups = self.ghn.decoder(self._rows(entries), [e.of.decoded for e in entries], scale)
         decoded = [w for group in groups for w in group.unbind(0)]
-        classifiers = [i for i, entry in enumerate(entries) if entry.classifies]
+        classifiers = [i for i, entry in enumerate(entries) if entry.of.classifies]
         for i in classifiers:
-            scale_of_i = tiling.fan_in_scale(entries[i].shape)
-            decoded[i] = self.ghn.decoder.classifier(decoded[i]) * scale_of_i
+            decoded[i] = self.ghn.decoder.classifier(decoded[i]) * entries[i].of.scale
         of_classifiers = [decoded[i][None] for i in classifiers]
         _check_finite((*groups, *of_classifiers), [*entries, *(entries[i] for i in classifiers)])
         for entry, w in zip(entries, decoded, strict=True):
-            if w.dim() > len(entry.shape):
-                w = w.flatten(len(entry.shape) - 1)
-            self.parameters[entry.graph][entry.node.parameters[0]] = tiling.tile(w, entry.shape)
+            shape = entry.of.shape
+            if w.dim() > len(shape):
+                w = w.flatten(len(shape) - 1)
+            self.parameters[entry.graph][entry.parameters[0]] = tiling.tile(w, shape)
 
     def _decode_vectors(self, entries: list[_Entry]) -> None:
         if not entries:
             return
         p = self.ghn.decoder_1d(self._rows(entries)).view(len(entries), 2, -1)
-        count = sum(not entry.classifies for entry in entries)
+        count = sum(not entry.of.classifies for entry in entries)
         # rows of a norm layer's weight and of a bias
         values = torch.stack((tiling.norm_weight(p[:count, 0]), tiling.bias(p[:count, 1])), 1)
         class_bias = tiling.bias(self.ghn.bias_class(p[count:, 1]))
         _check_finite((values, class_bias), entries)
         start = 0
-        for (size,), group in groupby(entries[:count], lambda e: e.shape):
+        for (size,), group in groupby(entries[:count], lambda e: e.of.shape):
             same = list(group)
             pairs = tiling.tile_vectors(values[start : start + len(same)], size)
             self._set_vectors(same, pairs.flatten(0, 1).unbind(0))
             start += len(same)
         for entry, b in zip(entries[count:], class_bias.unbind(0), strict=True):
-            self.parameters[entry.graph][entry.node.parameters[0]] = b
+            self.parameters[entry.graph][entry.parameters[0]] = b
 
     def _set_vectors(self, entries: list[_Entry], rows: tuple[Tensor, ...]) -> None:
         for i, entry in enumerate(entries):
-            first = 1 if entry.node.primitive == "bias" else 0
-            names = entry.node.parameters
-            self.parameters[entry.graph].update(zip(names, rows[2 * i + first :], strict=False))
+            first = 1 if entry.of.node.primitive == "bias" else 0
+            named = zip(entry.parameters, rows[2 * i + first :], strict=False)
+            self.parameters[entry.graph].update(named)
 
 
 def _check_finite(groups: Sequence[Tensor], entries: list[_Entry]) -> None:
     """Raises for a value that is not finite among ``groups``, which hold one item an entry."""
-    if torch.stack([group.isfinite().all() for group in groups]).all():
+    with torch.no_grad():
+        if torch.stack([group.sum() for group in groups]).isfinite().all():
+            return  # one pass over each group, in place of several
+        finite = torch.cat([group.isfinite().flatten(1).all(dim=1) for group in groups])
+    if finite.all():  # they are large enough for their sum to overflow
         return
-    finite = torch.cat([group.isfinite().flatten(1).all(dim=1) for group in groups])
-    name = min(entries[i] for i in (~finite).nonzero().flatten().tolist()).node.parameters[0]
+    damaged = [entries[i] for i in (~finite).nonzero().flatten().tolist()]
+    name = min(damaged, key=lambda entry: entry.row).parameters[0]
     raise PredictionError(
         f"the hypernetwork predicts values that are not finite for {name!r}: its checkpoint is "
         "damaged or its training diverged; load another one"

@@ -2,6 +2,7 @@
 
 from ghnq_quant.training.batches import (
     Augmentation,
+    balanced_batch,
     evaluation_batches,
     first_epoch,
     training_batch,
@@ -16,6 +17,7 @@ __all__ = [
     "FinetuneSettings",
     "ImageSet",
     "Images",
+    "balanced_batch",
     "evaluation_batches",
     "finetune",
     "first_epoch",

@@ -90,6 +90,51 @@ def first_epoch(
         yield training_batch(images, step, batch_size, seed, augment=augment)
 
 
+def balanced_batch(
+    images: Images,
+    number: int,
+    batch_size: int,
+    seed: int,
+    *,
+    augment: Augmentation | None = Augmentation(pad=0),
+    size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A batch with as many images of each class as of any other, drawn with replacement.
+
+    Where the classes do not divide the batch, those that get one image more are drawn too. The
+    gradient of a batch on which a network guesses one class for all then says nothing of which one.
+
+    Args:
+        images: the training part.
+        number: of the batch, from 0; the same for the same number, whatever came before.
+        batch_size: images in the batch, B.
+        seed, augment, size: as of :func:`training_batch`.
+
+    Returns:
+        float32 B × 3 × H × W, normalized, and int64 labels B, on the images' device.
+
+    Raises:
+        DataError: a class has no images, or ``size`` is larger than the images.
+
+    Example:
+        >>> from ghnq_quant.training import load_images
+        >>> _, labels = balanced_batch(load_images("digits").train, number=7, batch_size=30, seed=0)
+        >>> labels.bincount().tolist()
+        [3, 3, 3, 3, 3, 3, 3, 3, 3, 3]
+    """
+    rng = np.random.default_rng((seed, 6, number))
+    members = images.members
+    count, more = divmod(batch_size, len(members))
+    counts = np.full(len(members), count)
+    counts[rng.permutation(len(members))[:more]] += 1
+    chosen = [of[rng.integers(len(of), size=n)] for of, n in zip(members, counts, strict=True)]
+    index = torch.from_numpy(np.concatenate(chosen)).to(images.labels.device)
+    batch = images.images[index]
+    if augment is not None:
+        batch = _augmented(batch, augment, rng)
+    return shrink(images.normalize(batch), size), images.labels[index]
+
+
 def evaluation_batches(
     images: Images, batch_size: int = 64, *, limit: int | None = None, size: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -128,8 +173,11 @@ def _step_indices(count: int, step: int, batch_size: int, seed: int) -> Tensor:
 
 
 def _augmented(batch: Tensor, augment: Augmentation, rng: np.random.Generator) -> Tensor:
-    """Pad, crop and flip B × 3 × H × W by one gather."""
+    """Pad, crop and flip B × 3 × H × W by one gather; a flip alone needs none."""
     count, _, height, width = batch.shape
+    if augment.pad == 0:
+        mirrored = torch.from_numpy(rng.random((count, 1, 1, 1)) < (0.5 if augment.flip else 0.0))
+        return torch.where(mirrored.to(batch.device), batch.flip(3), batch)
     top, left = torch.from_numpy(rng.integers(0, 2 * augment.pad + 1, (2, count, 1)))
     rows = top + torch.arange(height)
     columns = left + torch.arange(width)

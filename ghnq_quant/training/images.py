@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,20 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def members(self) -> tuple[np.ndarray, ...]:
+        """Positions of each class's images, in rising order.
+
+        Raises:
+            DataError: a class has none.
+        """
+        labels = self.labels.cpu().numpy()
+        members = tuple(np.flatnonzero(labels == label) for label in range(len(self.classes)))
+        for name, positions in zip(self.classes, members, strict=True):
+            if not len(positions):
+                raise DataError(f"there is no image of class {name!r}")
+        return members
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 images, B × 3 × H × W, into float32: the training part gets mean 0, std 1."""

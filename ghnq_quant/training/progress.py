@@ -71,7 +71,12 @@ class Progress:
             state += f"  loss {sum(losses) / len(losses):.3f}  top-1 {sum(top1) / len(top1):.1%}"
         if counters.skipped_steps or counters.failed_networks:
             state += f"  skipped {counters.skipped_steps}, failed {counters.failed_networks}"
-        done = counters.step if self.steps is not None else counters.seconds
+        in_steps = self.steps is not None
+        done = (
+            counters.step - counters.first_step
+            if in_steps
+            else counters.seconds - counters.first_second
+        )
         self.bar.update(self.task, completed=done, step=counters.step, state=state)
 
     def log(self, row: dict[str, float | int | None]) -> None:

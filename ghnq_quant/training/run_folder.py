@@ -1,4 +1,4 @@
-"""What a finetuning run keeps on disk: its whole state, its history and its best checkpoint.
+"""What a training run keeps on disk: its whole state, its history and its best checkpoint.
 
 The state is one safetensors file, replaced as a whole, so a killed run leaves the last one or the one
 before; everything random in a run is a function of its seed and step, so the state holds no generator.
@@ -13,14 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ghnq_quant.errors import CheckpointError
 from ghnq_quant.files import replacing
 from ghnq_quant.ghn import GHN
+from ghnq_quant.training.state import STATE_FILE, TrainingState, read_run_state
 
 HISTORY_COLUMNS = ("step", "seconds", "loss", "top1", "lr", "grad_norm", "failed", "val_top1")
 
@@ -32,6 +30,7 @@ class Counters:
     Attributes:
         step: steps done.
         seconds: time spent, over all sessions.
+        first_step, first_second: where the run began, if it goes on from another one.
         failed_networks, skipped_steps: what was left out for want of memory or for values not finite.
         skipped_in_a_row: of the steps just before.
         best_top1, best_step: of the best validation so far.
@@ -39,6 +38,8 @@ class Counters:
 
     step: int = 0
     seconds: float = 0.0
+    first_step: int = 0
+    first_second: float = 0.0
     failed_networks: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
@@ -54,37 +55,33 @@ class RunFolder:
 
     @property
     def state_file(self) -> Path:
-        return self.path / "state.safetensors"
+        return self.path / STATE_FILE
 
     @property
     def history_file(self) -> Path:
         return self.path / "history.csv"
 
     def save_state(
-        self,
-        ghn: GHN,
-        optimizer: torch.optim.Optimizer,
-        counters: Counters,
-        settings: dict[str, Any],
+        self, state: TrainingState, counters: Counters, settings: dict[str, Any]
     ) -> None:
         """Replace the state file."""
-        tensors = {f"ghn.{k}": v.detach().cpu().contiguous() for k, v in ghn.state_dict().items()}
-        for index, moments in optimizer.state_dict()["state"].items():
-            for name, value in moments.items():
-                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).cpu().contiguous()
-        metadata = {"counters": json.dumps(asdict(counters)), "settings": json.dumps(settings)}
+        metadata = {
+            "counters": json.dumps(asdict(counters)),
+            "settings": json.dumps(settings),
+            "ghn": json.dumps(state.ghn.settings),
+        }
         with replacing(self.state_file) as temporary:
-            save_file(tensors, temporary, metadata)
+            save_file(state.tensors(), temporary, metadata)
 
-    def load_state(
-        self, ghn: GHN, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
-    ) -> Counters:
-        """Put the saved state into ``ghn`` and ``optimizer``.
+    def load_state(self, settings: dict[str, Any]) -> tuple[TrainingState, Counters]:
+        """The saved state, with the history cut back to it.
 
         Raises:
             CheckpointError: there is none, it is damaged, or it is of a run with other settings.
         """
-        tensors, metadata = self._read_state()
+        if not self.state_file.is_file():
+            raise CheckpointError(f"{self.path} holds no run to resume: no {self.state_file.name}")
+        state, metadata = read_run_state(self.state_file)
         saved = json.loads(metadata["settings"])
         different = [k for k in settings if saved.get(k) != settings[k]]
         if different:
@@ -93,27 +90,9 @@ class RunFolder:
                 + ", ".join(f"{k}={saved.get(k)!r} (now {settings[k]!r})" for k in different)
                 + ". Resume it with the same, or start a new run in another folder"
             )
-        ghn.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ghn.")})
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            kind, _, rest = key.partition(".")
-            if kind == "optimizer":
-                index, _, name = rest.partition(".")
-                state.setdefault(int(index), {})[name] = value
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
         counters = Counters(**json.loads(metadata["counters"]))
         self._truncate_history(counters.step)
-        return counters
-
-    def _read_state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        if not self.state_file.is_file():
-            raise CheckpointError(f"{self.path} holds no run to resume: no {self.state_file.name}")
-        try:
-            with safe_open(self.state_file, framework="pt") as file:
-                return {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
-        except SafetensorError as error:
-            raise CheckpointError(f"{self.state_file} is damaged: {error}") from error
+        return state, counters
 
     def append_history(self, row: dict[str, float | int | None]) -> None:
         """Add one line to ``history.csv``."""

@@ -1,39 +1,63 @@
-"""What a finetuning run is, as data: everything that decides its result."""
+"""What a training run is, as data: everything that decides its result."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.quantization.scheme import FLOAT, as_pair, parse_precision
 
+#: (value, until which fraction of the run), in rising order up to the whole run.
+Phases = tuple[tuple[Any, float], ...]
+#: Of the split ``train``; as many are drawn anew, each once an epoch.
+ALL_ARCHITECTURES = 250_000
+_LENGTHS = ("steps", "epochs", "minutes")
+
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """Settings of a finetuning run; the defaults are the paper's (section 2).
+    """Settings of a training run; the defaults are the recipe of docs/training.md.
 
     Attributes:
         steps, epochs, minutes: length of the run, exactly one of them; an epoch is one pass over the
             training images.
         bits: precisions as (weight, activation) pairs, one of which is drawn for each meta-batch.
         meta_batch_size: networks a step and process.
-        image_batch_size: images a step.
-        lr, weight_decay, betas: of Adam.
-        schedule: ``"step"``, or ``"cosine"`` from ``lr`` down to zero.
-        lr_decay: factor on ``lr`` from ``lr_decay_at`` (a fraction of the run) on, of the step schedule.
+        image_batch_size: images that each of them sees in a step.
+        balanced: the images of a batch are drawn with as many of each class, with replacement, in
+            place of passes over all images.
+        crop: black pixels added on each side of a training image before a crop of the old size is
+            taken at random.
+        architectures: how many networks of the split ``train`` there are to draw from, the first
+            that are not too large: their graphs and kernels stay in caches. All 250,000 come once an
+            epoch instead, and nothing of them is kept.
+        first_architectures, steps_per_architecture: smaller networks first: a run begins with that
+            many of the smallest, and every so many steps the next larger one joins them.
+        max_macs: (multiply-accumulates for a 3×32×32 image, until which fraction of the run): larger
+            networks are left out; None for no limit.
+        image_sizes: (side, until which fraction of the run) of the images. Where they are smaller
+            than the data set's, fixed networks with a flattened head are left out.
+        optimizer: ``"adamw"``, or ``"adam"`` whose weight decay is a part of the gradient.
+        lr, betas, weight_decay: of the optimizer.
+        warmup: steps over which the learning rate rises from zero.
+        schedule: ``"constant"``, ``"linear"`` down to zero from ``decay_at`` (a fraction of the run)
+            on, or a ``"step"`` to a tenth there.
+        average: decay of the exponential average of the weights, which is what is validated and
+            saved as a checkpoint; 0 for the weights themselves.
         clip: largest norm of the gradient.
-        image_sizes: (side, until which fraction of the run) of the images, in rising order.
-        max_macs: (multiply-accumulates, until which fraction of the run): until then only networks of
-            at most that many for a 3×32×32 image, which makes early steps cheap; None for all.
+        network_clip: largest norm of each network's gradient of its parameters, so that none of a
+            meta-batch outweighs the others: the median is about 3, but a channel of hardly any
+            variance makes it huge.
         inner_steps: steps of SGD that each network takes from its predicted parameters; the
             hypernetwork gets the mean gradient of the losses before each of them and after the last,
             to first order (as first-order MAML, Finn et al. 2017, rewards the last alone), so that
             what is rewarded are parameters to train from.
         inner_lr: their learning rate.
-        precision_embedding: tell the hypernetwork the precision (design section 5).
+        precision_embedding: tell the hypernetwork the precision.
         new_batch_norms: train it for networks whose batch norms are new, as ``init_quantized`` makes
             them, instead of predicting these too.
         seed: of the order of networks and images.
@@ -46,16 +70,24 @@ class FinetuneSettings:
     minutes: float | None = None
     bits: tuple[tuple[int, int], ...] = (FLOAT,)
     meta_batch_size: int = 4
-    image_batch_size: int = 32
-    lr: float = 1e-3
-    weight_decay: float = 1e-5
-    betas: tuple[float, float] = (0.9, 0.999)
-    schedule: Literal["step", "cosine"] = "step"
-    lr_decay: float = 0.1
-    lr_decay_at: float = 0.75
+    image_batch_size: int = 130
+    balanced: bool = True
+    crop: int = 0
+    architectures: int = 3000
+    first_architectures: int = 1000
+    steps_per_architecture: int = 4
+    max_macs: Phases = ((6_000_000, 0.7), (10_000_000, 1.0))
+    image_sizes: Phases = ((16, 0.7), (32, 1.0))
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    lr: float = 2e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 1e-4
+    warmup: int = 1000
+    schedule: Literal["constant", "linear", "step"] = "linear"
+    decay_at: float = 0.9
+    average: float = 0.9995
     clip: float = 5.0
-    image_sizes: tuple[tuple[int, float], ...] = ((32, 1.0),)
-    max_macs: tuple[int, float] | None = None
+    network_clip: float = 10.0
     inner_steps: int = 0
     inner_lr: float = 0.05
     precision_embedding: bool = False
@@ -64,11 +96,11 @@ class FinetuneSettings:
     log_every: int = 10
     checkpoint_every: int = 100
     validate_every: int = 500
-    val_networks: int = 16
-    val_images: int = 512
+    val_networks: int = 32
+    val_images: int = 256
 
     def __post_init__(self) -> None:
-        lengths = [v for v in (self.steps, self.epochs, self.minutes) if v is not None]
+        lengths = [v for v in map(self.__getattribute__, _LENGTHS) if v is not None]
         if len(lengths) != 1 or lengths[0] <= 0:
             raise GhnqError(
                 "give the run's length as exactly one of steps, epochs and minutes, above 0"
@@ -82,12 +114,41 @@ class FinetuneSettings:
                 raise GhnqError(f"{name}={getattr(self, name)} must be a multiple of log_every")
         for bits in self.bits:
             as_pair(bits)
-        ends = [end for _, end in self.image_sizes]
-        if not self.bits or not ends or ends != sorted(ends) or ends[-1] != 1.0:
-            raise GhnqError(
-                f"image_sizes={self.image_sizes}: sizes follow one another up to the whole run, as in "
-                "16@0.5,32"
-            )
+        for name, example in (("image_sizes", "16@0.5,32"), ("max_macs", "6M@0.5,10M")):
+            ends = [end for _, end in getattr(self, name)]
+            if not self.bits or not ends or ends != sorted(ends) or ends[-1] != 1.0:
+                raise GhnqError(
+                    f"{name}={getattr(self, name)}: values follow one another up to the whole run, "
+                    f"as in {example}"
+                )
+        if not 0 <= self.average < 1:
+            raise GhnqError(f"average={self.average} must be in [0, 1); 0 for no average")
+
+    @classmethod
+    def paper(cls, **changes: Any) -> FinetuneSettings:
+        """The paper's settings (section 2), for a run from a trained GHN-2.
+
+        Example:
+            >>> FinetuneSettings.paper(epochs=100).image_batch_size
+            32
+        """
+        settings: dict[str, Any] = {
+            "image_batch_size": 32,
+            "balanced": False,
+            "crop": 4,
+            "architectures": ALL_ARCHITECTURES,
+            "max_macs": ((None, 1.0),),
+            "image_sizes": ((32, 1.0),),
+            "optimizer": "adam",
+            "lr": 1e-3,
+            "betas": (0.9, 0.999),
+            "weight_decay": 1e-5,
+            "warmup": 0,
+            "schedule": "step",
+            "decay_at": 0.75,
+            "average": 0.0,
+        }
+        return cls(**{**settings, **changes})
 
     def total_steps(self, num_images: int) -> int | None:
         """How many steps the run has; None where only its time is set."""
@@ -95,29 +156,58 @@ class FinetuneSettings:
             return math.ceil(self.epochs * num_images / self.image_batch_size)
         return self.steps
 
-    def lr_at(self, progress: float) -> float:
-        """Learning rate at a fraction of the run."""
-        if self.schedule == "cosine":
-            return self.lr * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-        return self.lr * (self.lr_decay if progress >= self.lr_decay_at else 1.0)
+    def lr_at(self, step: int, progress: float) -> float:
+        """Learning rate of a step (from 0), at a fraction of the run."""
+        lr = self.lr * min(1.0, (step + 1) / self.warmup) if self.warmup else self.lr
+        if self.schedule == "constant" or progress < self.decay_at:
+            return lr
+        if self.schedule == "step":
+            return lr / 10
+        return lr * (1 - progress) / (1 - self.decay_at)
 
     def image_size_at(self, progress: float) -> int:
         """Side of the images at a fraction of the run."""
-        return next(size for size, end in self.image_sizes if progress < end or end == 1.0)
+        size: int = _value_at(self.image_sizes, progress)
+        return size
 
     def max_macs_at(self, progress: float) -> int | None:
         """The largest networks at a fraction of the run."""
-        if self.max_macs is None or progress >= self.max_macs[1]:
-            return None
-        return self.max_macs[0]
+        limit: int | None = _value_at(self.max_macs, progress)
+        return limit
+
+    def known_architectures(self, step: int) -> int:
+        """How many of the fixed architectures, smallest first, a step draws from."""
+        joined = self.first_architectures + step // self.steps_per_architecture
+        return min(self.architectures, joined)
+
+    @property
+    def has_open_end(self) -> bool:
+        """Whether nothing but the end depends on the run's length, so that it may be made longer."""
+        return self.schedule == "constant" and len(self.image_sizes) == len(self.max_macs) == 1
+
+    def open_ended(self) -> dict[str, Any]:
+        """Its settings as plain lists, numbers and texts, without its length where that is open."""
+        content = self.to_json()
+        return {k: v for k, v in content.items() if not (self.has_open_end and k in _LENGTHS)}
 
     def to_json(self) -> dict[str, Any]:
         """As plain lists, numbers and texts."""
         return {k: _plain(v) for k, v in asdict(self).items()}
 
 
+def _value_at(phases: Phases, progress: float) -> Any:
+    return next(value for value, end in phases if progress < end or end == 1.0)
+
+
 def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+#: Settings by the name that the command line knows them by.
+RECIPES: dict[str, Callable[..., FinetuneSettings]] = {
+    "ghnq": FinetuneSettings,
+    "paper": FinetuneSettings.paper,
+}
 
 
 def parse_bits(text: str) -> tuple[tuple[int, int], ...]:
@@ -133,21 +223,52 @@ def parse_bits(text: str) -> tuple[tuple[int, int], ...]:
     return tuple(parse_precision(part) for part in text.split(","))
 
 
-def parse_macs(text: str) -> tuple[int, float]:
-    """A limit of millions of multiply-accumulates and until when it holds.
+def parse_architectures(text: str) -> int:
+    """How many architectures, or ``all``.
+
+    Raises:
+        GhnqError: it is written in another way.
 
     Example:
-        >>> parse_macs("5M@0.5")
-        (5000000, 0.5)
+        >>> parse_architectures("3000")
+        3000
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)M@(\d*\.?\d+)", text)
-    if match is None:
-        raise GhnqError(f"limit {text!r}: write it as in 5M@0.5, five million for half of the run")
-    return round(float(match[1]) * 1e6), float(match[2])
+    if text == "all":
+        return ALL_ARCHITECTURES
+    if not text.isdigit() or int(text) < 1:
+        raise GhnqError(f"architectures {text!r}: give a number from 1, or all")
+    return int(text)
 
 
-def parse_image_sizes(text: str) -> tuple[tuple[int, float], ...]:
+def parse_macs(text: str) -> Phases:
+    """Limits in millions of multiply-accumulates, and until when each holds.
+
+    Raises:
+        GhnqError: it is written in another way.
+
+    Example:
+        >>> parse_macs("6M@0.7,10M")
+        ((6000000, 0.7), (10000000, 1.0))
+        >>> parse_macs("5M@0.5,all")
+        ((5000000, 0.5), (None, 1.0))
+    """
+    phases = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)M|all)(?:@(\d*\.?\d+))?", part.strip())
+        if match is None:
+            raise GhnqError(
+                f"limit {text!r}: write it as in 10M, or 6M@0.5,all for six million for half of the run"
+            )
+        limit = None if match[1] is None else round(float(match[1]) * 1e6)
+        phases.append((limit, 1.0 if match[2] is None else float(match[2])))
+    return tuple(phases)
+
+
+def parse_image_sizes(text: str) -> Phases:
     """Progressive image sizes as the command line writes them.
+
+    Raises:
+        GhnqError: it is written in another way.
 
     Example:
         >>> parse_image_sizes("16@0.5,32")

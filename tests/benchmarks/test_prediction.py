@@ -61,4 +61,5 @@ def naive(ghn: GHN, model: torch.nn.Module) -> None:
         virtual_edges=ghn.virtual_edges,
         max_shape=ghn.max_shape,
         num_classes=ghn.num_classes,
+        centred=ghn.decoder.kernel_cut == "centre",
     )

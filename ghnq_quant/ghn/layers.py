@@ -1,0 +1,33 @@
+"""What message passing and the decoders share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Linear–ReLU–Linear, then ReLU too where ``last_relu``."""
+
+    def __init__(self, sizes: tuple[int, int, int], last_relu: bool = True) -> None:
+        super().__init__()
+        first, second = nn.Linear(sizes[0], sizes[1]), nn.Linear(sizes[1], sizes[2])
+        self.fc = nn.Sequential(first, nn.ReLU(), second, nn.ReLU() if last_relu else nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x)
+
+
+def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Those of a linear layer or convolution that has both."""
+    assert isinstance(layer, (nn.Linear, nn.Conv2d))
+    assert layer.bias is not None
+    return layer.weight, layer.bias
+
+
+def takes_fast_path(x: Tensor) -> bool:
+    """Whether the forms that are made for the CPU compute with ``x``, in place of the plain ones.
+
+    Those are for other devices and for ``torch.compile``, which cannot look into the fast ones.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,0 +1,59 @@
+"""What of a network's nodes is decoded, and to which shapes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ghnq_quant.capture import ArchGraph, Node
+from ghnq_quant.errors import PredictionError
+from ghnq_quant.ghn.grid import Shape4d
+from ghnq_quant.ghn.per_graph import once_per_graph
+from ghnq_quant.ghn.tiling import fan_in_scale
+
+
+class ToDecode(NamedTuple):
+    """A node whose parameters are decoded."""
+
+    position: int  # among the graph's nodes
+    node: Node
+    shape: tuple[int, ...]  # of its parameter
+    decoded: Shape4d  # of what is decoded and then tiled; of a vector, without meaning
+    classifies: bool
+    scale: float  # of a weight
+
+
+@once_per_graph
+def nodes_to_decode(graph: ArchGraph, max_shape: Shape4d, num_classes: int) -> tuple[ToDecode, ...]:
+    """In the nodes' order, without a classification layer of another number of classes.
+
+    Raises:
+        PredictionError: a kernel larger than ``max_shape``.
+    """
+    found, assigned = [], set[str]()
+    classifier = (graph.classifier_weight, graph.classifier_bias)
+    for position, node in enumerate(graph.nodes):
+        # of a layer that is called more than once, the first call counts
+        if not node.parameters or node.parameters[0] in assigned:
+            continue
+        assigned.update(node.parameters)
+        shape = node.shape
+        assert shape is not None
+        classifies = position in classifier
+        if not classifies or shape[0] == num_classes:
+            decoded = _decoded_shape(node, shape, max_shape, classifies)
+            scale = fan_in_scale(shape)
+            found.append(ToDecode(position, node, shape, decoded, classifies, scale))
+    return tuple(found)
+
+
+def _decoded_shape(
+    node: Node, shape: tuple[int, ...], max_shape: Shape4d, classifies: bool
+) -> Shape4d:
+    c_out, c_in, kh, kw = (*shape, *(1,) * (4 - len(shape)))
+    max_out, max_in, max_kh, max_kw = max_shape
+    if kh > max_kh or kw > max_kw:
+        raise PredictionError(
+            f"{node.parameters[0]!r} has a {kh}×{kw} kernel; the largest that this "
+            f"hypernetwork predicts is {max_kh}×{max_kw}"
+        )
+    return max_out if classifies else min(c_out, max_out), min(c_in, max_in), kh, kw

@@ -1,0 +1,132 @@
+"""Several processes that train together: their group, their start, and how they are stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of a run, of which this is number ``rank`` (from 0) of ``size``.
+
+    Attributes:
+        device: what its networks run on: with GPUs one of them, which several processes may share.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def average(self, values: Tensor) -> Tensor:
+        """The mean of a tensor of the host over all processes, in its place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined_group() -> Iterator[Group]:
+    """The group that the environment tells of: torchrun's, accelerate's, or this process alone.
+
+    What is exchanged lies in the host's memory, so that several processes may share a GPU.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = torch.device("cpu")
+    if torch.accelerator.is_available():
+        kind, count = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
+        assert kind is not None
+        device = torch.device(kind.type, int(os.environ.get("LOCAL_RANK", 0)) % count)
+        torch.accelerator.set_device_index(device.index)
+    joins = size > 1 and not dist.is_initialized()
+    if joins:
+        dist.init_process_group("gloo")
+    try:
+        yield Group(rank, size, device)
+    finally:
+        if joins:
+            dist.destroy_process_group()
+
+
+class StopRequest:
+    """Whether the process was asked to stop (SIGTERM, or Ctrl-C once) since the block began.
+
+    A second Ctrl-C interrupts as usual. Outside of the main thread nothing is listened to.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, self._before[number])
+
+
+def in_processes(count: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Call ``work(*arguments)`` in ``count`` new processes of one thread that form a group.
+
+    Signals to stop are passed on to them. If one fails, the others are ended and its error is raised.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.start_processes(
+        _work_as, (count, port, work, arguments), count, join=False, start_method="spawn"
+    )
+    assert context is not None
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in context.processes:
+            if process.is_alive():
+                process.terminate()
+
+    before = signal.signal(signal.SIGTERM, pass_on), signal.signal(signal.SIGINT, pass_on)
+    try:
+        while not context.join():
+            pass
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+
+
+def _work_as(
+    rank: int, count: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
+    work(*arguments)

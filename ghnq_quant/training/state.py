@@ -1,0 +1,124 @@
+"""Where a run begins: a hypernetwork and, where another run goes on, its optimizer and average."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ghnq_quant.errors import CheckpointError
+from ghnq_quant.ghn import GHN
+
+#: A run's whole state.
+STATE_FILE = "state.safetensors"
+#: One that was written by ``torch.save``: a dict of ``ghn``, ``opt``, ``ema``, ``step``, ``spent``.
+_PICKLED_STATE_FILE = "state.pt"
+
+
+@dataclass
+class TrainingState:
+    """What training goes on from.
+
+    Attributes:
+        ghn: the hypernetwork, not averaged.
+        moments: of the optimizer, by the parameter's position and their names.
+        average: averaged parameters by name; empty of a run that begins.
+        step: steps done.
+        seconds: spent on them.
+    """
+
+    ghn: GHN
+    moments: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    step: int = 0
+    seconds: float = 0.0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of its tensors under one name each."""
+        tensors = {f"ghn.{k}": v for k, v in self.ghn.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        for index, moments in self.moments.items():
+            for name, value in moments.items():
+                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+        return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+
+    @classmethod
+    def of(
+        cls, ghn_settings: dict[str, Any], tensors: dict[str, Tensor], step: int, seconds: float
+    ) -> TrainingState:
+        """The reverse of :meth:`tensors`."""
+        ghn = GHN(**ghn_settings)
+        parts: dict[str, dict[str, Tensor]] = {"ghn": {}, "average": {}, "optimizer": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = value
+        ghn.load_state_dict(parts["ghn"])
+        state = cls(ghn, average=parts["average"], step=step, seconds=seconds)
+        for key, value in parts["optimizer"].items():
+            index, _, name = key.partition(".")
+            state.moments.setdefault(int(index), {})[name] = value
+        return state
+
+
+def read_run_state(path: Path) -> tuple[TrainingState, dict[str, str]]:
+    """A run's state file and its metadata.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        counters = json.loads(metadata["counters"])
+        settings = json.loads(metadata["ghn"])
+        state = TrainingState.of(settings, tensors, counters["step"], counters["seconds"])
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    return state, metadata
+
+
+def starting_point(start: str, num_classes: int, seed: int = 0) -> TrainingState:
+    """What ``ghnq finetune --from`` names.
+
+    Args:
+        start: ``"scratch"``; the folder of a run, which is gone on with, its optimizer and average
+            with it; a checkpoint's folder or name; or a public GHN-2 file (``*.pt``).
+        num_classes: of a hypernetwork from scratch.
+        seed: of a hypernetwork from scratch.
+
+    Raises:
+        CheckpointError: there is no such thing, or it is damaged.
+
+    Example:
+        >>> starting_point("scratch", num_classes=10).step
+        0
+    """
+    if start == "scratch":
+        torch.manual_seed(seed)
+        return TrainingState(GHN(num_classes=num_classes))
+    if start.endswith(".pt"):
+        return TrainingState(GHN.from_ppuda(start, virtual_edges=10))
+    if (Path(start) / STATE_FILE).is_file():
+        return read_run_state(Path(start) / STATE_FILE)[0]
+    if (Path(start) / _PICKLED_STATE_FILE).is_file():
+        return _read_pickled_state(Path(start) / _PICKLED_STATE_FILE)
+    return TrainingState(GHN.from_pretrained(start))
+
+
+def _read_pickled_state(path: Path) -> TrainingState:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        ghn = GHN()
+        ghn.load_state_dict(content["ghn"])
+        names = [name for name, _ in ghn.named_parameters()]
+        average = dict(zip(names, content["ema"], strict=True))
+        moments = content["opt"]["state"]
+        return TrainingState(ghn, moments, average, int(content["step"]), float(content["spent"]))
+    except Exception as error:  # what torch.load raises depends on the damage
+        raise CheckpointError(f"{path} holds no training state: {error}") from error
