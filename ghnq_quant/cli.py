@@ -183,7 +183,7 @@ def export(
     Console().print(f"Saved to {file}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command(epilog=_example("ghnq quickstart --bits 8 --epochs 3 --seeds 1"))
+@app.command(epilog=_example("ghnq quickstart --bits 8 --epochs 2 --seeds 1"))
 def quickstart(
     data: Annotated[
         str,
@@ -194,9 +194,10 @@ def quickstart(
     ] = "digits",
     data_name: DataName = None,
     bits: Bits = "4",
+    stem_bits: StemBits = 8,
     backend: Backend = "brevitas",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 5,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs from each start.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs from each start.")] = 5,
     max_train: Annotated[
         int | None, typer.Option(min=1, help="Train on no more than this many images.")
     ] = None,
@@ -217,6 +218,7 @@ def quickstart(
         data=data,
         data_name=data_name,
         bits=parse_precision(bits),
+        stem_bits=stem_bits,
         backend=backend,
         epochs=epochs,
         seeds=seeds,

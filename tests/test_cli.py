@@ -182,7 +182,7 @@ def test_quickstart_passes_every_setting_on(ghnq, monkeypatch):
     from ghnq_quant.training import quickstart
     from ghnq_quant.training.quickstart_results import QuickstartSettings
 
-    settings = QuickstartSettings("a folder", "true name", (4, 8), "reference", 2, 1, 100)
+    settings = QuickstartSettings("a folder", "true name", (4, 8), 6, "reference", 2, 1, 100)
     calls = []
     monkeypatch.setattr(quickstart, "run_quickstart", lambda *a, **k: calls.append((a, k)))
     import shlex

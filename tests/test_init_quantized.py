@@ -51,7 +51,9 @@ def test_parameters_are_the_predicted_ones(backend: str, ghn: GHN) -> None:
 def test_the_first_convolution_is_predicted_and_all_else_is_new(backend: str, ghn: GHN) -> None:
     model = small_network()
     expected = dict(model.named_parameters())
-    expected["stem.0.weight"] = ghnq_quant.predict_parameters(model, ghn)["stem.0.weight"]
+    started = ghnq_quant.initialize(model, ghn=ghn)
+    expected["stem.0.weight"] = started.get_parameter("stem.0.weight")
+    assert not torch.equal(expected["stem.0.weight"], model.stem[0].weight)
     qmodel = ghnq_quant.init_quantized(model, 4, ghn=ghn, backend=backend)
     for name, p in qmodel.named_parameters():
         assert torch.equal(p, expected[name]), name

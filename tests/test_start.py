@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from backends import backends
 from sklearn.linear_model import LogisticRegression
 from small_networks import small_network
@@ -67,7 +68,11 @@ def test_share_counts_convolutions_from_the_image_and_rounds_up(
     assert changed(started, model) == [f"{name}.weight" for name in weights.split()]
     predicted = ghnq_quant.predict_parameters(model, tiny_ghn)
     for name in weights.split():
-        assert torch.equal(started.get_parameter(f"{name}.weight"), predicted[f"{name}.weight"])
+        wanted = predicted[f"{name}.weight"]
+        weight = started.get_parameter(f"{name}.weight").detach()
+        torch.testing.assert_close(weight / weight.norm(), wanted / wanted.norm())
+        size = 4 / (3 * weight[0].numel()) ** 0.5  # 4 times a new layer's
+        assert float(weight.square().mean().sqrt()) == pytest.approx(size)
 
 
 class Branches(nn.Module):
@@ -107,7 +112,7 @@ def test_a_filter_that_repeats_another_is_new(tiny_ghn: GHN) -> None:
     predicted = ghnq_quant.predict_parameters(model, tiny_ghn)["0.weight"]
     weight = started.get_parameter("0.weight")
     assert torch.equal(predicted[decoded : 2 * decoded], predicted[:decoded])
-    assert torch.equal(weight[:decoded], predicted[:decoded])
+    assert F.cosine_similarity(weight[:decoded].flatten(), predicted[:decoded].flatten(), 0) > 0.999
     assert torch.equal(weight[decoded:], model.get_parameter("0.weight")[decoded:])
 
 

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -170,6 +171,7 @@ def load_quickstart_model(folder: str | Path) -> nn.Module:
         model = ghnq_quant.quantize(
             SmallMobileNet(recipe["num_classes"]),
             tuple(recipe["bits"]),
+            stem_bits=recipe["stem_bits"],
             backend=recipe["backend"],
             example_input=torch.zeros(recipe["input"]),
         )
@@ -187,13 +189,15 @@ def _quantized(
         torch.manual_seed(seed)
         model = SmallMobileNet(len(images.train.classes))
     example = torch.zeros(1, *images.train.images.shape[1:])
-    bits, backend = settings.bits, settings.backend
+    options: dict[str, Any] = {
+        "stem_bits": settings.stem_bits,
+        "backend": settings.backend,
+        "example_input": example,
+    }
     if name == "GHN-Q":
         batches = first_epoch(images.train, settings.data, seed, BATCH_SIZE)
-        return ghnq_quant.init_quantized(
-            model, bits, batches, backend=backend, ghn=ghn, example_input=example
-        )
-    return ghnq_quant.quantize(model, bits, backend=backend, example_input=example)
+        return ghnq_quant.init_quantized(model, settings.bits, batches, ghn=ghn, **options)
+    return ghnq_quant.quantize(model, settings.bits, **options)
 
 
 def _train(
@@ -261,6 +265,7 @@ def _save_model(
         "mean": images.train.mean.tolist(),
         "std": images.train.std.tolist(),
         "bits": settings.bits,
+        "stem_bits": settings.stem_bits,
         "backend": settings.backend,
         "data": images.name,
         "test_accuracy": accuracy,
