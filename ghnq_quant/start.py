@@ -24,7 +24,7 @@ Classifier = Literal["fitted", "new", "predicted"]
 #: Share of the convolutions that are predicted where the user gives none.
 DEFAULT_SHARE = 0.25
 #: Size of predicted filters before a batch norm, in that of a new layer's.
-_SIZE = 4.0
+_SIZE = 8.0
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,11 @@ def predicted_beginning(captured: Capture, share: float) -> list[str]:
 def first_convolutions(captured: Capture, predicted: NewValues, share: float) -> NewValues:
     """The predicted weights of the first ``share`` of the convolutions, made to be trained.
 
-    A convolution that a batch norm follows gets four times the size (root mean square) of a new
+    A convolution that a batch norm follows gets eight times the size (root mean square) of a new
     layer's, 1 / √(3 · fan-in). The norm divides it out again, but a filter n times as large turns n²
     times slower under SGD, n times under Adam: a good beginning stays put while what is behind it
     learns. At the size of a new layer it is lost sooner; at the predicted one, up to 70 times that,
-    it hardly moves at all, which costs on images unlike those of the hypernetwork. Any other
-    convolution gets the size that it had.
+    it hardly moves at all, whatever the task needs. Any other convolution gets the size that it had.
 
     A filter that repeats another of its layer is new: a hypernetwork repeats its filters where a
     layer has more than it decodes, and equal ones would stay equal.

@@ -71,7 +71,7 @@ def test_share_counts_convolutions_from_the_image_and_rounds_up(
         wanted = predicted[f"{name}.weight"]
         weight = started.get_parameter(f"{name}.weight").detach()
         torch.testing.assert_close(weight / weight.norm(), wanted / wanted.norm())
-        size = 4 / (3 * weight[0].numel()) ** 0.5  # 4 times a new layer's
+        size = 8 / (3 * weight[0].numel()) ** 0.5  # 8 times a new layer's
         assert float(weight.square().mean().sqrt()) == pytest.approx(size)
 
 
