@@ -1,8 +1,9 @@
 """Parameters for quantized CNNs, predicted by a graph hypernetwork (GHN-Q).
 
->>> import ghnq_quant, torchvision
+>>> import ghnq_quant, torch, torchvision
+>>> loader = [(torch.randn(64, 3, 32, 32), torch.arange(64) % 10)]  # your training's DataLoader
 >>> model = torchvision.models.mobilenet_v2(num_classes=10)
->>> qat = ghnq_quant.init_quantized(model, bits=4)
+>>> qat = ghnq_quant.init_quantized(model, bits=4, data=loader)
 """
 
 from ghnq_quant.torchvision_ops import define_missing_operators
