@@ -132,10 +132,11 @@ def test_precision_embedding_and_new_batch_norms_round_trip(tmp_path: Path) -> N
 
 
 def test_how_kernels_are_cut(ghn: GHN, tmp_path: Path) -> None:
-    """As GHN-2 did in its own checkpoints, and in those that were saved before there was a choice."""
+    """As GHN-2 did where a checkpoint is GHN-2's, goes on from one, or was saved before there was a choice."""
     assert GHN.from_ppuda(public(tmp_path / "ghn2.pt", ghn)).decoder.kernel_cut == "corner"
-    for name in ("ghn2-cifar10-bootstrap", "ghnq-cifar10", "ghnq-cifar10-qat"):
+    for name in ("ghn2-cifar10-bootstrap", "ghnq-cifar10-qat"):
         assert GHN.from_pretrained(name).decoder.kernel_cut == "corner"
+    assert GHN.from_pretrained("ghnq-cifar10").decoder.kernel_cut == "centre"
     for cut in ("centre", "corner"):
         ghn.derived(kernel_cut=cut).save_pretrained(tmp_path / cut)
         assert GHN.from_pretrained(tmp_path / cut).decoder.kernel_cut == cut

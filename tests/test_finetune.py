@@ -77,10 +77,14 @@ def test_a_functional_network_computes_what_its_modules_do(
     for index in range(4):
         item = ConvNets250K(split)[index]
         (predicted,) = ghn([item.graph])
+        network = simulated(item, bits)
+        if bits == (32, 32):  # small maps are summed in another order: compared in float64
+            predicted = {name: p.double() for name, p in predicted.items()}
+            network, x = network.double(), x.double()
         parameters = {name: p.detach().requires_grad_() for name, p in predicted.items()}
         logits = FunctionalNetwork(item.program, bits)(parameters, x)
-        expected = functional_call(simulated(item, bits), parameters, (x,))
-        assert torch.equal(logits, expected)
+        expected = functional_call(network, parameters, (x,))
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-11 * (bits == (32, 32)))
         values = list(parameters.values())
         gradients = torch.autograd.grad(logits.square().sum(), values, retain_graph=True)
         expected_gradients = torch.autograd.grad(expected.square().sum(), values)

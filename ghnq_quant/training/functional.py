@@ -20,6 +20,7 @@ from ghnq_quant.quantization import fake_quantize
 from ghnq_quant.quantization.batch_norm import conv_batch_statistics_norm, fast_layout
 from ghnq_quant.quantization.convolution import Geometry
 from ghnq_quant.quantization.scheme import FLOAT, FLOAT_BITS
+from ghnq_quant.training.small_maps import convolve
 
 Parameters = Mapping[str, Tensor]
 
@@ -139,6 +140,8 @@ class FunctionalNetwork:
         weight, bias = parameters[f"{op.name}.weight"], parameters.get(f"{op.name}.bias")
         geometry = Geometry((op.stride,) * 2, (op.padding,) * 2, (op.dilation,) * 2, op.groups)
         if position not in self._folded:
+            if self._weight_bits == self._act_bits == FLOAT_BITS:
+                return convolve(x, weight, bias, geometry)
             return F.conv2d(x, fake_quantize(weight, self._weight_bits), bias, *geometry)
         norm = self._operations[self._folded[position]].name
         y, _, _ = conv_batch_statistics_norm(

@@ -1,0 +1,45 @@
+"""Convolutions of small maps against PyTorch's own."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ghnq_quant.quantization.convolution import Geometry
+from ghnq_quant.training.small_maps import convolve
+
+
+@given(
+    kernel=st.sampled_from((1, 3, 5, 7)),
+    dilation=st.sampled_from((1, 2)),
+    stride=st.sampled_from((1, 2)),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    groups=st.sampled_from((1, 2, 8)),
+    has_bias=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_value_and_gradients_are_those_of_conv2d(
+    kernel: int,
+    dilation: int,
+    stride: int,
+    height: int,
+    width: int,
+    groups: int,
+    has_bias: bool,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 8, height, width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(8, 8 // groups, kernel, kernel, generator=generator, dtype=torch.float64)
+    bias = torch.randn(8, generator=generator, dtype=torch.float64) if has_bias else None
+    geometry = Geometry((stride,) * 2, (dilation * (kernel // 2),) * 2, (dilation,) * 2, groups)
+    inputs = [x.requires_grad_(), weight.requires_grad_()]
+    y, expected = convolve(x, weight, bias, geometry), F.conv2d(x, weight, bias, *geometry)
+    torch.testing.assert_close(y, expected)
+    gradients = torch.autograd.grad(y.square().sum(), inputs)
+    wanted = torch.autograd.grad(expected.square().sum(), inputs)
+    for gradient, other in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, other)
