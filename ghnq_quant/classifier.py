@@ -12,6 +12,8 @@ from ghnq_quant.errors import DataError, GhnqWarning
 from ghnq_quant.quantization.calibration import statistics_of_batches
 from ghnq_quant.sample import Sample
 
+#: Strength of the L2 term for each feature, against the sum of the images' losses.
+_L2 = 4.0
 #: Least standard deviation that a feature is divided by, in the root mean square of all: the weights of
 #: one that hardly varies would be huge.
 _LEAST_DEVIATION = 0.1
@@ -23,11 +25,10 @@ def fit_classifier(model: nn.Module, name: str, sample: Sample) -> None:
 
     The layer's input is taken with batch norms on the batches' statistics, which become their
     running ones, standardized, and a multinomial logistic regression with an L2 term on its weights
-    is fitted by L-BFGS: scikit-learn's with C = 1 / number of features, so strong that an image
-    shifts its own logits by one at most. With less the weights fit the sample's chance, suffer more
-    from quantization, and make gradients so large that the first steps jump, which now and then
-    ends a training at a high rate. Of a layer that runs at several places of the image the mean
-    input counts.
+    is fitted by L-BFGS: scikit-learn's with C = 1 / (4 · number of features), so strong that an image
+    shifts its own logits by a quarter at most. With less the weights fit the sample's chance, suffer
+    more from quantization, and make gradients so large that the first steps jump, which at a high
+    rate ends a training. Of a layer that runs at several places of the image the mean input counts.
     Classes without an image get weights of zero and the least bias.
 
     Args:
@@ -115,7 +116,7 @@ def _logistic_regression(
     least = _LEAST_DEVIATION * deviation.square().mean().sqrt()
     scale = deviation.clamp_min(least.clamp_min(torch.finfo(features.dtype).tiny))
     x = (features - centre) / scale
-    l2 = x.shape[1] / len(x)
+    l2 = _L2 * x.shape[1] / len(x)
     classes = int(labels.max()) + 1
     weight = x.new_zeros(classes, x.shape[1], requires_grad=True)
     bias = x.new_zeros(classes, requires_grad=intercept)

@@ -70,9 +70,7 @@ def _ghnq(
 
 
 @app.command(
-    epilog=_example(
-        "ghnq init mobilenet_v2 --bits 4/8 --data images.npz -o mobilenet_v2.safetensors"
-    )
+    epilog=_example("ghnq init mobilenet_v2 --data images.npz --bits 4/8 -o model.safetensors")
 )
 def init(
     arch: Annotated[
@@ -530,7 +528,7 @@ def ladder(
     download: Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
 ) -> None:
-    """Make every comparison of starts that the documentation reports.
+    """Make every comparison of starts in the documentation.
 
     Five networks on CIFAR-10, on strange images made of it and on digits; longer trainings, other
     precisions and a deep network. Takes hours; a run that is killed goes on where it was when it is
