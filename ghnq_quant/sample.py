@@ -14,7 +14,7 @@ from ghnq_quant.errors import DataError
 #: Images that are read; reading goes up to the batch that reaches them.
 SAMPLE_IMAGES = 1000
 #: Of them, how many make running statistics and activation ranges of a quantized model.
-CALIBRATION_IMAGES = 512
+CALIBRATION_IMAGES = 256
 #: Images in a batch of the sample, about; batch norms take the statistics of each.
 _BATCH_SIZE = 64
 

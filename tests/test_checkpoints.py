@@ -132,7 +132,7 @@ def test_precision_embedding_and_new_batch_norms_round_trip(tmp_path: Path) -> N
 
 
 def test_how_kernels_are_cut(ghn: GHN, tmp_path: Path) -> None:
-    """As GHN-2 did where a checkpoint is GHN-2's, goes on from one, or was saved before there was a choice."""
+    """As in GHN-2 where a checkpoint comes from one, or is older than the setting."""
     assert GHN.from_ppuda(public(tmp_path / "ghn2.pt", ghn)).decoder.kernel_cut == "corner"
     for name in ("ghn2-cifar10-bootstrap", "ghnq-cifar10-qat"):
         assert GHN.from_pretrained(name).decoder.kernel_cut == "corner"

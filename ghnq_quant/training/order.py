@@ -37,7 +37,7 @@ class TrainingNetworks:
         self._split = ConvNets250K("train", num_classes=num_classes)
         self._architectures, self._seed = architectures, seed
         self._rank, self._processes = rank, processes
-        self._fixed: dict[tuple[int | None, bool], list[SampledNetwork]] = {}
+        self._kept: dict[tuple[int | None, bool], list[SampledNetwork]] = {}
         self._are_fixed = architectures < len(self._split)
         if self._are_fixed:  # the same ones come again
             self.runner = cache(self.runner)  # type: ignore[method-assign]
@@ -55,7 +55,7 @@ class TrainingNetworks:
             any_size: of fixed architectures, whether those with a flattened head are left out.
         """
         if self._are_fixed:
-            fixed = self._fixed_ones(max_macs, any_size)[:known]
+            fixed = self.fixed(max_macs, any_size)[:known]
             own = fixed[self._rank :: self._processes] or fixed
             rng = np.random.default_rng((self._seed, 3, step, self._rank))
             return [own[i] for i in rng.integers(len(own), size=count)]
@@ -73,9 +73,9 @@ class TrainingNetworks:
         """The network as a function of its parameters, kept where it comes again."""
         return FunctionalNetwork(item.program, bits)
 
-    def _fixed_ones(self, max_macs: int | None, any_size: bool) -> list[SampledNetwork]:
-        """Sorted by size."""
-        if (max_macs, any_size) not in self._fixed:
+    def fixed(self, max_macs: int | None, any_size: bool) -> list[SampledNetwork]:
+        """The fixed architectures of all processes, sorted by size."""
+        if (max_macs, any_size) not in self._kept:
             items: list[SampledNetwork] = []
             for item in self._split:
                 fits = max_macs is None or item.program.macs <= max_macs
@@ -83,8 +83,8 @@ class TrainingNetworks:
                     items.append(item)
                 if len(items) == self._architectures:
                     break
-            self._fixed[max_macs, any_size] = sorted(items, key=lambda item: item.program.macs)
-        return self._fixed[max_macs, any_size]
+            self._kept[max_macs, any_size] = sorted(items, key=lambda item: item.program.macs)
+        return self._kept[max_macs, any_size]
 
 
 def network_indices(count: int, step: int, batch_size: int, seed: int) -> list[int]:

@@ -1,4 +1,5 @@
-"""Time of a finetuning step: 4 networks of ConvNets-250K, 32 images, forward, backward and Adam.
+"""Time of a finetuning step: 4 networks of ConvNets-250K, 32 images, forward, backward and Adam; and
+images a second of a step by the recipe.
 
     pytest tests/benchmarks/test_finetuning.py -s --benchmark-disable
 
@@ -8,6 +9,7 @@ images. Graphs are made outside of the time, as its loader's processes do, and i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -21,10 +23,16 @@ from torch import Tensor
 
 from ghnq_quant import GHN
 from ghnq_quant.design_space import ConvNets250K
+from ghnq_quant.quantization.convolution import Geometry
+from ghnq_quant.training import functional
 from ghnq_quant.training.functional import FunctionalNetwork
+from ghnq_quant.training.kernel_cache import keep_many_kernels
+from ghnq_quant.training.order import TrainingNetworks
 from ghnq_quant.training.step import backward_meta_batch
 
 ROUNDS = 6
+#: Of the recipe: networks a step, images of each, architectures that are measured.
+NETWORKS, IMAGES, ARCHITECTURES = 4, 130, 100
 
 
 class Step:
@@ -93,3 +101,63 @@ def test_step(
     print(f"the float step's time over each: {ratios}")
     if public is not None:
         assert times["float"] <= times["public code"] / (2 if side == 32 else 3)
+
+
+class RecipeSteps:
+    """Steps of one process by the recipe over fixed architectures, each of which comes once."""
+
+    def __init__(self, side: int) -> None:
+        self.ghn = GHN().train()
+        self.optimizer = torch.optim.AdamW(self.ghn.parameters(), lr=1e-4, fused=True)
+        networks = TrainingNetworks(10, 3000, seed=0)
+        spread = networks.fixed(6_000_000, True)[:: 3000 // ARCHITECTURES]
+        self.jobs = [(item.graph, networks.runner(item, (32, 32))) for item in spread]
+        images = torch.randn(IMAGES, 3, side, side)
+        self.batch = (
+            images.contiguous(memory_format=torch.channels_last),
+            torch.randint(10, (IMAGES,)),
+        )
+
+    def __call__(self) -> None:
+        for first in range(0, len(self.jobs), NETWORKS):
+            graphs, networks = zip(*self.jobs[first : first + NETWORKS], strict=True)
+            self.optimizer.zero_grad(set_to_none=False)
+            batches = [[self.batch]] * len(graphs)
+            backward_meta_batch(self.ghn, graphs, networks, (32, 32), batches)
+            torch.nn.utils.clip_grad_norm_(self.ghn.parameters(), 5.0)
+            self.optimizer.step()
+
+    def with_pytorchs_convolutions(self) -> None:
+        """The same without the forms for small maps."""
+        small_maps, functional.convolve = functional.convolve, _conv2d
+        try:
+            self()
+        finally:
+            functional.convolve = small_maps
+
+    def hypernetwork_alone(self) -> None:
+        """Its predictions and their backward."""
+        for first in range(0, len(self.jobs), NETWORKS):
+            predicted = self.ghn([graph for graph, _ in self.jobs[first : first + NETWORKS]])
+            values = [p for parameters in predicted for p in parameters.values()]
+            torch.autograd.backward(values, [torch.ones_like(p) for p in values])
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    return F.conv2d(x, weight, bias, *geometry)
+
+
+@pytest.mark.parametrize("side", [16, 32])
+def test_images_a_second_by_the_recipe(side: int, benchmark: Any) -> None:
+    keep_many_kernels()
+    steps = RecipeSteps(side)
+    candidates: dict[str, Callable[[], object]] = {
+        "recipe": steps,
+        "with PyTorch's convolutions": steps.with_pytorchs_convolutions,
+        "hypernetwork alone": steps.hypernetwork_alone,
+    }
+    times = fastest(candidates, 3, clock=time.process_time)
+    benchmark.pedantic(steps.hypernetwork_alone, rounds=1)
+    images = len(steps.jobs) * IMAGES
+    print(f"\n{side}×{side}: {images / times['recipe']:.0f} images a second of a core's time")
+    print({key: round(times["recipe"] / value, 3) for key, value in times.items()})
