@@ -13,7 +13,7 @@ from ghnq_quant.quantization.calibration import statistics_of_batches
 from ghnq_quant.sample import Sample
 
 #: Strength of the L2 term for each feature, against the sum of the images' losses.
-_L2 = 4.0
+_L2 = 2.0
 #: Least standard deviation that a feature is divided by, in the root mean square of all: the weights of
 #: one that hardly varies would be huge.
 _LEAST_DEVIATION = 0.1
@@ -25,8 +25,8 @@ def fit_classifier(model: nn.Module, name: str, sample: Sample) -> None:
 
     The layer's input is taken with batch norms on the batches' statistics, which become their
     running ones, standardized, and a multinomial logistic regression with an L2 term on its weights
-    is fitted by L-BFGS: scikit-learn's with C = 1 / (4 · number of features), so strong that an image
-    shifts its own logits by a quarter at most. With less the weights fit the sample's chance, suffer
+    is fitted by L-BFGS: scikit-learn's with C = 1 / (2 · number of features), so strong that an image
+    shifts its own logits by a half at most. With less the weights fit the sample's chance, suffer
     more from quantization, and make gradients so large that the first steps jump, which at a high
     rate ends a training. Of a layer that runs at several places of the image the mean input counts.
     Classes without an image get weights of zero and the least bias.

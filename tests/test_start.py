@@ -158,7 +158,7 @@ def test_the_classifier_is_the_logistic_regression_of_scikit_learn(tiny_ghn: GHN
     deviation = x.std(0, correction=0)
     deviation = deviation.clamp_min(0.1 * deviation.square().mean().sqrt())
     labels = torch.cat([y for _, y in data])
-    regression = LogisticRegression(C=1 / (4 * x.shape[1]), tol=1e-10, max_iter=10_000)
+    regression = LogisticRegression(C=1 / (2 * x.shape[1]), tol=1e-10, max_iter=10_000)
     regression.fit(((x - x.mean(0)) / deviation).numpy(), labels.numpy())
     wanted = torch.from_numpy(regression.predict_proba(((x - x.mean(0)) / deviation).numpy()))
     probability = started[-1](x.float()).softmax(1).detach()
