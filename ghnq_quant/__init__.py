@@ -1,15 +1,16 @@
 """Parameters for quantized CNNs, predicted by a graph hypernetwork (GHN-Q).
 
->>> import ghnq_quant, torchvision
+>>> import ghnq_quant, torch, torchvision
+>>> loader = [(torch.randn(64, 3, 32, 32), torch.arange(64) % 10)]  # your training's DataLoader
 >>> model = torchvision.models.mobilenet_v2(num_classes=10)
->>> qat = ghnq_quant.init_quantized(model, bits=4)
+>>> qat = ghnq_quant.init_quantized(model, bits=4, data=loader)
 """
 
 from ghnq_quant.torchvision_ops import define_missing_operators
 
 define_missing_operators()  # before anything, the user's next line too, imports torchvision
 
-from ghnq_quant.api import init_quantized, predict_parameters, quantize  # noqa: E402
+from ghnq_quant.api import init_quantized, initialize, predict_parameters, quantize  # noqa: E402
 from ghnq_quant.deployment import convert, export_onnx  # noqa: E402
 from ghnq_quant.errors import (  # noqa: E402
     BackendError,
@@ -45,6 +46,7 @@ __all__ = [
     "convert",
     "export_onnx",
     "init_quantized",
+    "initialize",
     "predict_parameters",
     "quantize",
 ]

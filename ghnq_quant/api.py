@@ -1,33 +1,22 @@
-"""The two-line stories: parameters for a float model, and a quantized model with them."""
+"""The two-line stories: parameters for a float model, a start for its training, and a quantized model."""
 
 from __future__ import annotations
 
-import warnings
+import copy
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from ghnq_quant.capture import Capture, capture
-from ghnq_quant.errors import GhnqWarning, PredictionError
 from ghnq_quant.ghn import GHN
-from ghnq_quant.quantization import (
-    Backend,
-    ModelBackend,
-    QuantModel,
-    QuantScheme,
-    emit,
-    load_backend,
-)
-from ghnq_quant.quantization.scheme import FLOAT_BITS, as_pair, check_bits
-from ghnq_quant.trainability import ready_for_training
-
-
-@cache
-def _default_ghn() -> GHN:
-    return GHN.from_pretrained()
+from ghnq_quant.prediction import predict_captured, warn_of_kept, warn_of_skipped
+from ghnq_quant.quantization import QuantModel, QuantScheme, calibrate, emit, load_backend
+from ghnq_quant.quantization.scheme import FLOAT, FLOAT_BITS, as_pair, check_bits
+from ghnq_quant.sample import CALIBRATION_IMAGES, read_sample
+from ghnq_quant.start import Classifier, Start, reset_running_statistics, simulation, with_values
 
 
 @overload
@@ -61,8 +50,7 @@ def predict_parameters(
 
     Args:
         model: the network; it is not changed. A list of networks is predicted as one batch.
-        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10-qat`` that the package ships,
-            whose batch norms are ones and zeros; ``ghnq-cifar10`` predicts them too.
+        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10`` that the package ships.
         bits: precision that the parameters are meant for, as one bit width or as (weight,
             activation); only a hypernetwork with a precision embedding reads it.
         example_input: (N, C, H, W), to check that the network runs on its shape.
@@ -87,6 +75,8 @@ def predict_parameters(
     models = model if isinstance(model, list) else [model]
     captures = [capture(m, example_input) for m in models]
     predicted = predict_captured(captures, ghn, as_pair(bits))
+    for captured, values in zip(captures, predicted, strict=True):
+        warn_of_kept(captured, values, stacklevel=2)
     results = [
         {
             name: p.detach().clone() if new is None else new
@@ -97,93 +87,103 @@ def predict_parameters(
     return results if isinstance(model, list) else results[0]
 
 
-def predict_captured(
-    captures: list[Capture], ghn: GHN | None, bits: tuple[int, int]
-) -> list[list[Tensor | None]]:
-    """For each network the new value of each of its parameters, None where it keeps its own."""
-    ghn = ghn if ghn is not None else _default_ghn()
+def initialize(
+    model: nn.Module,
+    data: Iterable[Any] | None = None,
+    *,
+    ghn: GHN | None = None,
+    share: float | None = None,
+    classifier: Classifier = "fitted",
+    example_input: Tensor | None = None,
+    skip: Literal["unsupported"] | None = None,
+) -> nn.Module:
+    """Give a float network a start that trains faster than PyTorch's.
+
+    The weights of the first convolutions are predicted by GHN-Q; all other layers keep the
+    initialization that ``model`` has, but the last, which is fitted to some images of the task. That
+    takes as long as some five steps of training.
+
+    Args:
+        model: a new network, with its own initialization; it is not changed.
+        data: batches (images, labels) of the task in a mixed order, as a training loader gives them:
+            floats (N, C, H, W), normalized as for training, and class numbers (N,). The first
+            1,000 images are read.
+        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10`` that the package ships.
+        share: how many of the convolutions are predicted, in order of depth from the image, as a
+            share of all, rounded up; a quarter by default.
+        classifier: of the layer that gives the logits: ``"fitted"`` to ``data`` by multinomial
+            logistic regression (without data it stays new); ``"new"`` keeps the model's own;
+            ``"predicted"`` means the classes that the hypernetwork was trained on, CIFAR-10's.
+        example_input: (N, C, H, W), to check that the network runs on its shape.
+        skip: ``"unsupported"`` leaves the modules new that cannot be captured, such as attention.
+
+    Returns:
+        a new model of the same class. With ``data``, its batch norms' running statistics are those
+        of the images; without, they are as new.
+
+    Raises:
+        CaptureError: the network cannot be captured.
+        PredictionError: a share outside of 0 to 1, or a parameter cannot be predicted.
+        DataError: ``data`` gives no batch, one of another form, values that are not finite, labels
+            without an output, or one class alone.
+
+    Example:
+        >>> import ghnq_quant, torch, torchvision
+        >>> model = torchvision.models.resnet18(num_classes=3)
+        >>> images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 3
+        >>> model = ghnq_quant.initialize(model, data=[(images, labels)])
+        >>> float((model(images).argmax(1) == labels).float().mean()) > 0.9
+        True
+    """
+    start = Start(share, classifier)
+    captured = capture(model, example_input, skip=skip)
+    sample = None if data is None else read_sample(data, next(model.parameters()))
+    values = start.values(captured, ghn, FLOAT)
+    warn_of_skipped(captured, stacklevel=2)
+    started = copy.deepcopy(model)
     with torch.no_grad():
-        by_name = ghn([c.arch_graph for c in captures], [bits] * len(captures))
-    results = []
-    for captured, new in zip(captures, by_name, strict=True):  # no frame between warning and caller
-        results.append(_by_parameter(captured, new, ghn))
-    return results
-
-
-def _by_parameter(captured: Capture, predicted: dict[str, Tensor], ghn: GHN) -> list[Tensor | None]:
-    root, skipped = captured.root, captured.skipped
-    by_id: dict[int, Tensor] = {}
-    for name, p in root.named_parameters(remove_duplicate=False):
-        if name in predicted and id(p) not in by_id:  # a tied parameter: its first use counts
-            by_id[id(p)] = _own_memory(predicted.pop(name), p, name)
-    named = list(root.named_parameters())
-    kept = [name for name, p in named if id(p) not in by_id]
-    if skipped:
-        kept = [n for n in kept if not n.startswith(tuple(f"{s}." for s in skipped))]
-        warnings.warn(
-            f"{len(skipped)} modules stay float with their own initialization, as they are not "
-            f"made of supported layers: {', '.join(skipped)}"
-            + (f"; so do the parameters {', '.join(kept)}" if kept else ""),
-            GhnqWarning,
-            stacklevel=4,
-        )
-    elif kept:
-        warnings.warn(
-            f"{len(kept)} parameters keep their own initialization: {', '.join(kept[:8])}"
-            f"{', …' if len(kept) > 8 else ''}. The hypernetwork predicts classification layers of "
-            f"{ghn.num_classes} classes and the weights and biases of Conv2d, Linear and norm "
-            "layers that the network runs in eval mode",
-            GhnqWarning,
-            stacklevel=4,
-        )
-    return [by_id.get(id(p)) for _, p in named]
-
-
-def _own_memory(value: Tensor, parameter: nn.Parameter, name: str) -> Tensor:
-    if value.numel() == parameter.numel():
-        value = value.reshape(parameter.shape)  # of a conv1d, which is captured as a 1×k conv2d
-    if value.shape != parameter.shape:
-        raise PredictionError(
-            f"{name!r} has shape {tuple(parameter.shape)}, predicted was {tuple(value.shape)}"
-        )
-    value = value.to(device=parameter.device, dtype=parameter.dtype)
-    if value.dtype != torch.float32 and not value.isfinite().all():
-        raise PredictionError(f"{name!r}: a predicted value is too large for {value.dtype}")
-    whole = value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
-    return value if whole else value.clone(memory_format=torch.contiguous_format)
+        for p, value in zip(started.parameters(), values, strict=True):
+            if value is not None:
+                p.copy_(value)
+    reset_running_statistics(started)
+    if sample is not None:
+        start.fit(started, captured, sample)
+    return started
 
 
 def init_quantized(
     model: nn.Module,
     bits: int | tuple[int, int] = 4,
+    data: Iterable[Any] | None = None,
     *,
     act_bits: int | None = None,
     stem_bits: int | None = None,
     backend: str = "brevitas",
     ghn: GHN | None = None,
     scheme: QuantScheme | None = None,
+    share: float | None = None,
+    classifier: Classifier = "fitted",
     example_input: Tensor | None = None,
     skip: Literal["unsupported"] | None = None,
     as_predicted: bool = False,
 ) -> QuantModel:
-    """Turn a float network into one that is ready for quantization-aware training, with parameters
-    predicted by GHN-Q.
-
-    Batch norms that are folded are as new, at 2 and 3 bits the weights of filters before them are
-    spread as evenly as a new layer's, and filters that repeat another are half random (see
-    :func:`ghnq_quant.trainability.ready_for_training`, which tells why).
+    """Turn a float network into one that is ready for quantization-aware training, with the start of
+    :func:`initialize`.
 
     Args:
-        model: the network; it is not changed.
+        model: a new network, with its own initialization; it is not changed.
         bits: bit width of weights and activations, or a (weight, activation) pair: 2 to 8, 32 for
             float.
+        data: as for :func:`initialize`: the classifier is fitted, and running statistics and
+            activation ranges are calibrated. That takes as long as some ten steps of training.
+            Without data the classifier is new and the first batches of the training make the ranges.
         act_bits: bit width of activations where it differs.
         stem_bits: bit width of the weights of the layers that read the image, where it differs: 8 is
             usual, and what predicted weights gain most by. An override of ``scheme`` goes before it.
         backend: toolkit of the quantized layers: ``"brevitas"``, ``"torch_ao"``, ``"pt2e"``
             (torchao's export flow), ``"reference"`` (plain PyTorch) or one registered under the
             entry-point group ``ghnq_quant.backends``.
-        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10-qat`` that the package ships.
+        ghn, share, classifier: as for :func:`initialize`.
         scheme: in place of ``bits`` and ``act_bits``, everything that a :class:`QuantScheme` can
             say.
         example_input: (N, C, H, W), to check that the network runs on its shape; ``"pt2e"`` needs
@@ -191,56 +191,41 @@ def init_quantized(
         skip: ``"unsupported"`` leaves the modules float that cannot be captured, such as attention,
             with their own initialization; one warning names them, and so does the returned
             model's attribute ``skipped``.
-        as_predicted: keep all parameters exactly as :func:`predict_parameters` gives them, as in the
-            paper's evaluation.
+        as_predicted: all parameters exactly as :func:`predict_parameters` gives them, as in the
+            paper's evaluation, with ``share`` at 1; data then calibrates alone.
 
     Returns:
         a new model. Its modules, parameters and buffers have the names they had; running
-        statistics are those of an untrained network.
+        statistics are those of ``data``, or of an untrained network.
 
     Raises:
         SchemeError: a bit width that does not exist, or an override that matches no layer.
         BackendError: an unknown backend, or one whose toolkit is not installed.
         CaptureError: the network cannot be captured.
-        PredictionError: a parameter cannot be predicted.
+        PredictionError: a share outside of 0 to 1, or a parameter cannot be predicted.
+        DataError: as for :func:`initialize`.
 
     Example:
         >>> import ghnq_quant, torch, torchvision
-        >>> model = torchvision.models.mobilenet_v2(num_classes=10)
-        >>> qat = ghnq_quant.init_quantized(model, bits=4, stem_bits=8)
-        >>> qat(torch.zeros(2, 3, 32, 32)).shape
-        torch.Size([2, 10])
+        >>> model = torchvision.models.mobilenet_v2(num_classes=3)
+        >>> images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 3
+        >>> qat = ghnq_quant.init_quantized(model, bits=4, data=[(images, labels)], stem_bits=8)
+        >>> qat(images).shape
+        torch.Size([64, 3])
     """
+    start = Start(share, classifier, as_predicted)
     scheme = _scheme(bits, act_bits, scheme)
     layers = load_backend(backend)
     captured = capture(model, example_input, skip=skip)
     scheme = with_stem_bits(captured, scheme, stem_bits)
-    precision = (scheme.weight_bits, scheme.act_bits)
-    (new_values,) = predict_captured([captured], ghn, precision)
-    if not as_predicted:
-        ready_for_training(captured, new_values, scheme)
-    return emit_predicted(captured, new_values, scheme, layers, example_input)
-
-
-def emit_predicted(
-    captured: Capture,
-    new_values: list[Tensor | None],
-    scheme: QuantScheme,
-    backend: Backend | ModelBackend,
-    example_input: Tensor | None = None,
-) -> QuantModel:
-    """A quantized copy of a captured network with new values for its parameters, in their order;
-    None keeps the parameter's own."""
-    replaced = {
-        id(p): nn.Parameter(new, requires_grad=p.requires_grad)
-        for p, new in zip(captured.root.parameters(), new_values, strict=True)
-        if new is not None
-    }
-    copied = captured.copied(replaced)
-    for module in copied.root.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.reset_running_stats()  # those of other parameters
-    return emit(copied, scheme, backend, example_input)
+    sample = None if data is None else read_sample(data, next(model.parameters()))
+    values = start.values(captured, ghn, (scheme.weight_bits, scheme.act_bits))
+    warn_of_skipped(captured, stacklevel=2)
+    started = with_values(captured, values)
+    if sample is not None:
+        start.fit(simulation(started, scheme), captured, sample)
+    quantized = emit(started, scheme, layers, example_input)
+    return quantized if sample is None else calibrate(quantized, sample.batches(CALIBRATION_IMAGES))
 
 
 def quantize(

@@ -69,7 +69,9 @@ def _ghnq(
         raise typer.Exit
 
 
-@app.command(epilog=_example("ghnq init mobilenet_v2 --bits 4/8 -o mobilenet_v2.safetensors"))
+@app.command(
+    epilog=_example("ghnq init mobilenet_v2 --data images.npz --bits 4/8 -o model.safetensors")
+)
 def init(
     arch: Annotated[
         str,
@@ -85,27 +87,44 @@ def init(
     bits: Bits = "4",
     stem_bits: StemBits = None,
     backend: Backend = "brevitas",
-    num_classes: Annotated[int, typer.Option(min=1, help="Outputs of the model.")] = 10,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Outputs of the model [those of --data, or 10].")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Images to fit the classifier to, as for quickstart."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is new.")] = 0,
     ghn: Checkpoint = None,
 ) -> None:
-    """Predict a model's parameters and save it quantized.
+    """Give a model the start and save it quantized.
 
-    Saves its state_dict. Prints one line a layer: how many of its parameters were predicted, and
-    how well its weight survives quantization.
+    The first convolutions are predicted, the classifier is fitted to --data if that is given, all
+    else is new. Saves the state_dict. Prints one line a layer: how many of its parameters were
+    predicted or fitted, and how well its weight survives quantization.
     """
     from ghnq_quant.evaluation.layer_report import layer_table
+    from ghnq_quant.training import first_epoch, load_images
     from ghnq_quant.training.saving import check_state_path, save_state
 
     check_state_path(output)
     precision = parse_precision(bits)
     hypernetwork = _optional_ghn(ghn)
-    model = create_model(arch, num_classes)
+    images = None if data is None else load_images(data).train
+    outputs = num_classes or (10 if images is None else len(images.classes))
+    torch.manual_seed(seed)
+    model = create_model(arch, outputs)
     start = time.perf_counter()
     quantized = ghnq_quant.init_quantized(
-        model, precision, stem_bits=stem_bits, backend=backend, ghn=hypernetwork
+        model,
+        precision,
+        None if images is None or data is None else first_epoch(images, data, seed),
+        stem_bits=stem_bits,
+        backend=backend,
+        ghn=hypernetwork,
     )
     seconds = time.perf_counter() - start
-    metadata = {"arch": arch, "num_classes": str(num_classes), "bits": bits, "backend": backend}
+    metadata = {"arch": arch, "num_classes": str(outputs), "bits": bits, "backend": backend}
     if stem_bits is not None:
         metadata["stem_bits"] = str(stem_bits)
     save_state(quantized, output, {**metadata, "ghnq_quant": ghnq_quant.__version__})
@@ -162,7 +181,7 @@ def export(
     Console().print(f"Saved to {file}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command(epilog=_example("ghnq quickstart --bits 8 --epochs 3 --seeds 1"))
+@app.command(epilog=_example("ghnq quickstart --bits 8 --epochs 2 --seeds 1"))
 def quickstart(
     data: Annotated[
         str,
@@ -173,9 +192,10 @@ def quickstart(
     ] = "digits",
     data_name: DataName = None,
     bits: Bits = "4",
+    stem_bits: StemBits = 8,
     backend: Backend = "brevitas",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 5,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs from each start.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs from each start.")] = 5,
     max_train: Annotated[
         int | None, typer.Option(min=1, help="Train on no more than this many images.")
     ] = None,
@@ -186,7 +206,7 @@ def quickstart(
 ) -> None:
     """Try 4-bit training of a small CNN from both starts.
 
-    Quantization-aware training from GHN-Q's parameters and from PyTorch's initialization: the same
+    Quantization-aware training from GHN-Q's start and from PyTorch's initialization: the same
     network, images, order and budget for both. Saves a table (JSON), the curves (PNG) and the
     trained model. Takes under two minutes on two cores with the default images.
     """
@@ -196,6 +216,7 @@ def quickstart(
         data=data,
         data_name=data_name,
         bits=parse_precision(bits),
+        stem_bits=stem_bits,
         backend=backend,
         epochs=epochs,
         seeds=seeds,
@@ -412,31 +433,37 @@ def evaluate(
 
 
 @app.command(
-    epilog=_example("ghnq compare-init resnet8 --data images.npz --budget 400 -o comparison")
+    epilog=_example("ghnq compare-init resnet8 --data images.npz --steps 100,400 -o comparison")
 )
 def compare_init(
     archs: Annotated[
         list[str],
         typer.Argument(
             metavar="ARCH…",
-            help="resnet8, vgg7 and mobilenet_v2_small, made for 32×32 images, or any model as for "
-            "init.",
+            help="resnet8, vgg7, mobilenet_v2_small, shufflenet_small and repvgg_small, made for "
+            "32×32 images, or any model as for init.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
     bits: Annotated[str, typer.Option(metavar="W|W/A,…", help="Precisions.")] = "4",
     stem_bits: StemBits = None,
     backend: Backend = "brevitas",
-    budget: Annotated[int, typer.Option(help="Steps of the longest training.")] = 400,
+    steps: Annotated[
+        str, typer.Option(metavar="N,…", help="Steps of the trainings.")
+    ] = "50,100,200,400",
     seeds: Annotated[int, typer.Option(help="Trainings of each kind.")] = 3,
     start: Annotated[
         str, typer.Option(metavar="NAME,…", help="Starts; the documentation lists all.")
-    ] = "ghnq,pytorch,float-first",
+    ] = "pytorch,pytorch-fitted,ghnq,float-first",
     lr: Annotated[
         str,
-        typer.Option(metavar="LR,…", help="Learning rates; each start and budget gets its best."),
-    ] = "0.01,0.03,0.1,0.3",
+        typer.Option(metavar="LR,…", help="Learning rates; each start gets its best."),
+    ] = "0.03,0.1,0.3",
+    lr_steps: Annotated[int, typer.Option(help="Steps of the trainings that choose it.")] = 400,
     data: Data = "cifar10",
+    foreign: Annotated[
+        bool, typer.Option("--foreign", help="Grey, inverted, blurred; two classes in one.")
+    ] = False,
     images_per_class: Annotated[
         int | None, typer.Option(min=2, help="Train on so few images of each class.")
     ] = None,
@@ -448,9 +475,9 @@ def compare_init(
 ) -> None:
     """Measure what a start is worth to quantization-aware training.
 
-    From GHN-Q's parameters, from PyTorch's initialization, and from a float training that takes
-    half of the steps; same images, tuned learning rate. A run that is killed goes on where it was
-    when it is started again.
+    From PyTorch's initialization, from the same with a fitted classifier, from GHN-Q's start, and
+    from a float training that takes half of the steps; same images, tuned learning rate. A run that
+    is killed goes on where it was when it is started again.
     """
     from ghnq_quant.comparison import CompareSettings
     from ghnq_quant.comparison import compare_init as run
@@ -460,12 +487,14 @@ def compare_init(
         bits=tuple(parse_precision(part) for part in bits.split(",")),
         stem_bits=stem_bits,
         backend=backend,
-        budget=budget,
+        steps=_integers(steps),
         seeds=seeds,
         starts=tuple(start.split(",")),
         lrs=_numbers(lr),
+        lr_steps=lr_steps,
         data=data,
         data_name=data_name,
+        foreign=foreign,
         images_per_class=images_per_class,
         test_images=test_images,
         ghn=ghn,
@@ -478,6 +507,45 @@ def _numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise GhnqError(f"{text!r}: write numbers as in 0.03,0.1") from error
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise GhnqError(f"{text!r}: write whole numbers as in 100,400") from error
+
+
+@app.command(epilog=_example("ghnq ladder --data images.npz --workers 2 -o ladder"))
+def ladder(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
+    data: Data = "cifar10",
+    only: Annotated[
+        str | None, typer.Option(metavar="RUNG,…", help="Some of its comparisons [all].")
+    ] = None,
+    ghn: Annotated[str, typer.Option(help="A checkpoint's folder or name.")] = DEFAULT_CHECKPOINT,
+    data_name: DataName = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
+) -> None:
+    """Make every comparison of starts in the documentation.
+
+    Five networks on CIFAR-10, on strange images made of it and on digits; longer trainings, other
+    precisions and a deep network. Takes hours; a run that is killed goes on where it was when it is
+    started again.
+    """
+    from ghnq_quant.comparison.ladder import run_ladder
+
+    run_ladder(
+        data,
+        output,
+        only=None if only is None else tuple(only.split(",")),
+        ghn=ghn,
+        data_name=data_name,
+        download=download,
+        workers=workers,
+        console=Console(),
+    )
 
 
 @app.command(epilog=_example("ghnq report run table1 -o report.html"))

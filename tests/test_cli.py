@@ -16,6 +16,7 @@ from ghnq_quant import cli
 from ghnq_quant.capture import adapters
 from ghnq_quant.errors import GhnqError, GhnqWarning
 from ghnq_quant.evaluation.layer_report import layer_report, signal_to_noise_db
+from ghnq_quant.training import first_epoch, load_images
 
 TINY = """
 from torch import nn
@@ -77,8 +78,8 @@ def test_init_saves_the_quantized_model_and_prints_a_line_for_each_layer(ghnq, t
     assert code == 0
     import tinynets
 
-    model = tinynets.ten()
-    expected = ghnq_quant.init_quantized(model, (4, 8)).state_dict()
+    torch.manual_seed(0)
+    expected = ghnq_quant.init_quantized(tinynets.ten(), (4, 8)).state_dict()
     with safe_open(tmp_path / "tiny.safetensors", "pt") as file:
         assert set(file.keys()) == set(expected)
         for name in file.keys():  # noqa: SIM118 (no mapping)
@@ -90,24 +91,34 @@ def test_init_saves_the_quantized_model_and_prints_a_line_for_each_layer(ghnq, t
     rows = [[c.strip() for c in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
     assert [row[:3] for row in rows] == [
         ["0", "8×3×3×3", "216"],
-        ["3", "8×8×3×3", "584"],
-        ["7", "10×8", "90"],
+        ["3", "8×8×3×3", "0"],
+        ["7", "10×8", "0"],
     ]
     for row, key in zip(rows, ("0.weight", "3.weight", "7.weight"), strict=True):
         assert row[3:] == [f"{signal_to_noise_db(expected[key], bits):.1f}" for bits in (8, 4, 2)]
-    assert "890 of 906 parameters predicted" in out
+    assert "216 of 906 parameters predicted or fitted" in out
 
 
 def test_init_notes_other_bits_of_the_first_layer(ghnq, tmp_path):
     arguments = ("tinynets:ten", "--bits", "3", "--stem-bits", "8", "-o", "tiny.safetensors")
     assert ghnq("init", *arguments)[0] == 0
+    with safe_open(tmp_path / "tiny.safetensors", "pt") as file:
+        assert file.metadata()["stem_bits"] == "8"
+
+
+def test_init_fits_the_classifier_to_images(ghnq, tmp_path):
+    arguments = ("tinynets:cnn", "--data", "digits", "--seed", "3", "-o", "tiny.safetensors")
+    assert ghnq("init", *arguments)[0] == 0
     import tinynets
 
-    # At 3 bits the weights of a filter are spread evenly, at 8 they are not.
-    expected = ghnq_quant.init_quantized(tinynets.ten(), 3, stem_bits=8).state_dict()
+    digits = load_images("digits").train
+    torch.manual_seed(3)
+    model = tinynets.cnn(10)
+    expected = ghnq_quant.init_quantized(model, 4, first_epoch(digits, "digits", 3)).state_dict()
     with safe_open(tmp_path / "tiny.safetensors", "pt") as file:
-        assert torch.equal(file.get_tensor("0.weight"), expected["0.weight"])
-        assert file.metadata()["stem_bits"] == "8"
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            assert torch.equal(file.get_tensor(name), expected[name]), name
+        assert file.metadata()["num_classes"] == "10"
 
 
 def test_init_writes_what_torch_load_reads_safely(ghnq, tmp_path):
@@ -171,7 +182,7 @@ def test_quickstart_passes_every_setting_on(ghnq, monkeypatch):
     from ghnq_quant.training import quickstart
     from ghnq_quant.training.quickstart_results import QuickstartSettings
 
-    settings = QuickstartSettings("a folder", "true name", (4, 8), "reference", 2, 1, 100)
+    settings = QuickstartSettings("a folder", "true name", (4, 8), 6, "reference", 2, 1, 100)
     calls = []
     monkeypatch.setattr(quickstart, "run_quickstart", lambda *a, **k: calls.append((a, k)))
     import shlex
@@ -216,7 +227,7 @@ def test_version_and_help(ghnq):
     code, out, _ = ghnq("--help")
     assert code == 0
     assert "quickstart" in out
-    assert "Predict a model's parameters" in out
+    assert "Give a model the start" in out
 
 
 # finetune, evaluate, report and space
@@ -306,6 +317,6 @@ def test_layer_report_counts_only_what_changed():
     after = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 2))
     after[2].load_state_dict(before[2].state_dict())
     first, last = layer_report(before, after)
-    assert (first.name, first.shape, first.predicted) == ("0", (4, 3, 3, 3), 112)
-    assert (last.name, last.shape, last.predicted) == ("2", (2, 4), 0)
+    assert (first.name, first.shape, first.given) == ("0", (4, 3, 3, 3), 112)
+    assert (last.name, last.shape, last.given) == ("2", (2, 4), 0)
     assert set(first.snr_db) == {8, 4, 2}

@@ -6,10 +6,10 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ghnq_quant import (
@@ -17,28 +17,29 @@ from ghnq_quant import (
     QuantScheme,
     calibrate,
     init_quantized,
-    predict_parameters,
     quantize,
 )
-from ghnq_quant.comparison import STARTS, CompareSettings, Comparison, Trial, compare_init
+from ghnq_quant.comparison import STARTS, CompareSettings, Comparison, Trial, compare_init, ladder
 from ghnq_quant.comparison.cifar_networks import CIFAR_NETWORKS
-from ghnq_quant.comparison.refinements import blend, complete_rank
+from ghnq_quant.comparison.foreign import foreign
 from ghnq_quant.comparison.results import Curve, TrialResult, best_lr
 from ghnq_quant.comparison.run import choice_trials, measured_trials
 from ghnq_quant.comparison.settings import CHOICE_SEED
 from ghnq_quant.comparison.tables import accuracy_caption, ratio_rows
 from ghnq_quant.comparison.training import run_trial
-from ghnq_quant.errors import GhnqError
+from ghnq_quant.errors import DataError, GhnqError
 from ghnq_quant.evaluation.summary import summarize
-from ghnq_quant.training import evaluation_batches, load_images
+from ghnq_quant.training import Images, ImageSet, evaluation_batches, load_images
 
 BITS = (4, 4)
 SETTINGS = CompareSettings(
     ("tiny",),
     backend="reference",
-    budget=8,
+    steps=(1, 2, 4, 8),
     seeds=2,
+    starts=("pytorch", "ghnq", "float-first"),
     lrs=(0.1, 0.3),
+    lr_steps=4,
     data="digits",
     images_per_class=8,
     test_images=64,
@@ -64,22 +65,22 @@ def result(start: str, steps: int, accuracy: float, seed: int = 0, lr: float = 0
 
 def comparison(results: list[TrialResult]) -> Comparison:
     starts = tuple(dict.fromkeys(r.trial.start for r in results))
-    settings = replace(SETTINGS, archs=("a",), budget=80, seeds=2, starts=starts)
+    settings = replace(SETTINGS, archs=("a",), steps=(10, 20, 40, 80), seeds=2, starts=starts)
     return Comparison(settings, {}, {r.trial: r for r in results})
 
 
-def test_steps_to_an_accuracy_lie_between_budgets() -> None:
+def test_steps_to_an_accuracy_lie_between_trainings() -> None:
     accuracy = tuple(summarize([v]) for v in (20, 30, 34))
-    curve = Curve((0.1,) * 3, summarize([12.0]), 5, (10, 20, 40), accuracy)
+    curve = Curve(0.1, summarize([12.0]), 5, (10, 20, 40), accuracy)
     assert curve.steps_to(30) == pytest.approx(20)
     assert curve.steps_to(25) == pytest.approx(10 * 2**0.5)  # half of the way in log2 of the steps
     assert curve.steps_to(32) == pytest.approx(20 * 2**0.5)
-    assert curve.steps_to(15) == 10  # the smallest budget that was measured
+    assert curve.steps_to(15) == 10  # the shortest training that was measured
     assert curve.steps_to(34.1) is None
     assert curve.steps_to(12) == 5  # before the first quantized step
 
 
-def test_ratios_are_of_the_steps_to_what_pytorchs_start_has_after_each_budget() -> None:
+def test_ratios_are_of_the_steps_to_what_pytorchs_start_has_after_each_training() -> None:
     means = {"pytorch": (10, 20, 30, 40), "ghnq": (20, 36, 38, 39)}
     results = [
         replace(result(start, steps, accuracy + seed, seed), first=15.0)
@@ -111,33 +112,43 @@ def test_learning_rate_is_the_most_accurate_and_of_equal_ones_the_lowest() -> No
 def test_all_starts_get_the_same_trainings() -> None:
     choices = choice_trials(SETTINGS)
     assert {t.seed for t in choices} == {CHOICE_SEED}
-    finished = {t: TrialResult(t, 10, 50 + t.lr * (4 - t.steps), 1, 1) for t in choices}
+    assert {(t.steps, t.lr) for t in choices} == {(4, 0.1), (4, 0.3)}
+    finished = {t: TrialResult(t, 10, 50 + t.lr * (t.start == "ghnq"), 1, 1) for t in choices}
     trials = measured_trials(SETTINGS, finished)
-    by_start = {s: [replace(t, start="") for t in trials if t.start == s] for s in SETTINGS.starts}
+    by_start = {
+        s: [replace(t, start="", lr=0) for t in trials if t.start == s] for s in SETTINGS.starts
+    }
     assert len({tuple(of) for of in by_start.values()}) == 1
     assert {(t.steps, t.seed) for t in trials} == {(s, k) for s in (1, 2, 4, 8) for k in (0, 1)}
-    assert {(t.steps, t.lr) for t in trials} == {(1, 0.3), (2, 0.3), (4, 0.1), (8, 0.1)}
+    assert {(t.start, t.lr) for t in trials} == {
+        ("pytorch", 0.1), ("ghnq", 0.3), ("float-first", 0.1),
+    }  # fmt: skip
 
 
 def test_starts() -> None:
-    ghn, x = GHN.from_pretrained("ghnq-cifar10"), torch.zeros(1, 3, 32, 32)
-    model = tiny(10)
-    own = {n: p.detach().clone() for n, p in model.named_parameters()}
-    found = {
-        name: dict(start.started(model, ghn, BITS, x).named_parameters())
-        for name, start in STARTS.items()
-    }
+    ghn, data = GHN.from_pretrained("ghnq-cifar10"), load_images("digits").train
+    common: dict[str, Any] = {"backend": "reference", "stem_bits": 8}
+    example = torch.zeros(1, 3, 32, 32)
+    batches = list(itertools.islice(evaluation_batches(data), 2))
+    torch.manual_seed(0)
+    model = CIFAR_NETWORKS["resnet8"](10)
+    own = quantize(model, BITS, **common)
     wanted = {
-        "ghnq": dict(init_quantized(model, BITS, ghn=ghn, backend="reference").named_parameters()),
         "pytorch": own,
         "float-first": own,
-        "ghnq-as-predicted": predict_parameters(model, ghn, bits=BITS),
+        "pytorch-fitted": init_quantized(model, BITS, batches, share=0.0, ghn=ghn, **common),
+        "ghnq": init_quantized(model, BITS, batches, ghn=ghn, **common),
+        "ghnq-new-classifier": init_quantized(model, BITS, ghn=ghn, **common),
+        "ghnq-half": init_quantized(model, BITS, batches, share=0.5, ghn=ghn, **common),
+        "ghnq-all": init_quantized(model, BITS, batches, share=1.0, ghn=ghn, **common),
+        "ghnq-as-predicted": init_quantized(model, BITS, ghn=ghn, as_predicted=True, **common),
     }
-    for name, parameters in wanted.items():
-        assert all(torch.equal(found[name][n], p) for n, p in parameters.items()), name
-    assert torch.equal(found["ghnq-new-classifier"]["5.weight"], own["5.weight"])
-    assert torch.equal(found["ghnq-new-classifier"]["0.weight"], found["ghnq"]["0.weight"])
-    assert all(torch.equal(p, own[n]) for n, p in model.named_parameters())
+    assert wanted.keys() == STARTS.keys()
+    for name, start in STARTS.items():
+        found = start.quantized(
+            model, BITS, batches, ghn=ghn, example_input=example, **common
+        ).named_parameters()
+        assert all(torch.equal(wanted[name].get_parameter(n), p) for n, p in found), name
 
 
 def test_stem_bits_are_of_the_first_layers_weight_alone() -> None:
@@ -154,38 +165,24 @@ def test_stem_bits_are_of_the_first_layers_weight_alone() -> None:
     trial, ghn = Trial("resnet8", (3, 8), "pytorch", 8, 0.1, 3), GHN.from_pretrained("ghnq-cifar10")
     data = (images.train, images.test, ghn)
     of_eight, of_three = (
-        run_trial(trial, *data, backend="reference", stem_bits=bits, test_images=None).first
+        run_trial(
+            trial,
+            *data,
+            backend="reference",
+            stem_bits=bits,
+            data="digits",
+            test_images=None,
+        ).first
         for bits in (8, None)
     )
     assert of_eight == pytest.approx(100 * float(right) / len(images.test))
     assert of_three != of_eight
 
 
-def test_blend_keeps_variance_and_the_share() -> None:
-    model = nn.Conv2d(64, 64, 5)
-    own, predicted = model.weight.detach(), torch.randn(64, 64, 5, 5)
-    blended = blend(0.36)(model, {"weight": predicted, "bias": model.bias})["weight"]
-    assert float(blended.var()) == pytest.approx(float(predicted.var()), rel=0.01)
-    cosine = F.cosine_similarity(blended.flatten(), own.flatten(), dim=0)
-    assert float(cosine) == pytest.approx(0.6, abs=0.01)
-
-
-def test_completed_rank_keeps_what_is_strong_and_fills_the_rest() -> None:
-    torch.manual_seed(0)
-    own = torch.randn(16, 8, 3, 3) / 10
-    strong = (torch.randn(16, 4) @ torch.randn(4, 72)).view_as(own)
-    completed = complete_rank(strong, own).flatten(1)
-    values = torch.linalg.svdvals(completed)
-    torch.testing.assert_close(values[:4], torch.linalg.svdvals(strong.flatten(1))[:4])
-    assert values[4:12].min() > 0.1  # 12 of the 16 own directions are orthogonal to the four
-    basis = torch.linalg.svd(strong.flatten(1)).Vh[:4]
-    torch.testing.assert_close(completed @ basis.T, strong.flatten(1) @ basis.T)
-
-
 def test_a_killed_comparison_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     whole = compare_init(SETTINGS, tmp_path / "whole")
     lines = (tmp_path / "whole" / "trials.jsonl").read_bytes().splitlines(keepends=True)
-    assert len(lines) == 1 + 3 * (2 * 4 + 2 * 4)
+    assert len(lines) == 1 + 3 * (2 + 2 * 4)
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / "trials.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])
     resumed = compare_init(SETTINGS, tmp_path / "killed")
@@ -195,14 +192,72 @@ def test_a_killed_comparison_goes_on_with_what_is_missing(tmp_path: Path) -> Non
     content = json.loads((tmp_path / "killed" / "results.json").read_text())
     assert [case["arch"] for case in content["cases"]] == ["tiny"]
     assert "| tiny | W4/A4 | GHN-Q |" in (tmp_path / "killed" / "table.md").read_text()
-    with pytest.raises(GhnqError, match=r"settings\.budget=8 \(now 16\)"):
-        compare_init(replace(SETTINGS, budget=16), tmp_path / "killed")
+    with pytest.raises(GhnqError, match=r"settings\.lr_steps=4 \(now 8\)"):
+        compare_init(replace(SETTINGS, lr_steps=8), tmp_path / "killed")
 
 
 def test_caption_counts_the_test_images_that_there_are(tmp_path: Path) -> None:
     settings = replace(SETTINGS, starts=("pytorch",), seeds=1, lrs=(0.1,), test_images=2000)
     caption = accuracy_caption(compare_init(settings, tmp_path))
     assert caption.startswith("scikit-learn digits, 80 training and 360 test images;")
+
+
+def test_strange_images_are_grey_inverted_blurred_and_of_half_as_many_classes() -> None:
+    content = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
+    content[0, 0] = 200  # red: 0.299 · 200 = 60
+    content[1, :, 1, 1] = 255
+    mean = std = torch.ones(3)
+    images = Images(content, torch.tensor([0, 3, 4]), tuple("abcde"), mean, std)
+    found = foreign(ImageSet("letters", images, images)).train
+    assert found.classes == ("a or b", "c or d", "e")
+    assert found.labels.tolist() == [0, 1, 2]
+    assert (found.images[0] == 195).all()
+    spot = (
+        255 - 255 * torch.tensor([[1, 2, 1, 0], [2, 4, 2, 0], [1, 2, 1, 0], [0] * 4]) / 16
+    ).round()
+    assert torch.equal(found.images[1], spot.to(torch.uint8).expand(3, 4, 4))
+    assert (found.images[2] == 255).all()
+    normalized = found.normalize(found.images)
+    torch.testing.assert_close(normalized.mean(), torch.tensor(0.0), rtol=0, atol=1e-5)
+
+
+def test_the_hypernetwork_needs_the_same_classes_only_as_predicted(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, foreign=True, starts=("ghnq",), steps=(1,), lrs=(0.1,))
+    assert (
+        compare_init(settings, tmp_path / "5 classes").facts["data"]["name"].endswith("5 classes")
+    )
+    with pytest.raises(DataError, match=r"has 5 classes.*leave out the start 'ghnq-as-predicted'"):
+        compare_init(replace(settings, starts=("ghnq-as-predicted",)), tmp_path / "predicted")
+
+
+def test_the_ladder_takes_chosen_rates_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def two_rungs(data: str, **_: Any) -> dict[str, CompareSettings]:
+        return {"short": SETTINGS, "long": replace(SETTINGS, steps=(16,), seeds=1, data=data)}
+
+    monkeypatch.setattr(ladder, "rungs", two_rungs)
+    made = ladder.run_ladder("digits", tmp_path)
+    lines = (tmp_path / "long" / "trials.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + 3  # none that chooses
+    for start in SETTINGS.starts:
+        rates = {c.curves("tiny", BITS)[start].lr for c in made.values()}
+        assert len(rates) == 1
+    assert list(ladder.run_ladder("digits", tmp_path, only=("short",))) == ["short"]
+    with pytest.raises(GhnqError, match="unknown comparison 'tall'; known are short, long"):
+        ladder.run_ladder("digits", tmp_path, only=("tall",))
+
+
+@pytest.mark.parametrize("arch", ["shufflenet_small", "repvgg_small"])
+def test_networks_of_no_known_kind_get_a_start(arch: str) -> None:
+    images = load_images("digits").train
+    data = list(itertools.islice(evaluation_batches(images), 2))
+    model = CIFAR_NETWORKS[arch](10)
+    start = init_quantized(model, 4, data, backend="reference")
+    weights = [n for n, p in start.named_parameters() if not torch.equal(p, model.get_parameter(n))]
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert len(weights) == -(-len(convolutions) // 4) + 2
+    assert start(data[0][0]).isfinite().all()
 
 
 def test_what_does_not_exist_is_named_before_any_training(tmp_path: Path) -> None:

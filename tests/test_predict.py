@@ -92,7 +92,7 @@ def test_one_tensor_for_every_parameter(make: Callable[[], nn.Module], tmp_path:
 
 def test_shipped_hypernetwork_is_the_default() -> None:
     model = small()
-    expected = predict_parameters(model, GHN.from_pretrained("ghnq-cifar10-qat"))
+    expected = predict_parameters(model, GHN.from_pretrained("ghnq-cifar10"))
     actual = predict_parameters(model)
     assert all(torch.equal(actual[name], p) for name, p in expected.items())
 

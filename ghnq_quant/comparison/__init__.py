@@ -1,4 +1,4 @@
-"""Quantization-aware training from different starts, compared at equal budgets."""
+"""Quantization-aware training from different starts, compared at equal numbers of steps."""
 
 from ghnq_quant.comparison.record import Comparison
 from ghnq_quant.comparison.run import compare_init

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ghnq_quant.models_by_name import create_model
+from ghnq_quant.small_images import adapt_stem
 
 
 class CifarNetwork(nn.Module):
@@ -60,6 +64,55 @@ class InvertedResidual(nn.Module):
         return x + y if self.has_shortcut else y
 
 
+class ShuffleUnit(nn.Module):
+    """A branch for one half of the channels, or for all where the shape changes; the halves mixed
+    (Ma et al. 2018)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        half = outputs // 2
+        same = stride == 1 and inputs == outputs
+        self.halves = same
+        own = half if same else inputs
+        self.branch = nn.Sequential(
+            _conv_bn(own, half, 1),
+            nn.ReLU(),
+            _conv_bn(half, half, 3, stride, groups=half),
+            _conv_bn(half, half, 1),
+            nn.ReLU(),
+        )
+        if not same:
+            self.shortcut = nn.Sequential(
+                _conv_bn(inputs, inputs, 3, stride, groups=inputs),
+                _conv_bn(inputs, half, 1),
+                nn.ReLU(),
+            )
+        self.shuffle = nn.ChannelShuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.halves:
+            kept, changed = x.chunk(2, dim=1)
+        else:
+            kept, changed = self.shortcut(x), x
+        return self.shuffle(torch.cat([kept, self.branch(changed)], dim=1))
+
+
+class RepVGGBlock(nn.Module):
+    """A 3×3 and a 1×1 convolution and, where the shape stays, the input itself, each with a batch
+    norm, added (Ding et al. 2021); in its form for training."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.large = _conv_bn(inputs, outputs, 3, stride)
+        self.small = _conv_bn(inputs, outputs, 1, stride)
+        same = stride == 1 and inputs == outputs
+        self.identity = nn.BatchNorm2d(inputs) if same else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.large(x) + self.small(x)
+        return F.relu(y if self.identity is None else y + self.identity(x))
+
+
 def resnet8(num_classes: int = 10) -> nn.Module:
     """ResNet for CIFAR (He et al. 2015, section 4.2) with one block a stage: 78,042 parameters."""
     body = [
@@ -97,10 +150,39 @@ def mobilenet_v2_small(num_classes: int = 10) -> nn.Module:
     return CifarNetwork(body, 192, num_classes)
 
 
+def shufflenet_small(num_classes: int = 10) -> nn.Module:
+    """ShuffleNetV2 for 32×32 images with seven units."""
+    body = [_conv_bn(3, 24, 3), nn.ReLU()]
+    inputs = 24
+    for outputs, repeats in ((48, 3), (96, 3), (192, 1)):
+        for number in range(repeats):
+            body.append(ShuffleUnit(inputs, outputs, 2 if number == 0 else 1))
+            inputs = outputs
+    return CifarNetwork(body, inputs, num_classes)
+
+
+def repvgg_small(num_classes: int = 10) -> nn.Module:
+    """RepVGG for 32×32 images with six blocks."""
+    body: list[nn.Module] = []
+    inputs = 3
+    for outputs, stride in ((16, 1), (16, 1), (32, 2), (32, 1), (64, 2), (64, 1)):
+        body.append(RepVGGBlock(inputs, outputs, stride))
+        inputs = outputs
+    return CifarNetwork(body, inputs, num_classes)
+
+
+def resnet18_small_stem(num_classes: int = 10) -> nn.Module:
+    """Torchvision's ``resnet18`` with a stem for 32×32 images."""
+    return adapt_stem(create_model("torchvision:resnet18", num_classes))
+
+
 CIFAR_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    "mobilenet_v2_small": mobilenet_v2_small,
     "resnet8": resnet8,
     "vgg7": vgg7,
+    "mobilenet_v2_small": mobilenet_v2_small,
+    "shufflenet_small": shufflenet_small,
+    "repvgg_small": repvgg_small,
+    "resnet18_small_stem": resnet18_small_stem,
 }
 
 

@@ -35,7 +35,7 @@ def plot_curves(comparison: Comparison, path: Path) -> None:
         for number, (start, curve) in enumerate(comparison.curves(arch, bits).items()):
             _draw(axes, curve, STARTS[start].title, colour[start], _MARKERS[number % 11])
         axes.set_xscale("log", base=2)
-        axes.set_xticks(settings.budgets, [str(steps) for steps in settings.budgets])
+        axes.set_xticks(settings.steps, [str(steps) for steps in settings.steps])
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)

@@ -45,17 +45,17 @@ class Comparison:
         """What a start saves: steps to the mean accuracy of PyTorch's start, over those that it took.
 
         Returns:
-            by the steps that PyTorch's start took, each of the budgets; None where the start does not
-            get there with the whole budget; empty where PyTorch's is not among the starts.
+            by the steps that PyTorch's start took, those of each training; None where the start does not
+            get there with the most steps; empty where PyTorch's is not among the starts.
         """
         if BASELINE not in self.settings.starts:
             return {}
         mine, baseline = (curve(self.results, arch, bits, s) for s in (start, BASELINE))
         ratios: dict[int, float | None] = {}
-        for budget, goal in zip(baseline.steps, baseline.accuracy, strict=True):
+        for steps, goal in zip(baseline.steps, baseline.accuracy, strict=True):
             assert goal.mean is not None
-            steps = mine.steps_to(goal.mean)
-            ratios[budget] = None if steps is None else steps / budget
+            needed = mine.steps_to(goal.mean)
+            ratios[steps] = None if needed is None else needed / steps
         return ratios
 
     def to_json(self) -> dict[str, Any]:

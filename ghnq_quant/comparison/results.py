@@ -1,4 +1,4 @@
-"""What a comparison found: each start's best learning rates, accuracy by budget, and steps saved."""
+"""What a comparison found: each start's best learning rate, accuracy by steps, and steps saved."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ class Curve:
     """One network, precision and start.
 
     Attributes:
-        lrs: the learning rate that was chosen for each budget.
-        first: accuracy in % before the first quantized step (of the smallest budget).
+        lr: the learning rate that was chosen.
+        first: accuracy in % before the first quantized step (of the shortest training).
         first_steps: steps that had been taken by then: 0, or those of a float training.
-        steps: the budgets, rising.
-        accuracy: by budget, over the seeds.
+        steps: of the trainings, rising.
+        accuracy: by steps, over the seeds.
     """
 
-    lrs: tuple[float, ...]
+    lr: float
     first: Summary
     first_steps: int
     steps: tuple[int, ...]
     accuracy: tuple[Summary, ...]
 
     def steps_to(self, accuracy: float) -> float | None:
-        """How many steps it takes to reach an accuracy in %; None if the largest budget does not.
+        """How many steps it takes to reach an accuracy in %; None if the longest training does not.
 
-        ``first_steps`` where the network has it before the first quantized step. Between budgets the
+        ``first_steps`` where the network has it before the first quantized step. Between trainings the
         mean accuracy is taken as linear in log2 of the steps; below the smallest nothing was
         measured, so that is the answer at most.
         """
@@ -101,9 +101,9 @@ def curve(results: Mapping[Trial, TrialResult], arch: str, bits: Bits, start: st
         and r.trial.seed != CHOICE_SEED
     ]
     steps = tuple(sorted({r.trial.steps for r in mine}))
-    by_steps = [[r for r in mine if r.trial.steps == budget] for budget in steps]
+    by_steps = [[r for r in mine if r.trial.steps == count] for count in steps]
     return Curve(
-        lrs=tuple(of[0].trial.lr for of in by_steps),
+        lr=by_steps[0][0].trial.lr,
         first=summarize(r.first for r in by_steps[0]),
         first_steps=STARTS[start].float_steps(steps[0]),
         steps=steps,

@@ -1,16 +1,18 @@
-"""``compare_init``: quantization-aware training from several starts, with the same budget and tuning."""
+"""``compare_init``: quantization-aware training from several starts, with the same steps and tuning."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ghnq_quant.comparison.foreign import foreign
 from ghnq_quant.comparison.progress import Progress
 from ghnq_quant.comparison.record import TRIALS_FILE, Comparison
 from ghnq_quant.comparison.results import TrialResult, best_lr
 from ghnq_quant.comparison.settings import CHOICE_SEED, Bits, CompareSettings, Trial
+from ghnq_quant.comparison.starts import STARTS
 from ghnq_quant.comparison.tables import accuracy_caption, terminal_tables
 from ghnq_quant.comparison.training import create_network
 from ghnq_quant.comparison.workers import Bench, run_trials
@@ -31,23 +33,26 @@ def compare_init(
     output: str | Path,
     *,
     ghn: GHN | None = None,
+    known: Mapping[Trial, TrialResult] = {},
     download: bool = False,
     workers: int = 1,
     console: Console | None = None,
 ) -> Comparison:
-    """Train each network from each start with an eighth, a quarter, half and the whole of the budget.
+    """Train each network from each start for each number of steps.
 
-    Each training has a schedule of its own, so each budget's accuracy is what a user gets who pays
-    that many steps. For each of them, and each network, precision and start, the learning rate is
-    chosen first, by a training with each of ``settings.lrs`` that is measured on a tenth of the
-    training images, which it leaves out; the others train on all of them, or on the same few where
-    ``settings.images_per_class`` is given, and are measured on the test images. Stopped at any
-    moment and called again with the same arguments, it goes on with the trainings that are missing.
+    Each training has a schedule of its own, so each accuracy is what a user gets who pays that many
+    steps. For each network, precision and start the learning rate is chosen first, by a training
+    with each of ``settings.lrs`` that is measured on a tenth of the training images, which it leaves
+    out; the others train on all of them, or on the same few where ``settings.images_per_class`` is
+    given, and are measured on the test images. Stopped at any moment and called again with the same
+    arguments, it goes on with the trainings that are missing.
 
     Args:
-        settings: networks, precisions, starts, budgets and data.
+        settings: networks, precisions, starts, steps and data.
         output: folder for ``trials.jsonl``, ``results.json``, ``table.md`` and ``curves.png``.
         ghn: in place of ``settings.ghn``, a hypernetwork.
+        known: trainings of the same conditions that chose learning rates for another comparison;
+            they are not made again.
         download: fetch CIFAR-10 where ``settings.data`` is ``cifar10`` and it is not there yet.
         workers: processes that share the trainings; with more than one, a script must guard its
             entry with ``if __name__ == "__main__":``.
@@ -59,12 +64,14 @@ def compare_init(
         DataError: data of another number of classes than the hypernetwork's.
 
     Example:
-        >>> settings = CompareSettings(("resnet8",), data="digits", budget=80, seeds=1)
+        >>> settings = CompareSettings(("resnet8",), data="digits", steps=(40, 80), seeds=1)
         >>> compare_init(settings, "runs/compare").ratios("resnet8", (4, 4), "ghnq")  # doctest: +SKIP
     """
     hypernetwork = ghn if ghn is not None else GHN.from_pretrained(settings.ghn)
     load_backend(settings.backend)
     images = load_images(settings.data, name=settings.data_name, download=download)
+    if settings.foreign:
+        images = foreign(images)
     _check(settings, images, hypernetwork)
     fitted, held_out = hold_out(images.train)
     if settings.images_per_class is not None:
@@ -72,7 +79,7 @@ def compare_init(
         images = ImageSet(images.name, fitted, images.test)
     facts = _facts(settings, images, hypernetwork)
     journal = Journal(Path(output) / TRIALS_FILE, facts, TrialResult)
-    finished: dict[Trial, TrialResult] = {r.trial: r for r in journal.resume().values()}
+    finished = {**known, **{r.trial: r for r in journal.resume().values()}}
     with Progress(_total_steps(settings), console) as progress:
         progress.add(finished.values())
 
@@ -101,10 +108,11 @@ def compare_init(
 def _check(settings: CompareSettings, images: ImageSet, ghn: GHN) -> None:
     """Raise for what should not wait until a training meets it."""
     classes = len(images.train.classes)
-    if classes != ghn.num_classes:
+    as_predicted = [s for s in settings.starts if (STARTS[s].options or {}).get("as_predicted")]
+    if as_predicted and classes != ghn.num_classes:
         raise DataError(
             f"{images.name} has {classes} classes; the hypernetwork predicts classification layers "
-            f"of {ghn.num_classes}: finetune it on this data set first"
+            f"of {ghn.num_classes}: leave out the start {as_predicted[0]!r}"
         )
     for arch in settings.archs:
         create_network(arch, classes)
@@ -132,26 +140,34 @@ def _facts(settings: CompareSettings, images: ImageSet, ghn: GHN) -> dict[str, A
 def choice_trials(settings: CompareSettings) -> list[Trial]:
     """The trainings that choose the learning rates; none where there is no choice."""
     lrs = settings.lrs if len(settings.lrs) > 1 else ()
-    return [Trial(*case, lr, CHOICE_SEED) for case in _cases(settings) for lr in lrs]
+    return [
+        Trial(*case, settings.lr_steps, lr, CHOICE_SEED) for case in _cases(settings) for lr in lrs
+    ]
 
 
-def measured_trials(settings: CompareSettings, finished: dict[Trial, TrialResult]) -> list[Trial]:
-    """The trainings that are reported, each with the learning rate of its start and budget."""
+def measured_trials(
+    settings: CompareSettings, finished: Mapping[Trial, TrialResult]
+) -> list[Trial]:
+    """The trainings that are reported, each with the learning rate of its start."""
     lrs = settings.lrs
     trials = []
     for case in _cases(settings):
         lr = lrs[0]
         if len(lrs) > 1:
-            lr = best_lr([finished[Trial(*case, choice, CHOICE_SEED)] for choice in lrs], lrs)
-        trials += [Trial(*case, lr, seed) for seed in range(settings.seeds)]
+            choices = [Trial(*case, settings.lr_steps, lr, CHOICE_SEED) for lr in lrs]
+            lr = best_lr([finished[choice] for choice in choices], lrs)
+        trials += [
+            Trial(*case, steps, lr, seed)
+            for steps, seed in product(settings.steps, range(settings.seeds))
+        ]
     return trials
 
 
-def _cases(settings: CompareSettings) -> Iterator[tuple[str, Bits, str, int]]:
-    return product(settings.archs, settings.bits, settings.starts, settings.budgets)
+def _cases(settings: CompareSettings) -> Iterator[tuple[str, Bits, str]]:
+    return product(settings.archs, settings.bits, settings.starts)
 
 
 def _total_steps(settings: CompareSettings) -> int:
     cases = len(settings.archs) * len(settings.bits) * len(settings.starts)
-    tuned = len(settings.lrs) if len(settings.lrs) > 1 else 0
-    return cases * (tuned + settings.seeds) * sum(settings.budgets)
+    choices = len(settings.lrs) if len(settings.lrs) > 1 else 0
+    return cases * (choices * settings.lr_steps + settings.seeds * sum(settings.steps))

@@ -22,18 +22,20 @@ CHOICE_SEED = 1_000_000
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """Networks, precisions, starts and budgets.
+    """Networks, precisions, starts and lengths of training.
 
     Attributes:
         archs: networks' names.
         bits: (weight, activation) bits.
         stem_bits: weight bits of a network's first layer where they differ.
         backend: a quantization backend's name.
-        budget: steps of the longest training.
+        steps: of the trainings, rising; each length is a training of its own.
         seeds: repetitions; a seed decides the order of the images and all random parameters.
         starts: names of :data:`ghnq_quant.comparison.starts.STARTS`.
-        lrs: learning rates, of which each start gets its best at each budget.
+        lrs: learning rates, of which each start gets its best.
+        lr_steps: of the trainings that choose the learning rate.
         data, data_name: see :func:`ghnq_quant.training.load_images`.
+        foreign: change the images as :func:`ghnq_quant.comparison.foreign.foreign` does.
         images_per_class: train on so few; None for all.
         test_images: that accuracy is measured on.
         ghn: the checkpoint's folder or name.
@@ -43,12 +45,14 @@ class CompareSettings:
     bits: tuple[Bits, ...] = ((4, 4),)
     stem_bits: int | None = None
     backend: str = "brevitas"
-    budget: int = 400
+    steps: tuple[int, ...] = (50, 100, 200, 400)
     seeds: int = 3
-    starts: tuple[str, ...] = ("ghnq", "pytorch", "float-first")
-    lrs: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    starts: tuple[str, ...] = ("pytorch", "pytorch-fitted", "ghnq", "float-first")
+    lrs: tuple[float, ...] = (0.03, 0.1, 0.3)
+    lr_steps: int = 400
     data: str = "cifar10"
     data_name: str | None = None
+    foreign: bool = False
     images_per_class: int | None = None
     test_images: int = 2000
     ghn: str = DEFAULT_CHECKPOINT
@@ -59,15 +63,12 @@ class CompareSettings:
         unknown = [start for start in self.starts if start not in STARTS]
         if unknown:
             raise GhnqError(f"unknown start {unknown[0]!r}; known are {', '.join(STARTS)}")
-        if self.budget < 8 or self.seeds < 1:
-            raise GhnqError("a comparison takes at least 8 steps and one seed")
+        if self.steps != tuple(sorted({max(s, 1) for s in self.steps})) or not self.steps:
+            raise GhnqError(f"steps={self.steps}: give rising numbers from 1 up")
+        if self.lr_steps < 1 or self.seeds < 1:
+            raise GhnqError("a comparison takes at least one step and one seed")
         if self.stem_bits is not None:
             check_bits(self.stem_bits, "stem_bits")
-
-    @property
-    def budgets(self) -> tuple[int, ...]:
-        """An eighth, a quarter, half and the whole of the budget, each a training of its own."""
-        return tuple(self.budget // part for part in (8, 4, 2, 1))
 
     def command(self) -> str:
         """The command line that gives these settings."""
@@ -78,9 +79,12 @@ class CompareSettings:
         ]
         if self.stem_bits is not None:
             words += ["--stem-bits", str(self.stem_bits)]
-        words += ["--backend", self.backend, "--budget", str(self.budget)]
+        words += ["--backend", self.backend, "--steps", ",".join(map(str, self.steps))]
         words += ["--seeds", str(self.seeds), "--start", ",".join(self.starts)]
-        words += ["--lr", ",".join(map(str, self.lrs)), "--data", self.data]
+        words += ["--lr", ",".join(map(str, self.lrs)), "--lr-steps", str(self.lr_steps)]
+        words += ["--data", self.data]
+        if self.foreign:
+            words += ["--foreign"]
         if self.data_name is not None:
             words += ["--data-name", self.data_name]
         if self.images_per_class is not None:
@@ -99,7 +103,7 @@ class Trial:
 
     Attributes:
         arch, bits, start: what is trained.
-        steps: its budget.
+        steps: its length.
         lr: learning rate.
         seed: of the images' order and of all random parameters; ``CHOICE_SEED`` to choose ``lr``.
     """

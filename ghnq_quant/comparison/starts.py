@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ghnq_quant.api import predict_captured, with_stem_bits
-from ghnq_quant.capture import capture
-from ghnq_quant.comparison.refinements import Refinement, blend, complete, new_classifier
+import ghnq_quant
 from ghnq_quant.ghn import GHN
-from ghnq_quant.quantization import QuantScheme
-from ghnq_quant.trainability import ready_for_training
+from ghnq_quant.quantization import QuantModel
 
 
 @dataclass(frozen=True)
@@ -22,59 +19,48 @@ class Start:
 
     Attributes:
         title: for tables and plots.
-        predicts: whether GHN-Q's parameters are used.
-        as_predicted: unchanged, not as :func:`ghnq_quant.init_quantized` gives them.
-        untie: with filters that repeat others made half random.
-        refine: what else is done to them.
-        float_share: share of the budget that a float training of the network takes first.
+        options: arguments of :func:`ghnq_quant.init_quantized`; None for the network's own
+            initialization.
+        float_share: share of the steps that a float training of the network takes first.
     """
 
     title: str
-    predicts: bool = False
-    as_predicted: bool = False
-    untie: bool = True
-    refine: Refinement | None = None
+    options: Mapping[str, Any] | None = None
     float_share: float = 0.0
 
     def float_steps(self, steps: int) -> int:
         """How many of ``steps`` the float training takes."""
         return round(self.float_share * steps)
 
-    def started(
+    def quantized(
         self,
         model: nn.Module,
-        ghn: GHN,
         bits: tuple[int, int],
-        example: Tensor,
-        stem_bits: int | None = None,
-    ) -> nn.Module:
-        """A float copy of ``model`` with this start's parameters."""
-        started = copy.deepcopy(model)
-        if not self.predicts:
-            return started
-        captured = capture(started, example)
-        (values,) = predict_captured([captured], ghn, bits)
-        if not self.as_predicted:
-            scheme = with_stem_bits(captured, QuantScheme(*bits), stem_bits)
-            ready_for_training(captured, values, scheme, untie=self.untie)
-        named = zip(started.named_parameters(), values, strict=True)
-        parameters = {name: p.detach() if new is None else new for (name, p), new in named}
-        if self.refine is not None:
-            parameters = self.refine(model, parameters)
-        with torch.no_grad():
-            for name, p in started.named_parameters():
-                p.copy_(parameters[name])
-        return started
+        data: Iterable[tuple[Tensor, Tensor]],
+        *,
+        ghn: GHN,
+        stem_bits: int | None,
+        backend: str,
+        example_input: Tensor,
+    ) -> QuantModel:
+        """A quantized copy of ``model`` with this start's parameters."""
+        common: dict[str, Any] = {
+            "stem_bits": stem_bits,
+            "backend": backend,
+            "example_input": example_input,
+        }
+        if self.options is None:
+            return ghnq_quant.quantize(model, bits, **common)
+        return ghnq_quant.init_quantized(model, bits, data, ghn=ghn, **common, **self.options)
 
 
 STARTS: dict[str, Start] = {
-    "ghnq": Start("GHN-Q", predicts=True),
-    "pytorch": Start("PyTorch's initialization"),
-    "float-first": Start("float training first", float_share=0.5),
-    "ghnq-as-predicted": Start("GHN-Q as predicted", predicts=True, as_predicted=True),
-    "ghnq-blend-0.25": Start("GHN-Q, 1/4 own", predicts=True, refine=blend(0.25)),
-    "ghnq-blend-0.5": Start("GHN-Q, 1/2 own", predicts=True, refine=blend(0.5)),
-    "ghnq-tied": Start("GHN-Q, repeated filters", predicts=True, untie=False),
-    "ghnq-complete": Start("GHN-Q, rank completed", predicts=True, refine=complete),
-    "ghnq-new-classifier": Start("GHN-Q, new classifier", predicts=True, refine=new_classifier),
+    "pytorch": Start("PyTorch's"),
+    "pytorch-fitted": Start("PyTorch's, fitted classifier", {"share": 0.0}),
+    "ghnq": Start("GHN-Q", {}),
+    "float-first": Start("float first", float_share=0.5),
+    "ghnq-new-classifier": Start("GHN-Q, new classifier", {"classifier": "new"}),
+    "ghnq-half": Start("GHN-Q, half of the convolutions", {"share": 0.5}),
+    "ghnq-all": Start("GHN-Q, all convolutions", {"share": 1.0}),
+    "ghnq-as-predicted": Start("GHN-Q as predicted", {"as_predicted": True}),
 }

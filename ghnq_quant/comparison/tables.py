@@ -20,11 +20,11 @@ _CASE_TITLES = ("network", "precision", "start")
 
 def accuracy_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Column titles and rows, one for each network, precision and start."""
-    titles = [*_CASE_TITLES, "learning rates", "before", *_budget_titles(comparison)]
+    titles = [*_CASE_TITLES, "learning rate", "before", *_steps_titles(comparison)]
     rows = [
         [
             *_case_cells(arch, bits, start),
-            " ".join(f"{lr:g}" for lr in curve.lrs),
+            f"{curve.lr:g}",
             mean_cell(curve.first),
             *(mean_cell(s) for s in curve.accuracy),
         ]
@@ -37,11 +37,11 @@ def accuracy_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 def ratio_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The same of the ratios of steps; no rows where PyTorch's start is not among the starts."""
     settings = comparison.settings
-    titles = [*_CASE_TITLES, *_budget_titles(comparison)]
+    titles = [*_CASE_TITLES, *_steps_titles(comparison)]
     rows = [
         [
             *_case_cells(arch, bits, start),
-            *(_ratio_cell(r, settings.budgets[0] / steps) for steps, r in ratios.items()),
+            *(_ratio_cell(r, settings.steps[0] / steps) for steps, r in ratios.items()),
         ]
         for arch, bits in comparison.cases()
         for start in settings.starts
@@ -50,8 +50,8 @@ def ratio_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return titles, rows
 
 
-def _budget_titles(comparison: Comparison) -> list[str]:
-    return [f"{steps} steps" for steps in comparison.settings.budgets]
+def _steps_titles(comparison: Comparison) -> list[str]:
+    return [f"{steps} steps" for steps in comparison.settings.steps]
 
 
 def _case_cells(arch: str, bits: Bits, start: str) -> tuple[str, str, str]:
@@ -59,7 +59,7 @@ def _case_cells(arch: str, bits: Bits, start: str) -> tuple[str, str, str]:
 
 
 def _ratio_cell(ratio: float | None, smallest: float) -> str:
-    """``smallest`` is that of the smallest budget, below which no training was made."""
+    """``smallest`` is that of the shortest training."""
     if ratio is None:
         return "> 1"
     return f"≤ {ratio:.2f}" if ratio == smallest else f"{ratio:.2f}"
@@ -73,7 +73,7 @@ def accuracy_caption(comparison: Comparison) -> str:
     return (
         f"{data['name']}, {data['train_images']:,} training and {data['test_images']:,} test "
         f"images; backend {settings.backend}{first}. Top-1 in %, mean ± standard error over "
-        f"{settings.seeds} seeds, each budget a training of its own."
+        f"{settings.seeds} seeds, each number of steps a training of its own."
     )
 
 
@@ -81,7 +81,7 @@ def ratio_caption() -> str:
     """What the ratios are of."""
     return (
         f"Steps that a start takes to the accuracy that {STARTS[BASELINE].title} has after so many, "
-        "over them; 0: it has it before the first step, > 1: not within the whole budget."
+        "over them; 0: it has it before the first step, > 1: not within the longest training."
     )
 
 

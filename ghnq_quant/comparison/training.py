@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,16 @@ from ghnq_quant.comparison.starts import STARTS
 from ghnq_quant.ghn import GHN
 from ghnq_quant.models_by_name import create_model
 from ghnq_quant.quantization import QuantModel
-from ghnq_quant.training import Images, evaluation_batches, training_batch
+from ghnq_quant.training import (
+    Images,
+    evaluation_batches,
+    first_epoch,
+    training_batch,
+    usual_augmentation,
+)
+
+#: The images and labels of a step.
+Batch = Callable[[int], tuple[Tensor, Tensor]]
 
 CALIBRATION_BATCHES = 8
 WARMUP = 0.1
@@ -35,6 +45,7 @@ def run_trial(
     *,
     backend: str,
     stem_bits: int | None = None,
+    data: str,
     test_images: int | None,
 ) -> TrialResult:
     """Train once and measure.
@@ -48,23 +59,28 @@ def run_trial(
         ghn: for the starts that predict.
         backend: of the quantized layers.
         stem_bits: weight bits of the first layer where they differ.
+        data: what the images are of, as :func:`ghnq_quant.training.load_images` takes it.
         test_images: how many images of ``test`` are used.
     """
     began = time.perf_counter()
     start = STARTS[trial.start]
-    seed = trial.seed
+    augment = usual_augmentation(data)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        return training_batch(train, step, BATCH_SIZE, trial.seed, augment=augment)
+
+    example = torch.zeros(1, *train.images.shape[1:])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(trial.seed)
         model = create_network(trial.arch, len(train.classes))
-        example = torch.zeros(1, *train.images.shape[1:])
-        model = start.started(model, ghn, trial.bits, example, stem_bits)
     float_steps = start.float_steps(trial.steps)
-    _optimize(model, train, 0, float_steps, trial.lr, seed)
-    quantized = ghnq_quant.quantize(
-        model, trial.bits, stem_bits=stem_bits, backend=backend, example_input=example
-    )
+    _optimize(model, batch, range(float_steps), trial.lr)
+    quantized = start.quantized(
+        model, trial.bits, first_epoch(train, data, trial.seed, BATCH_SIZE),
+        ghn=ghn, stem_bits=stem_bits, backend=backend, example_input=example,
+    )  # fmt: skip
     first = _accuracy(quantized, train, test, test_images)
-    losses = _optimize(quantized, train, float_steps, trial.steps, trial.lr, seed)
+    losses = _optimize(quantized, batch, range(float_steps, trial.steps), trial.lr)
     accuracy = _accuracy(quantized, train, test, test_images)
     last = losses[-max(1, trial.steps // 10) :]
     seconds = time.perf_counter() - began
@@ -83,18 +99,16 @@ def create_network(arch: str, num_classes: int) -> nn.Module:
     return create_model(arch, num_classes)
 
 
-def _optimize(
-    model: nn.Module, train: Images, first: int, end: int, lr: float, seed: int
-) -> list[float]:
-    """Train on the batches ``first`` to ``end``; the loss of each."""
+def _optimize(model: nn.Module, batch: Batch, steps: range, lr: float) -> list[float]:
+    """Train for ``steps``; the loss of each."""
     optimizer = torch.optim.SGD(
         model.parameters(), lr, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
     )
     model.train()
     losses = []
-    for step in range(first, end):
-        optimizer.param_groups[0]["lr"] = lr * _schedule((step - first) / (end - first))
-        x, y = training_batch(train, step, BATCH_SIZE, seed)
+    for step in steps:
+        optimizer.param_groups[0]["lr"] = lr * _schedule((step - steps.start) / len(steps))
+        x, y = batch(step)
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x), y)
         loss.backward()

@@ -41,6 +41,7 @@ class Bench:
             self.ghn,
             backend=self.settings.backend,
             stem_bits=self.settings.stem_bits,
+            data=self.settings.data,
             test_images=self.settings.test_images,
         )
 

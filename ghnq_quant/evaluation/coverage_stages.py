@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ghnq_quant.api import emit_predicted, predict_captured
 from ghnq_quant.capture import Capture, Kind, capture
 from ghnq_quant.capture.adapters import load_adapters
 from ghnq_quant.capture.unchanged import unchanged
 from ghnq_quant.errors import CaptureError, GhnqError, GhnqWarning
-from ghnq_quant.quantization import QuantModel, QuantScheme, load_backend
-from ghnq_quant.trainability import ready_for_training
+from ghnq_quant.prediction import predict_captured
+from ghnq_quant.quantization import QuantModel, QuantScheme, emit, load_backend
+from ghnq_quant.start import first_convolutions, with_values
 
 #: In their order: make the model; trace it, and compare the traced graph with it on one batch;
 #: predict its parameters; emit the quantized model; run it in training mode; its gradients.
@@ -193,8 +193,8 @@ class _Run:
     def emit(self) -> None:
         scheme = QuantScheme(*self.settings.bits)
         backend = load_backend(self.settings.backend)
-        ready_for_training(self.captured, self.new_values, scheme)
-        self.quantized: QuantModel = emit_predicted(self.captured, self.new_values, scheme, backend)
+        values = first_convolutions(self.captured, self.new_values, share=1.0)
+        self.quantized: QuantModel = emit(with_values(self.captured, values), scheme, backend)
         del self.model, self.captured, self.new_values
         gc.collect()
 

@@ -1,4 +1,4 @@
-"""What was predicted for each quantized layer, and how much of its weight survives quantization."""
+"""What a start has set of each quantized layer, and how much of its weight survives quantization."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class LayerRow:
     Attributes:
         name: the layer's name in the model.
         shape: its weight's shape.
-        predicted: how many of its parameters, weight and bias, the hypernetwork predicted.
+        given: how many of its parameters, weight and bias, are predicted or fitted.
         snr_db: the weight's quantization signal-to-noise ratio in dB at each bit width.
     """
 
     name: str
     shape: tuple[int, ...]
-    predicted: int
+    given: int
     snr_db: dict[int, float]
 
 
@@ -53,7 +53,7 @@ def signal_to_noise_db(weight: Tensor, bits: int) -> float:
 def layer_report(before: nn.Module, after: nn.Module) -> list[LayerRow]:
     """One row for each conv and linear layer of a quantized model.
 
-    The weights are taken as predicted, before a batch norm is folded into them: the folded weight
+    The weights are taken before a batch norm is folded into them: the folded weight
     is another one for every batch.
 
     Args:
@@ -66,13 +66,13 @@ def layer_report(before: nn.Module, after: nn.Module) -> list[LayerRow]:
         weight = getattr(layer, "weight", None)
         if not isinstance(weight, Tensor) or weight.ndim < 2:
             continue
-        predicted = sum(
+        given = sum(
             parameter.numel()
             for key, parameter in layer.named_parameters(name, recurse=False)
             if not _same(parameter, old.get(key))
         )
         snr = {bits: signal_to_noise_db(weight, bits) for bits in REPORTED_BITS}
-        rows.append(LayerRow(name, tuple(weight.shape), predicted, snr))
+        rows.append(LayerRow(name, tuple(weight.shape), given, snr))
     return rows
 
 
@@ -83,18 +83,18 @@ def layer_table(before: nn.Module, after: nn.Module, *, title: str, seconds: flo
         before: the float model as it was given.
         after: what ``init_quantized`` made of it.
         title: above the table.
-        seconds: how long the prediction took, for the line below it.
+        seconds: how long it took, for the line below it.
     """
     table = Table(title=title, caption=_caption(before, after, seconds))
     table.add_column("layer", overflow="fold")
     table.add_column("weight", no_wrap=True)
-    table.add_column("predicted", justify="right")
+    table.add_column("given", justify="right")
     for bits in REPORTED_BITS:
         table.add_column(f"{bits} bits\n(dB)", justify="right")
     for row in layer_report(before, after):
         shape = "×".join(map(str, row.shape))
         snr = (f"{row.snr_db[bits]:.1f}" for bits in REPORTED_BITS)
-        table.add_row(row.name, shape, f"{row.predicted:,}", *snr)
+        table.add_row(row.name, shape, f"{row.given:,}", *snr)
     return table
 
 
@@ -102,9 +102,9 @@ def _caption(before: nn.Module, after: nn.Module, seconds: float) -> str:
     old = dict(before.named_parameters())
     parameters = dict(after.named_parameters())
     total = sum(p.numel() for p in parameters.values())
-    predicted = sum(p.numel() for n, p in parameters.items() if not _same(p, old.get(n)))
+    given = sum(p.numel() for n, p in parameters.items() if not _same(p, old.get(n)))
     return (
-        f"{predicted:,} of {total:,} parameters predicted in {seconds:.1f} s; folded batch norms are "
+        f"{given:,} of {total:,} parameters predicted or fitted in {seconds:.1f} s; all others are "
         "new.\ndB: the weight's quantization signal-to-noise ratio."
     )
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from ghnq_quant.api import predict_captured
 from ghnq_quant.capture import Capture
 from ghnq_quant.evaluation.precision import FLOAT, Precision
 from ghnq_quant.ghn import GHN
+from ghnq_quant.prediction import predict_captured, warn_of_kept
 from ghnq_quant.quantization import QuantScheme, emit, load_backend
 from ghnq_quant.quantization.batch_norm import folded_weight
 
@@ -106,6 +106,7 @@ def predicted_variants(
     result = {}
     for group in groups:
         (values,) = predict_captured([captured], ghn, group[0])
+        warn_of_kept(captured, values, stacklevel=2)
         old = captured.root.parameters()
         replaced = {id(p): v for p, v in zip(old, values, strict=True) if v is not None}
         result[group] = make_variants(captured, replaced, group)

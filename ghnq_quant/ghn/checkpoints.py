@@ -13,7 +13,7 @@ from torch import Tensor
 from ghnq_quant.errors import CheckpointError
 
 #: What is used where no hypernetwork is given.
-DEFAULT_CHECKPOINT = "ghnq-cifar10-qat"
+DEFAULT_CHECKPOINT = "ghnq-cifar10"
 
 _BUNDLED = Path(__file__).parents[1] / "checkpoints"
 #: What makes a checkpoint of the public format a GHN-2; its other settings are sizes.

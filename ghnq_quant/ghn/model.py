@@ -233,7 +233,7 @@ class GHN(
 
         Args:
             name_or_path: a folder, the name of a checkpoint that the package ships
-                (``ghnq-cifar10-qat``), or a repository of the Hugging Face Hub.
+                (``ghnq-cifar10``), or a repository of the Hugging Face Hub.
             kwargs: as of huggingface_hub's ``PyTorchModelHubMixin.from_pretrained``.
 
         Raises:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -29,30 +30,37 @@ def calibrate(qmodel: QuantModel, batches: Iterable[Tensor | tuple[Tensor, ...]]
     Raises:
         DataError: there is no batch.
     """
-    modes = {m: m.training for m in qmodel.modules()}
-    norms = [m for m in qmodel.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        raise DataError("calibrate got no batch: give at least one of images (N, C, H, W)")
+    with statistics_of_batches(qmodel), torch.no_grad():
+        getattr(qmodel, QUANTIZERS).train()
+        _forward(qmodel, first)
+        for batch in iterator:
+            _forward(qmodel, batch)
+    return qmodel
+
+
+@contextmanager
+def statistics_of_batches(model: nn.Module) -> Iterator[None]:
+    """Eval, in which batch norms normalize by each batch and average all batches' statistics anew;
+    on leaving, the modes of all modules are as they were."""
+    modes = {m: m.training for m in model.modules()}
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     try:
-        qmodel.eval()
-        getattr(qmodel, QUANTIZERS).train()
-        iterator = iter(batches)
-        first = next(iterator, None)
-        if first is None:
-            raise DataError("calibrate got no batch: give at least one of images (N, C, H, W)")
+        model.eval()
         for norm in norms:
             norm.train()
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
-        with torch.no_grad():
-            _forward(qmodel, first)
-            for batch in iterator:
-                _forward(qmodel, batch)
+        yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for module, training in modes.items():
             module.training = training
-    return qmodel
 
 
 def _forward(qmodel: QuantModel, batch: Tensor | tuple[Tensor, ...]) -> None:

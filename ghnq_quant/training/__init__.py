@@ -4,7 +4,9 @@ from ghnq_quant.training.batches import (
     Augmentation,
     balanced_batch,
     evaluation_batches,
+    first_epoch,
     training_batch,
+    usual_augmentation,
 )
 from ghnq_quant.training.images import Images, ImageSet, load_images
 from ghnq_quant.training.loop import finetune
@@ -20,7 +22,9 @@ __all__ = [
     "balanced_batch",
     "evaluation_batches",
     "finetune",
+    "first_epoch",
     "load_images",
     "starting_point",
     "training_batch",
+    "usual_augmentation",
 ]

@@ -28,6 +28,15 @@ class Augmentation:
     flip: bool = True
 
 
+#: What suits digits: a mirrored one is none, and the enlarged ones move by half of their own pixels.
+_DIGITS = Augmentation(pad=2, flip=False)
+
+
+def usual_augmentation(data: str) -> Augmentation:
+    """What a training on the images ``data`` of :func:`load_images` does to them."""
+    return _DIGITS if data == "digits" else Augmentation()
+
+
 def training_batch(
     images: Images,
     step: int,
@@ -69,6 +78,16 @@ def training_batch(
     if augment is not None:
         batch = _augmented(batch, augment, np.random.default_rng((seed, 1, step)))
     return shrink(images.normalize(batch), size), images.labels[index]
+
+
+def first_epoch(
+    images: Images, data: str, seed: int, batch_size: int = 64
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches that a training on ``images``, the training part of ``data``, begins with: what
+    :func:`ghnq_quant.init_quantized` fits a classifier to."""
+    augment = usual_augmentation(data)
+    for step in range(-(-len(images) // batch_size)):
+        yield training_batch(images, step, batch_size, seed, augment=augment)
 
 
 def balanced_batch(

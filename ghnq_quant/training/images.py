@@ -348,7 +348,7 @@ def _image_set(
         )
     x_train, x_test = (torch.from_numpy(np.ascontiguousarray(x)) for x, _ in (train, test))
     y_train, y_test = (torch.from_numpy(y.astype(np.int64)) for _, y in (train, test))
-    mean, std = _channel_moments(x_train)
+    mean, std = channel_moments(x_train)
     return ImageSet(
         name,
         Images(x_train, y_train, classes, mean, std),
@@ -356,7 +356,7 @@ def _image_set(
     )
 
 
-def _channel_moments(images: Tensor) -> tuple[Tensor, Tensor]:
+def channel_moments(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, exactly, from histograms of the 256 values."""
     counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)])
     share = counts.double() / counts[0].sum()

@@ -1,4 +1,4 @@
-"""Quantization-aware training of a small CNN, from GHN-Q's parameters and from PyTorch's own."""
+"""Quantization-aware training of a small CNN, from GHN-Q's start and from PyTorch's initialization."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,12 @@ import ghnq_quant
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization import QuantModel
-from ghnq_quant.training.batches import Augmentation, evaluation_batches, training_batch
+from ghnq_quant.training.batches import (
+    evaluation_batches,
+    first_epoch,
+    training_batch,
+    usual_augmentation,
+)
 from ghnq_quant.training.images import Images, ImageSet, load_images
 from ghnq_quant.training.quickstart_results import QuickstartResult, QuickstartSettings
 from ghnq_quant.training.saving import read_json, save_json, save_state
@@ -106,14 +112,14 @@ def run_quickstart(
 ) -> QuickstartResult:
     """Train from both starts with every seed, show and save what came out.
 
-    A seed decides the order and the augmentation of the images, the same for both starts, and
-    PyTorch's initialization; GHN-Q's parameters are the same for every seed. Before each
+    A seed decides the order and the augmentation of the images and PyTorch's initialization, the
+    same for both starts; GHN-Q's reads the images that the training begins with. Before each
     measurement both are calibrated on the same training images.
 
     Args:
         settings: data, precision and budget.
         output: a folder for ``results.json``, ``curves.png``, and ``model.safetensors`` with
-            ``model.json``: the first seed's network trained from GHN-Q's parameters.
+            ``model.json``: the first seed's network trained from GHN-Q's start.
         ghn: the hypernetwork; by default the one that the package ships.
         console: where to draw the progress bar and the table; None for no output.
 
@@ -165,6 +171,7 @@ def load_quickstart_model(folder: str | Path) -> nn.Module:
         model = ghnq_quant.quantize(
             SmallMobileNet(recipe["num_classes"]),
             tuple(recipe["bits"]),
+            stem_bits=recipe["stem_bits"],
             backend=recipe["backend"],
             example_input=torch.zeros(recipe["input"]),
         )
@@ -182,12 +189,15 @@ def _quantized(
         torch.manual_seed(seed)
         model = SmallMobileNet(len(images.train.classes))
     example = torch.zeros(1, *images.train.images.shape[1:])
-    bits, backend = settings.bits, settings.backend
+    options: dict[str, Any] = {
+        "stem_bits": settings.stem_bits,
+        "backend": settings.backend,
+        "example_input": example,
+    }
     if name == "GHN-Q":
-        return ghnq_quant.init_quantized(
-            model, bits, backend=backend, ghn=ghn, example_input=example
-        )
-    return ghnq_quant.quantize(model, bits, backend=backend, example_input=example)
+        batches = first_epoch(images.train, settings.data, seed, BATCH_SIZE)
+        return ghnq_quant.init_quantized(model, settings.bits, batches, ghn=ghn, **options)
+    return ghnq_quant.quantize(model, settings.bits, **options)
 
 
 def _train(
@@ -199,10 +209,9 @@ def _train(
 ) -> list[float]:
     """Top-1 accuracy on the test part in % before training and after each epoch."""
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    steps = _steps_per_epoch(images.train)
+    steps = _steps(images.train)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * steps)
-    # A mirrored digit is no digit; the enlarged digits move by half of their own pixels.
-    augment = Augmentation(pad=2, flip=False) if settings.data == "digits" else Augmentation()
+    augment = usual_augmentation(settings.data)
     accuracy = [_calibrated_accuracy(model, images)]
     for step in range(settings.epochs * steps):
         model.train()
@@ -218,7 +227,8 @@ def _train(
     return accuracy
 
 
-def _steps_per_epoch(train: Images) -> int:
+def _steps(train: Images) -> int:
+    """In an epoch."""
     return -(-len(train) // BATCH_SIZE)
 
 
@@ -255,6 +265,7 @@ def _save_model(
         "mean": images.train.mean.tolist(),
         "std": images.train.std.tolist(),
         "bits": settings.bits,
+        "stem_bits": settings.stem_bits,
         "backend": settings.backend,
         "data": images.name,
         "test_accuracy": accuracy,
@@ -268,7 +279,7 @@ class _Bar:
     def __init__(
         self, settings: QuickstartSettings, images: ImageSet, console: Console | None
     ) -> None:
-        steps = len(STARTS) * settings.seeds * settings.epochs * _steps_per_epoch(images.train)
+        steps = len(STARTS) * settings.seeds * settings.epochs * _steps(images.train)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

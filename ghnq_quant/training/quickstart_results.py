@@ -17,7 +17,7 @@ from ghnq_quant.provenance import versions
 from ghnq_quant.training.saving import save_json
 
 _COLORS = {"GHN-Q": "#1f5fa8", "PyTorch": "#d9731a"}
-_LABELS = {"GHN-Q": "GHN-Q's parameters", "PyTorch": "PyTorch's initialization"}
+_LABELS = {"GHN-Q": "GHN-Q's start", "PyTorch": "PyTorch's initialization"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class QuickstartSettings:
         data: see :func:`ghnq_quant.training.load_images`.
         data_name: the data set's name in the results; None for its own.
         bits: (weight, activation) bits.
+        stem_bits: weight bits of the first layer; None for those of all.
         backend: a quantization backend's name.
         epochs: passes over the training images.
         seeds: runs from each start.
@@ -37,9 +38,10 @@ class QuickstartSettings:
     data: str = "digits"
     data_name: str | None = None
     bits: tuple[int, int] = (4, 4)
+    stem_bits: int | None = 8
     backend: str = "brevitas"
-    epochs: int = 5
-    seeds: int = 3
+    epochs: int = 3
+    seeds: int = 5
     max_train: int | None = None
 
     @property
@@ -51,6 +53,8 @@ class QuickstartSettings:
         """The command line that gives these settings."""
         words = ["ghnq", "quickstart", "--data", self.data]
         words += ["--bits", "/".join(map(str, self.bits))]
+        if self.stem_bits is not None:
+            words += ["--stem-bits", str(self.stem_bits)]
         words += ["--backend", self.backend, "--epochs", str(self.epochs)]
         words += ["--seeds", str(self.seeds)]
         if self.data_name is not None:
@@ -98,13 +102,18 @@ class QuickstartResult:
         count = self.settings.seeds
         return f"mean ± standard error, n = {count}" if count > 1 else "one run from each start"
 
+    @property
+    def _stem(self) -> str:
+        bits = self.settings.stem_bits
+        return "" if bits is None else f"\nfirst layer's weight at {bits} bits"
+
     def table(self) -> Table:
         """Accuracy after each epoch, for the terminal."""
         table = Table(
             title=f"{self.data}: top-1 test accuracy in %, {self.settings.precision} "
             f"({self.settings.backend})",
             caption=f"{self._statistic}; {self.seconds:.0f} s\n"
-            f"{self.train_images:,} training and {self.test_images:,} test images\n"
+            f"{self.train_images:,} training and {self.test_images:,} test images{self._stem}\n"
             "epoch 0: before training; calibrated before each measurement",
         )
         table.add_column("epoch", justify="right")
