@@ -13,6 +13,7 @@ from ghnq_quant.comparison.run import compare_init
 from ghnq_quant.comparison.settings import CHOICE_SEED, CompareSettings, Trial
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
+from ghnq_quant.quantization.scheme import FLOAT
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +33,7 @@ def rungs(
 
     Example:
         >>> list(rungs())
-        ['digits', 'cifar10', 'foreign', 'widths', 'long', 'deep']
+        ['digits', 'cifar10', 'foreign', 'widths', 'float', 'long', 'deep']
     """
     base = CompareSettings(
         _NETWORKS, stem_bits=8, backend="reference", steps=(50, 100, 400), starts=_THREE,
@@ -43,7 +44,8 @@ def rungs(
         "digits": replace(base, data="digits", data_name=None),
         "cifar10": cifar10,
         "foreign": replace(base, foreign=True),
-        "widths": replace(base, archs=("resnet8",), bits=((3, 3), (8, 8), (32, 32)), steps=(400,)),
+        "widths": replace(base, archs=("resnet8",), bits=((3, 3), (8, 8)), steps=(400,)),
+        "float": replace(base, archs=("resnet8",), bits=(FLOAT,), stem_bits=None, steps=(400,)),
         "long": replace(base, archs=("resnet8", "mobilenet_v2_small"), steps=(6400,), seeds=2),
         # one rate: a step of it takes as long as some fifty of the others
         "deep": replace(
