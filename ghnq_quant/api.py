@@ -101,7 +101,7 @@ def initialize(
 
     The weights of the first convolutions are predicted by GHN-Q; all other layers keep the
     initialization that ``model`` has, but the last, which is fitted to some images of the task. That
-    takes as long as some five steps of training.
+    takes as long as seven or eight steps of training with batches of 64.
 
     Args:
         model: a new network, with its own initialization; it is not changed.
