@@ -72,7 +72,7 @@ def simulated(item: SampledNetwork, bits: tuple[int, int]) -> nn.Module:
 def test_a_functional_network_computes_what_its_modules_do(
     split: str, bits: tuple[int, int]
 ) -> None:
-    ghn = GHN.from_pretrained()
+    ghn = GHN.from_pretrained("ghnq-cifar10-qat")
     x = torch.randn(4, 3, 32, 32)
     for index in range(4):
         item = ConvNets250K(split)[index]
@@ -105,7 +105,7 @@ def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
     train = ConvNets250K("train")
     items = [train[i] for i in (0, 1, 2)]
     x, y = training_batch(digits.train, 0, 8, seed=0)
-    ghn = GHN.from_pretrained().derived(new_batch_norms=new_norms)
+    ghn = GHN.from_pretrained("ghnq-cifar10-qat").derived(new_batch_norms=new_norms)
     networks = [FunctionalNetwork(item.program, bits) for item in items]
     result = backward_meta_batch(ghn, [i.graph for i in items], networks, bits, [[(x, y)]] * 3)
     two_stage = gradients(ghn)
@@ -168,7 +168,7 @@ def failing(error: Exception) -> Network:
 def test_a_network_that_runs_out_of_memory_costs_its_own_gradient_alone(digits: ImageSet) -> None:
     item = ConvNets250K("train")[1]  # of a gradient that is not clipped
     x, y = training_batch(digits.train, 0, 8, seed=0)
-    ghn = GHN.from_pretrained()
+    ghn = GHN.from_pretrained("ghnq-cifar10-qat")
     network = FunctionalNetwork(item.program)
     (parameters, _) = ghn([item.graph] * 2)
     (F.cross_entropy(network(parameters, x), y) / 2).backward()
@@ -187,7 +187,7 @@ def test_another_error_is_not_swallowed(digits: ImageSet) -> None:
     x, y = training_batch(digits.train, 0, 8, seed=0)
     with pytest.raises(RuntimeError, match="a mistake"):
         backward_meta_batch(
-            GHN.from_pretrained(),
+            GHN.from_pretrained("ghnq-cifar10-qat"),
             [item.graph],
             [failing(RuntimeError("a mistake"))],
             (32, 32),
@@ -199,7 +199,7 @@ def test_a_run_whose_steps_all_fail_stops_with_a_message(digits: ImageSet, tmp_p
     broken = replace(digits.train, std=torch.zeros(3))  # images of infinities and NaN
     with pytest.raises(GhnqError, match="25 steps in a row"):
         finetune(
-            GHN.from_pretrained(),
+            GHN.from_pretrained("ghnq-cifar10-qat"),
             replace(digits, train=broken),
             replace(SETTINGS, steps=100, meta_batch_size=1, image_batch_size=2),
             tmp_path,
@@ -353,7 +353,7 @@ def test_an_added_precision_embedding_changes_nothing_until_it_is_trained() -> N
 
 def test_validation_is_the_mean_accuracy_of_networks_in_batches_of_64(digits: ImageSet) -> None:
     items = [ConvNets250K("val")[i] for i in range(2)]
-    ghn = GHN.from_pretrained()
+    ghn = GHN.from_pretrained("ghnq-cifar10-qat")
     train, val = hold_out(digits.train)
     assert len(train) + len(val) == len(digits.train)
     assert len(hold_out(digits.train, 7)[1]) == 7
@@ -375,7 +375,7 @@ def run_script(folder: Path, settings: FinetuneSettings, resume: bool = False) -
         "from ghnq_quant.training import finetune, load_images\n"
         "from ghnq_quant.training.settings import FinetuneSettings\n"
         f"settings = {settings!r}\n"
-        f"finetune(GHN.from_pretrained(), load_images('digits'), settings, {str(folder)!r},"
+        f"finetune(GHN.from_pretrained('ghnq-cifar10-qat'), load_images('digits'), settings, {str(folder)!r},"
         f" resume={resume}, show_progress=False)\n"
     )
 
@@ -409,7 +409,7 @@ def test_a_killed_run_that_is_resumed_gives_what_an_uninterrupted_one_gives(
     for name in ("best", "last"):
         files = [load_file(f / name / "model.safetensors") for f in (killed, whole)]
         assert all(torch.equal(files[0][k], files[1][k]) for k in files[0])
-    ghn = GHN.from_pretrained()
+    ghn = GHN.from_pretrained("ghnq-cifar10-qat")
     with pytest.raises(CheckpointError, match=r"lr=0\.002"):
         finetune(ghn, digits, replace(settings, lr=1e-3), killed, resume=True, show_progress=False)
     with pytest.raises(GhnqError, match="already holds a run"):
@@ -431,7 +431,11 @@ def test_two_processes_get_the_gradient_of_one_with_twice_the_meta_batch(tmp_pat
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run([*launcher, str(script)], check=True, capture_output=True, timeout=240)
     finetune(
-        GHN.from_pretrained(), load_images("digits"), one, tmp_path / "one", show_progress=False
+        GHN.from_pretrained("ghnq-cifar10-qat"),
+        load_images("digits"),
+        one,
+        tmp_path / "one",
+        show_progress=False,
     )
     a, b = (load_file(tmp_path / f / "state.safetensors") for f in ("one", "two"))
     moments = [k for k in a if k.endswith(".exp_avg")]  # a tenth of the gradient after one step
@@ -525,10 +529,10 @@ def test_a_state_of_torch_save_is_gone_on_with(tmp_path: Path) -> None:
 
 def test_nothing_to_resume(digits: ImageSet, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no run to resume"):
-        finetune(GHN.from_pretrained(), digits, SETTINGS, tmp_path, resume=True)
+        finetune(GHN.from_pretrained("ghnq-cifar10-qat"), digits, SETTINGS, tmp_path, resume=True)
     (tmp_path / "state.safetensors").write_bytes(b"half a file")
     with pytest.raises(CheckpointError, match="damaged"):
-        finetune(GHN.from_pretrained(), digits, SETTINGS, tmp_path, resume=True)
+        finetune(GHN.from_pretrained("ghnq-cifar10-qat"), digits, SETTINGS, tmp_path, resume=True)
 
 
 def test_a_data_set_of_other_classes(digits: ImageSet, tmp_path: Path) -> None:
