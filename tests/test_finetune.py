@@ -375,8 +375,9 @@ def run_script(folder: Path, settings: FinetuneSettings, resume: bool = False) -
         "from ghnq_quant.training import finetune, load_images\n"
         "from ghnq_quant.training.settings import FinetuneSettings\n"
         f"settings = {settings!r}\n"
-        f"finetune(GHN.from_pretrained('ghnq-cifar10-qat'), load_images('digits'), settings, {str(folder)!r},"
-        f" resume={resume}, show_progress=False)\n"
+        "ghn = GHN.from_pretrained('ghnq-cifar10-qat')\n"
+        f"finetune(ghn, load_images('digits'), settings, {str(folder)!r}, resume={resume},"
+        " show_progress=False)\n"
     )
 
 
