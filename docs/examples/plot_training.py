@@ -38,10 +38,12 @@ def draw(runs: dict[str, list[Path]], output: Path) -> None:
                 (by_hours, "seconds", hours, 3600.0),
             ):
                 x = [start + float(r[key]) / unit for r in rows]
-                top1 = [100 * float(r["top1"] or "nan") for r in rows]
-                ends = range(WINDOW, len(rows) + 1, WINDOW)
-                means = [sum(top1[e - WINDOW : e]) / WINDOW for e in ends]
-                axes.plot([x[e - 1] for e in ends], means, color=colour[name], linewidth=1)
+                trained = [
+                    (at, 100 * float(r["top1"])) for at, r in zip(x, rows, strict=True) if r["top1"]
+                ]
+                ends = range(WINDOW, len(trained) + 1, WINDOW)
+                means = [sum(top1 for _, top1 in trained[e - WINDOW : e]) / WINDOW for e in ends]
+                axes.plot([trained[e - 1][0] for e in ends], means, color=colour[name], linewidth=1)
                 validated = [
                     (at, 100 * float(r["val_top1"]))
                     for at, r in zip(x, rows, strict=True)
