@@ -33,7 +33,9 @@ def train_from_names(
         processes: how many of one thread are started; 1 for this one alone, or for those that
             torchrun or accelerate started.
     """
-    arguments = (start, data, data_name, download, settings, output, resume, bf16)
+    if download:  # once, before several processes read it
+        load_images(data, name=data_name, download=True)
+    arguments = (start, data, data_name, settings, output, resume, bf16)
     if processes == 1:
         _train(*arguments)
     else:
@@ -45,12 +47,11 @@ def _train(
     start: str,
     data: str,
     data_name: str | None,
-    download: bool,
     settings: FinetuneSettings,
     output: Path,
     resume: bool,
     bf16: bool,
 ) -> None:
-    images = load_images(data, name=data_name, download=download)
+    images = load_images(data, name=data_name)
     state = starting_point(start, len(images.train.classes), settings.seed)
     finetune(state, images, settings, output, resume=resume, bf16=bf16)

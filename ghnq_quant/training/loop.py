@@ -138,6 +138,9 @@ class _Run:
         self.networks = TrainingNetworks(
             classes, settings.architectures, settings.seed, group.rank, group.size
         )
+        self.val_items: list[SampledNetwork] = []  # of the process that validates
+        if group.is_main:
+            self.val_items = validation_networks(settings.val_networks, classes)
         self.stops = False  # the same in all processes
 
     def run(self, show_progress: bool) -> GHN:
@@ -286,8 +289,9 @@ class _Run:
         top1 = 0.0
         if self.group.is_main:
             settings = self.settings
-            items = validation_networks(settings.val_networks, self.ghn.num_classes)
-            top1 = validate(self.averaged, items, self.val, settings.bits, settings.val_images)
+            top1 = validate(
+                self.averaged, self.val_items, self.val, settings.bits, settings.val_images
+            )
             if top1 > self.counters.best_top1:
                 self.folder.save_checkpoint(self._described(top1), "best")
         return float(self.group.average(torch.tensor(top1)) * self.group.size)
