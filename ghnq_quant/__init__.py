@@ -25,7 +25,7 @@ from ghnq_quant.errors import (  # noqa: E402
 )
 from ghnq_quant.ghn import GHN  # noqa: E402
 from ghnq_quant.quantization import QuantScheme, calibrate  # noqa: E402
-from ghnq_quant.small_images import adapt_stem  # noqa: E402
+from ghnq_quant.stem import adapt_stem  # noqa: E402
 
 __version__ = "0.1.0"
 

@@ -20,8 +20,8 @@ import ghnq_quant
 from ghnq_quant.errors import GhnqError, GhnqWarning
 from ghnq_quant.ghn import GHN
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
-from ghnq_quant.models_by_name import create_model
 from ghnq_quant.quantization.scheme import parse_precision
+from ghnq_quant.zoos import create_model
 
 app = typer.Typer(
     name="ghnq",
@@ -103,9 +103,9 @@ def init(
     else is new. Saves the state_dict. Prints one line a layer: how many of its parameters were
     predicted or fitted, and how well its weight survives quantization.
     """
-    from ghnq_quant.evaluation.layer_report import layer_table
-    from ghnq_quant.training import first_epoch, load_images
-    from ghnq_quant.training.saving import check_state_path, save_state
+    from ghnq_quant.quantization.layer_report import layer_table
+    from ghnq_quant.research.data import first_epoch, load_images
+    from ghnq_quant.state_files import check_state_path, save_state
 
     check_state_path(output)
     precision = parse_precision(bits)
@@ -164,7 +164,7 @@ def export(
 
     Needs the extra onnx: pip install "ghnq-quant[onnx]".
     """
-    from ghnq_quant.training.saving import load_state, read_state
+    from ghnq_quant.state_files import load_state, read_state
 
     state, noted = read_state(weights)
     model = create_model(arch, num_classes or int(noted.get("num_classes", 10)))
@@ -210,7 +210,7 @@ def quickstart(
     network, images, order and budget for both. Saves a table (JSON), the curves (PNG) and the
     trained model. Takes under two minutes on two cores with the default images.
     """
-    from ghnq_quant.training.quickstart import QuickstartSettings, run_quickstart
+    from ghnq_quant.research.starts.quickstart import QuickstartSettings, run_quickstart
 
     settings = QuickstartSettings(
         data=data,
@@ -320,8 +320,8 @@ def finetune(
     From scratch or further, in float or on quantized networks (--bits). A run that is killed or
     stopped (Ctrl-C) goes on with --resume.
     """
-    from ghnq_quant.training.launch import train_from_names
-    from ghnq_quant.training.settings import (
+    from ghnq_quant.research.finetuning.launch import train_from_names
+    from ghnq_quant.research.finetuning.settings import (
         RECIPES,
         parse_architectures,
         parse_bits,
@@ -411,7 +411,7 @@ def evaluate(
     The paper's Table 1: at several precisions, on splits of ConvNets-250K or on models of the zoos.
     A run that is killed goes on where it was when it is started again.
     """
-    from ghnq_quant.evaluation import evaluate as run
+    from ghnq_quant.research.table1 import evaluate as run
 
     run(
         data,
@@ -479,8 +479,8 @@ def compare_init(
     from a float training that takes half of the steps; same images, tuned learning rate. A run that
     is killed goes on where it was when it is started again.
     """
-    from ghnq_quant.comparison import CompareSettings
-    from ghnq_quant.comparison import compare_init as run
+    from ghnq_quant.research.starts import CompareSettings
+    from ghnq_quant.research.starts import compare_init as run
 
     settings = CompareSettings(
         archs=tuple(archs),
@@ -534,7 +534,7 @@ def ladder(
     precisions and a deep network. Takes hours; a run that is killed goes on where it was when it is
     started again.
     """
-    from ghnq_quant.comparison.ladder import run_ladder
+    from ghnq_quant.research.starts.ladder import run_ladder
 
     run_ladder(
         data,
@@ -559,7 +559,7 @@ def report(
 
     With their tables and plots, and no reference to another file.
     """
-    from ghnq_quant.evaluation.report import write_report
+    from ghnq_quant.research.report.page import write_report
 
     page = write_report(runs, output)
     Console().print(f"Saved to {page}", markup=False, highlight=False, soft_wrap=True)
@@ -590,8 +590,8 @@ def coverage(
     """
     from rich.markdown import Markdown
 
-    from ghnq_quant.evaluation.coverage import PAGE_FILE, measure_coverage, zoo_models
-    from ghnq_quant.evaluation.coverage_stages import Measurement
+    from ghnq_quant.research.coverage.run import PAGE_FILE, measure_coverage, zoo_models
+    from ghnq_quant.research.coverage.stages import Measurement
 
     console = Console()
     measure_coverage(
@@ -625,7 +625,7 @@ def space_stats(
 
     Of parameters, MACs, depth, nodes and operations.
     """
-    from ghnq_quant.design_space import (
+    from ghnq_quant.research.networks import (
         SPLITS,
         plot_statistics,
         space_statistics,
@@ -651,7 +651,7 @@ def space_show(
     ] = None,
 ) -> None:
     """Print one network's description and draw its graph."""
-    from ghnq_quant.design_space import ConvNets250K, draw_network
+    from ghnq_quant.research.networks import ConvNets250K, draw_network
 
     networks = ConvNets250K(split)
     if index >= len(networks):

@@ -15,8 +15,8 @@ import ghnq_quant
 from ghnq_quant import cli
 from ghnq_quant.capture import adapters
 from ghnq_quant.errors import GhnqError, GhnqWarning
-from ghnq_quant.evaluation.layer_report import layer_report, signal_to_noise_db
-from ghnq_quant.training import first_epoch, load_images
+from ghnq_quant.quantization.layer_report import layer_report, signal_to_noise_db
+from ghnq_quant.research.data import first_epoch, load_images
 
 TINY = """
 from torch import nn
@@ -179,8 +179,8 @@ def test_create_model_gives_the_number_of_classes_to_a_callable_that_takes_it():
 
 
 def test_quickstart_passes_every_setting_on(ghnq, monkeypatch):
-    from ghnq_quant.training import quickstart
-    from ghnq_quant.training.quickstart_results import QuickstartSettings
+    from ghnq_quant.research.starts import quickstart
+    from ghnq_quant.research.starts.quickstart_results import QuickstartSettings
 
     settings = QuickstartSettings("a folder", "true name", (4, 8), 6, "reference", 2, 1, 100)
     calls = []
@@ -206,7 +206,7 @@ def test_quickstart_with_missing_images_is_one_clean_line(ghnq, tmp_path):
 def test_warnings_of_the_package_are_one_line(ghnq, monkeypatch):
     import warnings
 
-    from ghnq_quant.training import quickstart
+    from ghnq_quant.research.starts import quickstart
 
     def warn(*_: object, **__: object) -> None:
         warnings.warn("[classifier] keeps its own initialization", GhnqWarning, stacklevel=1)

@@ -19,17 +19,24 @@ from ghnq_quant import (
     init_quantized,
     quantize,
 )
-from ghnq_quant.comparison import STARTS, CompareSettings, Comparison, Trial, compare_init, ladder
-from ghnq_quant.comparison.cifar_networks import CIFAR_NETWORKS
-from ghnq_quant.comparison.foreign import foreign
-from ghnq_quant.comparison.results import Curve, TrialResult, best_lr
-from ghnq_quant.comparison.run import choice_trials, measured_trials
-from ghnq_quant.comparison.settings import CHOICE_SEED
-from ghnq_quant.comparison.tables import accuracy_caption, ratio_rows
-from ghnq_quant.comparison.training import run_trial
 from ghnq_quant.errors import DataError, GhnqError
-from ghnq_quant.evaluation.summary import summarize
-from ghnq_quant.training import Images, ImageSet, evaluation_batches, load_images
+from ghnq_quant.research.data import Images, ImageSet, evaluation_batches, load_images
+from ghnq_quant.research.data.foreign import foreign
+from ghnq_quant.research.starts import (
+    STARTS,
+    CompareSettings,
+    Comparison,
+    Trial,
+    compare_init,
+    ladder,
+)
+from ghnq_quant.research.starts.cifar_networks import CIFAR_NETWORKS
+from ghnq_quant.research.starts.results import Curve, TrialResult, best_lr
+from ghnq_quant.research.starts.run import choice_trials, measured_trials
+from ghnq_quant.research.starts.settings import CHOICE_SEED
+from ghnq_quant.research.starts.tables import accuracy_caption, ratio_rows
+from ghnq_quant.research.starts.training import run_trial
+from ghnq_quant.research.table1.summary import summarize
 
 BITS = (4, 4)
 SETTINGS = CompareSettings(

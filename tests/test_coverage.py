@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ghnq_quant import GhnqError
-from ghnq_quant.evaluation.coverage import Model, measure_coverage, read_coverage, zoo_models
-from ghnq_quant.evaluation.coverage_stages import STAGES, Measurement
+from ghnq_quant.research.coverage.run import Model, measure_coverage, read_coverage, zoo_models
+from ghnq_quant.research.coverage.stages import STAGES, Measurement
 
 SMALL = (
     "test_byobnet",

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ghnq_quant.capture import ArchGraph, Node, capture
-from ghnq_quant.design_space import (
+from ghnq_quant.errors import DataError
+from ghnq_quant.research.networks import (
     SPLITS,
     Architecture,
     ConvNets250K,
@@ -27,7 +28,6 @@ from ghnq_quant.design_space import (
     space_statistics,
     statistics_table,
 )
-from ghnq_quant.errors import DataError
 
 _ALLOWED = {
     "input", "conv", "sep_conv", "dil_conv", "bias", "bn", "max_pool", "avg_pool", "glob_avg",
@@ -85,7 +85,7 @@ def test_networks_never_change(split):
 
 def test_an_item_is_the_same_in_another_process_and_order():
     code = (
-        "from ghnq_quant.design_space import ConvNets250K\n"
+        "from ghnq_quant.research.networks import ConvNets250K\n"
         "networks = ConvNets250K('val')\n"
         "print(*[networks[i].description.to_json() for i in (9, 3)], sep='\\n')"
     )

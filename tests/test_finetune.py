@@ -20,14 +20,14 @@ from torch.func import functional_call
 
 from ghnq_quant import GHN, QuantScheme
 from ghnq_quant.capture import capture
-from ghnq_quant.design_space import ConvNets250K, SampledNetwork
 from ghnq_quant.errors import CheckpointError, DataError, GhnqError, SchemeError
 from ghnq_quant.quantization import emit, load_backend
-from ghnq_quant.training import Images, ImageSet, finetune, load_images
-from ghnq_quant.training.batches import balanced_batch, training_batch
-from ghnq_quant.training.functional import FunctionalNetwork
-from ghnq_quant.training.order import TrainingNetworks, network_indices, precision_index
-from ghnq_quant.training.settings import (
+from ghnq_quant.research.data import Images, ImageSet, load_images
+from ghnq_quant.research.data.batches import balanced_batch, training_batch
+from ghnq_quant.research.finetuning import finetune
+from ghnq_quant.research.finetuning.functional import FunctionalNetwork
+from ghnq_quant.research.finetuning.order import TrainingNetworks, network_indices, precision_index
+from ghnq_quant.research.finetuning.settings import (
     ALL_ARCHITECTURES,
     FinetuneSettings,
     parse_architectures,
@@ -35,9 +35,10 @@ from ghnq_quant.training.settings import (
     parse_image_sizes,
     parse_macs,
 )
-from ghnq_quant.training.state import TrainingState, read_run_state, starting_point
-from ghnq_quant.training.step import Network, backward_meta_batch
-from ghnq_quant.training.validation import hold_out, validate, validation_networks
+from ghnq_quant.research.finetuning.state import TrainingState, read_run_state, starting_point
+from ghnq_quant.research.finetuning.step import Network, backward_meta_batch
+from ghnq_quant.research.finetuning.validation import hold_out, validate, validation_networks
+from ghnq_quant.research.networks import ConvNets250K, SampledNetwork
 
 SETTINGS = FinetuneSettings(
     steps=6,
@@ -372,8 +373,9 @@ def run_script(folder: Path, settings: FinetuneSettings, resume: bool = False) -
     return (
         "import sys, torch; torch.set_num_threads(1)\n"
         "from ghnq_quant import GHN\n"
-        "from ghnq_quant.training import finetune, load_images\n"
-        "from ghnq_quant.training.settings import FinetuneSettings\n"
+        "from ghnq_quant.research.data import load_images\n"
+        "from ghnq_quant.research.finetuning import finetune\n"
+        "from ghnq_quant.research.finetuning.settings import FinetuneSettings\n"
         f"settings = {settings!r}\n"
         "ghn = GHN.from_pretrained('ghnq-cifar10-qat')\n"
         f"finetune(ghn, load_images('digits'), settings, {str(folder)!r}, resume={resume},"
@@ -563,7 +565,7 @@ def test_a_run_from_scratch_on_three_classes(digits: ImageSet, tmp_path: Path) -
 def test_kernels_of_more_shapes_than_onednn_keeps_by_default_are_compiled_once() -> None:
     script = """
 import torch
-from ghnq_quant.training.kernel_cache import keep_many_kernels
+from ghnq_quant.research.finetuning.kernel_cache import keep_many_kernels
 keep_many_kernels()
 for _ in range(2):
     for c in range(1, 1101):

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ghnq_quant import GHN, PredictionError
 from ghnq_quant.capture import ArchGraph, Node, capture
-from ghnq_quant.design_space import ConvNets250K
 from ghnq_quant.ghn import decoders, message_passing, tiling
 from ghnq_quant.ghn.per_graph import once_per_graph
+from ghnq_quant.research.networks import ConvNets250K
 
 VECTORS = SHARED / "reference" / "ghn2_vectors.json"
 NETWORKS = sorted(json.loads(VECTORS.read_text())["models"]) if VECTORS.is_file() else [""]

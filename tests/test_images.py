@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from ghnq_quant.errors import DataError
-from ghnq_quant.training import (
+from ghnq_quant.research.data import (
     Augmentation,
     Images,
     evaluation_batches,

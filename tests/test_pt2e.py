@@ -14,8 +14,8 @@ from torch import nn
 
 import ghnq_quant
 from ghnq_quant import BackendError, GhnqWarning, QuantScheme
-from ghnq_quant.design_space import ConvNets250K
 from ghnq_quant.quantization import QuantModel
+from ghnq_quant.research.networks import ConvNets250K
 
 pt2e = pytest.importorskip("torchao.quantization.pt2e")
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import ghnq_quant
 from ghnq_quant import QuantScheme
-from ghnq_quant.design_space import SPLITS, ConvNets250K
+from ghnq_quant.research.networks import SPLITS, ConvNets250K
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from PIL import Image
 from rich.console import Console
 
 from ghnq_quant.errors import DataError, GhnqError
-from ghnq_quant.training import evaluation_batches, load_images
-from ghnq_quant.training.quickstart import (
+from ghnq_quant.research.data import evaluation_batches, load_images
+from ghnq_quant.research.starts.quickstart import (
     SmallMobileNet,
     load_quickstart_model,
     run_quickstart,
 )
-from ghnq_quant.training.quickstart_results import QuickstartResult, QuickstartSettings
+from ghnq_quant.research.starts.quickstart_results import QuickstartResult, QuickstartSettings
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,12 @@ from pathlib import Path
 import pytest
 
 from ghnq_quant.errors import GhnqError
-from ghnq_quant.evaluation import (
-    Evaluation,
-    LayerResult,
-    NetworkResult,
-    PrecisionResult,
-    write_report,
-)
-from ghnq_quant.evaluation.history import read_history
-from ghnq_quant.evaluation.journal import Journal
-from ghnq_quant.evaluation.record import NETWORKS_FILE
-from ghnq_quant.evaluation.tables import table_cells
+from ghnq_quant.research.report import write_report
+from ghnq_quant.research.report.history import read_history
+from ghnq_quant.research.runs.journal import Journal
+from ghnq_quant.research.table1 import Evaluation, LayerResult, NetworkResult, PrecisionResult
+from ghnq_quant.research.table1.record import NETWORKS_FILE
+from ghnq_quant.research.table1.tables import table_cells
 
 HISTORY = """step,seconds,loss,top1,lr,grad_norm,failed,val_top1
 10,2.5,2.31,0.11,0.001,4.2,0,

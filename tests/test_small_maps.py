@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghnq_quant.quantization.convolution import Geometry
-from ghnq_quant.training.small_maps import convolve
+from ghnq_quant.research.finetuning.small_maps import convolve
 
 
 @given(

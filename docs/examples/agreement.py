@@ -22,10 +22,10 @@ from qonnx.transformation.infer_shapes import InferShapes
 from torch import Tensor, nn
 
 import ghnq_quant
-from ghnq_quant.design_space import ConvNets250K
 from ghnq_quant.quantization import QuantModel
-from ghnq_quant.training import Images, load_images, training_batch
-from ghnq_quant.training.quickstart import SmallMobileNet
+from ghnq_quant.research.data import Images, load_images, training_batch
+from ghnq_quant.research.networks import ConvNets250K
+from ghnq_quant.research.starts.quickstart import SmallMobileNet
 
 IMAGES, BATCH = 1000, 100
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from conftest import MAX_SHAPE
 from torch import Tensor, nn
 
-from ghnq_quant.design_space import ConvNets250K
+from ghnq_quant.research.networks import ConvNets250K
 
 
 def load() -> ModuleType | None:

@@ -22,12 +22,12 @@ from torch import nn
 
 from ghnq_quant import GHN
 from ghnq_quant.capture import capture
-from ghnq_quant.design_space import ConvNets250K
-from ghnq_quant.evaluation.precision import PAPER_PRECISIONS, Precision, parse_precisions
-from ghnq_quant.evaluation.protocol import measure_network
-from ghnq_quant.evaluation.variants import predicted_variants
+from ghnq_quant.quantization.precision import PAPER_PRECISIONS, Precision, parse_precisions
 from ghnq_quant.quantization.scheme import FLOAT
-from ghnq_quant.training import Images, evaluation_batches
+from ghnq_quant.research.data import Images, evaluation_batches
+from ghnq_quant.research.networks import ConvNets250K
+from ghnq_quant.research.table1.protocol import measure_network
+from ghnq_quant.research.table1.variants import predicted_variants
 
 PRECISIONS = parse_precisions(PAPER_PRECISIONS)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -22,13 +22,13 @@ from conftest import MAX_SHAPE, fastest
 from torch import Tensor
 
 from ghnq_quant import GHN
-from ghnq_quant.design_space import ConvNets250K
 from ghnq_quant.quantization.convolution import Geometry
-from ghnq_quant.training import functional
-from ghnq_quant.training.functional import FunctionalNetwork
-from ghnq_quant.training.kernel_cache import keep_many_kernels
-from ghnq_quant.training.order import TrainingNetworks
-from ghnq_quant.training.step import backward_meta_batch
+from ghnq_quant.research.finetuning import functional
+from ghnq_quant.research.finetuning.functional import FunctionalNetwork
+from ghnq_quant.research.finetuning.kernel_cache import keep_many_kernels
+from ghnq_quant.research.finetuning.order import TrainingNetworks
+from ghnq_quant.research.finetuning.step import backward_meta_batch
+from ghnq_quant.research.networks import ConvNets250K
 
 ROUNDS = 6
 #: Of the recipe: networks a step, images of each, architectures that are measured.

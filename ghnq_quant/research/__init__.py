@@ -1,0 +1,1 @@
+"""The laboratory: training, measuring and comparing hypernetworks. The library never imports it."""

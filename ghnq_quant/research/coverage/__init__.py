@@ -1,0 +1,1 @@
+"""How many models of the zoos the library takes."""

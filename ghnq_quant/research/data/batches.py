@@ -1,0 +1,202 @@
+"""Batches of an image set as a pure function of (seed, step), so that nothing needs resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ghnq_quant.errors import DataError
+from ghnq_quant.research.data.images import Images
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of a training batch.
+
+    Attributes:
+        pad: black pixels added on each side before a crop of the old size is taken at random.
+        flip: mirror half of the images left to right (wrong for digits and letters).
+    """
+
+    pad: int = 4
+    flip: bool = True
+
+
+#: What suits digits: a mirrored one is none, and the enlarged ones move by half of their own pixels.
+_DIGITS = Augmentation(pad=2, flip=False)
+
+
+def usual_augmentation(data: str) -> Augmentation:
+    """What a training on the images ``data`` of :func:`load_images` does to them."""
+    return _DIGITS if data == "digits" else Augmentation()
+
+
+def training_batch(
+    images: Images,
+    step: int,
+    batch_size: int,
+    seed: int,
+    *,
+    augment: Augmentation | None = Augmentation(),
+    size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The batch of one training step: the same for the same arguments, whatever came before.
+
+    Image number ``step * batch_size`` and the following ones are taken from an endless row of
+    epochs, each the whole set in an order of its own. Nothing is kept between steps, so a resumed
+    run goes on exactly where it stopped.
+
+    Args:
+        images: the training part.
+        step: from 0.
+        batch_size: images in the batch, B; every batch is full.
+        seed: of the order and of the augmentation, from 0.
+        augment: the random changes, or None for none.
+        size: shrink the batch to ``size`` × ``size`` pixels by area averaging.
+
+    Returns:
+        float32 B × 3 × H × W, normalized, and int64 labels B, on the images' device.
+
+    Raises:
+        DataError: ``size`` is larger than the images.
+
+    Example:
+        >>> from ghnq_quant.research.data import load_images
+        >>> train = load_images("digits").train
+        >>> x, y = training_batch(train, step=7, batch_size=32, seed=0, size=16)
+        >>> x.shape, y.shape
+        (torch.Size([32, 3, 16, 16]), torch.Size([32]))
+    """
+    index = _step_indices(len(images), step, batch_size, seed).to(images.labels.device)
+    batch = images.images[index]
+    if augment is not None:
+        batch = _augmented(batch, augment, np.random.default_rng((seed, 1, step)))
+    return shrink(images.normalize(batch), size), images.labels[index]
+
+
+def first_epoch(
+    images: Images, data: str, seed: int, batch_size: int = 64
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches that a training on ``images``, the training part of ``data``, begins with: what
+    :func:`ghnq_quant.init_quantized` fits a classifier to."""
+    augment = usual_augmentation(data)
+    for step in range(-(-len(images) // batch_size)):
+        yield training_batch(images, step, batch_size, seed, augment=augment)
+
+
+def balanced_batch(
+    images: Images,
+    number: int,
+    batch_size: int,
+    seed: int,
+    *,
+    augment: Augmentation | None = Augmentation(pad=0),
+    size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A batch with as many images of each class as of any other, drawn with replacement.
+
+    Where the classes do not divide the batch, those that get one image more are drawn too. The
+    gradient of a batch on which a network guesses one class for all then says nothing of which one.
+
+    Args:
+        images: the training part.
+        number: of the batch, from 0; the same for the same number, whatever came before.
+        batch_size: images in the batch, B.
+        seed, augment, size: as of :func:`training_batch`.
+
+    Returns:
+        float32 B × 3 × H × W, normalized, and int64 labels B, on the images' device.
+
+    Raises:
+        DataError: a class has no images, or ``size`` is larger than the images.
+
+    Example:
+        >>> from ghnq_quant.research.data import load_images
+        >>> _, labels = balanced_batch(load_images("digits").train, number=7, batch_size=30, seed=0)
+        >>> labels.bincount().tolist()
+        [3, 3, 3, 3, 3, 3, 3, 3, 3, 3]
+    """
+    rng = np.random.default_rng((seed, 6, number))
+    members = images.members
+    count, more = divmod(batch_size, len(members))
+    counts = np.full(len(members), count)
+    counts[rng.permutation(len(members))[:more]] += 1
+    chosen = [of[rng.integers(len(of), size=n)] for of, n in zip(members, counts, strict=True)]
+    index = torch.from_numpy(np.concatenate(chosen)).to(images.labels.device)
+    batch = images.images[index]
+    if augment is not None:
+        batch = _augmented(batch, augment, rng)
+    return shrink(images.normalize(batch), size), images.labels[index]
+
+
+def evaluation_batches(
+    images: Images, batch_size: int = 64, *, limit: int | None = None, size: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images once, in batches, unchanged; the last batch may be smaller.
+
+    They come in one fixed mixed order: folders are sorted by class, and a batch of a single class
+    would spoil batch statistics (and a ``limit`` would leave out the last classes).
+
+    Args:
+        images: usually the test part.
+        batch_size: images in a batch, B.
+        limit: the most images to give; None for all.
+        size: shrink to ``size`` × ``size`` pixels by area averaging.
+
+    Yields:
+        float32 B × 3 × H × W, normalized, and int64 labels B, on the images' device.
+    """
+    order = _order(len(images), 0, 0)[:limit].to(images.labels.device)
+    for index in order.split(batch_size):
+        yield shrink(images.normalize(images.images[index]), size), images.labels[index]
+
+
+@lru_cache(maxsize=8)
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    """The order of the images in one epoch; cached because every step of an epoch asks for it."""
+    return torch.from_numpy(np.random.default_rng((seed, 0, epoch)).permutation(count))
+
+
+def _step_indices(count: int, step: int, batch_size: int, seed: int) -> Tensor:
+    first, end = step * batch_size, (step + 1) * batch_size
+    parts = [
+        _order(count, seed, epoch)[max(first - epoch * count, 0) : end - epoch * count]
+        for epoch in range(first // count, (end - 1) // count + 1)
+    ]
+    return torch.cat(parts)
+
+
+def _augmented(batch: Tensor, augment: Augmentation, rng: np.random.Generator) -> Tensor:
+    """Pad, crop and flip B × 3 × H × W by one gather; a flip alone needs none."""
+    count, _, height, width = batch.shape
+    if augment.pad == 0:
+        mirrored = torch.from_numpy(rng.random((count, 1, 1, 1)) < (0.5 if augment.flip else 0.0))
+        return torch.where(mirrored.to(batch.device), batch.flip(3), batch)
+    top, left = torch.from_numpy(rng.integers(0, 2 * augment.pad + 1, (2, count, 1)))
+    rows = top + torch.arange(height)
+    columns = left + torch.arange(width)
+    if augment.flip:
+        mirrored = torch.from_numpy(rng.random((count, 1)) < 0.5)
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = F.pad(batch, [augment.pad] * 4)
+    item = torch.arange(count)[:, None, None]
+    item, rows, columns = (
+        t.to(batch.device) for t in (item, rows[:, :, None], columns[:, None, :])
+    )
+    cropped = padded.permute(0, 2, 3, 1)[item, rows, columns]
+    return cropped.permute(0, 3, 1, 2).contiguous()
+
+
+def shrink(batch: Tensor, size: int | None) -> Tensor:
+    height, width = batch.shape[2:]
+    if size is None or (height, width) == (size, size):
+        return batch
+    if not 1 <= size <= min(height, width):
+        raise DataError(f"cannot shrink images of {height}×{width} pixels to {size}×{size}")
+    return F.interpolate(batch, size=(size, size), mode="area")

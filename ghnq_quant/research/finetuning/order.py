@@ -1,0 +1,115 @@
+"""Which networks and which precision a step takes, as a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, lru_cache
+
+import numpy as np
+
+from ghnq_quant.research.finetuning.functional import FunctionalNetwork
+from ghnq_quant.research.networks import ConvNets250K, SampledNetwork
+
+Bits = tuple[int, int]
+
+
+class TrainingNetworks:
+    """The networks of the split ``train`` that a run draws from.
+
+    Args:
+        num_classes: of the networks.
+        architectures: how many there are, the first of the split within the limits of a step; as
+            many as the split has come once an epoch, and nothing of them is kept.
+        seed: of what is drawn.
+        rank, processes: which of a run's processes draws. Fixed architectures are dealt out, so that
+            each one's graph and kernels are kept once.
+
+    Example:
+        >>> networks = TrainingNetworks(10, architectures=20, seed=0)
+        >>> drawn = networks.draw(step=0, count=2, known=10, max_macs=10**6, any_size=True)
+        >>> [item.program.macs <= 10**6 for item in drawn]
+        [True, True]
+    """
+
+    def __init__(
+        self, num_classes: int, architectures: int, seed: int, rank: int = 0, processes: int = 1
+    ) -> None:
+        self._split = ConvNets250K("train", num_classes=num_classes)
+        self._architectures, self._seed = architectures, seed
+        self._rank, self._processes = rank, processes
+        self._kept: dict[tuple[int | None, bool], list[SampledNetwork]] = {}
+        self._are_fixed = architectures < len(self._split)
+        if self._are_fixed:  # the same ones come again
+            self.runner = cache(self.runner)  # type: ignore[method-assign]
+
+    def draw(
+        self, step: int, count: int, known: int, max_macs: int | None, any_size: bool
+    ) -> list[SampledNetwork]:
+        """The process's networks of a step.
+
+        Args:
+            step: from 0.
+            count: how many for each process.
+            known: of fixed architectures, how many of the smallest to draw from.
+            max_macs: the largest that is taken; None for no limit.
+            any_size: of fixed architectures, whether those with a flattened head are left out.
+        """
+        if self._are_fixed:
+            fixed = self.fixed(max_macs, any_size)[:known]
+            own = fixed[self._rank :: self._processes] or fixed
+            rng = np.random.default_rng((self._seed, 3, step, self._rank))
+            return [own[i] for i in rng.integers(len(own), size=count)]
+        items = []
+        indices = network_indices(len(self._split), step, count * self._processes, self._seed)
+        for index in indices[self._rank * count : (self._rank + 1) * count]:
+            others = _other_networks(len(self._split), index, self._seed)
+            item = self._split[index]
+            while max_macs is not None and item.program.macs > max_macs:
+                item = self._split[next(others)]
+            items.append(item)
+        return items
+
+    def runner(self, item: SampledNetwork, bits: Bits) -> FunctionalNetwork:
+        """The network as a function of its parameters, kept where it comes again."""
+        return FunctionalNetwork(item.program, bits)
+
+    def fixed(self, max_macs: int | None, any_size: bool) -> list[SampledNetwork]:
+        """The fixed architectures of all processes, sorted by size."""
+        if (max_macs, any_size) not in self._kept:
+            items: list[SampledNetwork] = []
+            for item in self._split:
+                fits = max_macs is None or item.program.macs <= max_macs
+                if fits and (item.description.any_size or not any_size):
+                    items.append(item)
+                if len(items) == self._architectures:
+                    break
+            self._kept[max_macs, any_size] = sorted(items, key=lambda item: item.program.macs)
+        return self._kept[max_macs, any_size]
+
+
+def network_indices(count: int, step: int, batch_size: int, seed: int) -> list[int]:
+    """Positions of a step's networks: each of ``count`` once an epoch, in an order of each epoch's own.
+
+    Example:
+        >>> sorted(network_indices(8, 0, 4, seed=0) + network_indices(8, 1, 4, seed=0))
+        [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    return [int(_order(count, p // count, seed)[p % count]) for p in positions]
+
+
+def _other_networks(count: int, index: int, seed: int) -> Iterator[int]:
+    """An endless row of positions to take in place of ``index``, drawn at random."""
+    rng = np.random.default_rng((seed, 5, index))
+    while True:
+        yield int(rng.integers(count))
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, epoch: int, seed: int) -> np.ndarray:
+    return np.random.default_rng((seed, 3, epoch)).permutation(count)
+
+
+def precision_index(count: int, step: int, seed: int) -> int:
+    """Which of ``count`` precisions a step takes, drawn at random."""
+    return int(np.random.default_rng((seed, 4, step)).integers(count))

@@ -1,0 +1,135 @@
+"""What a training run keeps on disk: its whole state, its history and its best checkpoint.
+
+The state is one safetensors file, replaced as a whole, so a killed run leaves the last one or the one
+before; everything random in a run is a function of its seed and step, so the state holds no generator.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from ghnq_quant.errors import CheckpointError
+from ghnq_quant.files import replacing
+from ghnq_quant.ghn import GHN
+from ghnq_quant.research.finetuning.state import STATE_FILE, TrainingState, read_run_state
+
+HISTORY_COLUMNS = ("step", "seconds", "loss", "top1", "lr", "grad_norm", "failed", "val_top1")
+
+
+@dataclass
+class Counters:
+    """Where a run is.
+
+    Attributes:
+        step: steps done.
+        seconds: time spent, over all sessions.
+        first_step, first_second: where the run began, if it goes on from another one.
+        failed_networks, skipped_steps: what was left out for want of memory or for values not finite.
+        skipped_in_a_row: of the steps just before.
+        best_top1, best_step: of the best validation so far.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    first_step: int = 0
+    first_second: float = 0.0
+    failed_networks: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    best_top1: float = -1.0
+    best_step: int = -1
+
+
+class RunFolder:
+    """The files of one run: ``state.safetensors``, ``history.csv``, ``best/`` and ``last/``."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def state_file(self) -> Path:
+        return self.path / STATE_FILE
+
+    @property
+    def history_file(self) -> Path:
+        return self.path / "history.csv"
+
+    def save_state(
+        self, state: TrainingState, counters: Counters, settings: dict[str, Any]
+    ) -> None:
+        """Replace the state file."""
+        metadata = {
+            "counters": json.dumps(asdict(counters)),
+            "settings": json.dumps(settings),
+            "ghn": json.dumps(state.ghn.settings),
+        }
+        with replacing(self.state_file) as temporary:
+            save_file(state.tensors(), temporary, metadata)
+
+    def load_state(self, settings: dict[str, Any]) -> tuple[TrainingState, Counters]:
+        """The saved state, with the history cut back to it.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or it is of a run with other settings.
+        """
+        if not self.state_file.is_file():
+            raise CheckpointError(f"{self.path} holds no run to resume: no {self.state_file.name}")
+        state, metadata = read_run_state(self.state_file)
+        saved = json.loads(metadata["settings"])
+        different = [k for k in settings if saved.get(k) != settings[k]]
+        if different:
+            raise CheckpointError(
+                f"{self.state_file} is of a run with other settings: "
+                + ", ".join(f"{k}={saved.get(k)!r} (now {settings[k]!r})" for k in different)
+                + ". Resume it with the same, or start a new run in another folder"
+            )
+        counters = Counters(**json.loads(metadata["counters"]))
+        self._truncate_history(counters.step)
+        return state, counters
+
+    def append_history(self, row: dict[str, float | int | None]) -> None:
+        """Add one line to ``history.csv``."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        is_new = not self.history_file.exists()
+        with self.history_file.open("a", newline="") as file:
+            writer = csv.DictWriter(file, HISTORY_COLUMNS)
+            if is_new:
+                writer.writeheader()
+            writer.writerow({k: _rounded(v) for k, v in row.items()})
+
+    def read_history(self) -> list[dict[str, str]]:
+        """The lines of ``history.csv``, as texts."""
+        if not self.history_file.exists():
+            return []
+        with self.history_file.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _truncate_history(self, step: int) -> None:
+        """Drop what a killed run wrote after its last saved state."""
+        rows = [r for r in self.read_history() if r["step"].isdigit() and int(r["step"]) <= step]
+        with replacing(self.history_file) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, HISTORY_COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def save_checkpoint(self, ghn: GHN, name: str) -> Path:
+        """Save ``ghn`` as a checkpoint folder of that name, each file replaced as a whole."""
+        target = self.path / name
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.path) as temporary:
+            ghn.save_pretrained(temporary)
+            for file in Path(temporary).iterdir():
+                file.chmod(0o644)
+                file.replace(target / file.name)
+        return target
+
+
+def _rounded(value: float | int | None) -> float | int | None:
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,0 +1,154 @@
+"""One step of training: a meta-batch of networks with predicted parameters, and the gradient of their
+loss on one batch of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ghnq_quant.capture import ArchGraph
+from ghnq_quant.research.finetuning.in_flight import map_in_flight
+
+Predict = Callable[[list[ArchGraph], list[tuple[int, int]]], list[dict[str, Tensor]]]
+Batch = tuple[Tensor, Tensor]
+Network = Callable[[dict[str, Tensor], Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Of one meta-batch.
+
+    Attributes:
+        losses, top1: cross-entropy and accuracy of each network that ran to its end.
+        failed: how many did not, for want of memory or because their loss or gradient was not finite.
+    """
+
+    losses: tuple[float, ...]
+    top1: tuple[float, ...]
+    failed: int
+
+
+def backward_meta_batch(
+    predict: Predict,
+    graphs: Sequence[ArchGraph],
+    networks: Sequence[Network],
+    bits: tuple[int, int],
+    batches: Sequence[Sequence[Batch]],
+    *,
+    network_clip: float = 10.0,
+    inner_lr: float = 0.0,
+) -> StepResult:
+    """Add the gradient of the networks' mean loss to the hypernetwork's parameters.
+
+    A network with several batches takes a step of SGD between one and the next; its loss is then the
+    mean over them, and its gradient of first order: the mean of the gradients along the way.
+
+    Each network runs and is differentiated on its own, down to its predicted parameters, on the
+    images' device; the hypernetwork's backward then runs once for all, on its own. So the memory is
+    that of the networks in flight (one a core; on a GPU one), a network that fails costs its own
+    part of the gradient alone, and a GPU is waited for once a step.
+
+    Args:
+        predict: the hypernetwork.
+        graphs: M graphs.
+        networks: their M networks, each a function of its parameters and of images.
+        bits: (weight, activation) precision that the networks run at.
+        batches: for each network one or more of images (N, C, H, W) and labels (N,).
+        network_clip: largest norm of a network's gradient.
+        inner_lr: learning rate of the steps between a network's batches.
+    """
+    predicted = predict(list(graphs), [bits] * len(graphs))
+    runs = map_in_flight(
+        lambda job: _run(*job, network_clip, inner_lr),
+        list(zip(networks, predicted, batches, strict=True)),
+        batches[0][0][1].device,
+    )
+    values = [p for parameters in predicted for p in parameters.values()]
+    gradient = torch.cat([run.gradient for run in runs]).to(values[0].device) / len(runs)
+    gradients = [
+        g.view_as(p)
+        for p, g in zip(values, gradient.split([p.numel() for p in values]), strict=True)
+    ]
+    learned = [i for i, p in enumerate(values) if p.requires_grad]  # not new batch norms
+    torch.autograd.backward([values[i] for i in learned], [gradients[i] for i in learned])
+    told = torch.stack([torch.stack((run.usable.float(), run.loss, run.top1)) for run in runs])
+    ended = [row for row in told.tolist() if row[0]]
+    losses, top1 = (tuple(row[column] for row in ended) for column in (1, 2))
+    return StepResult(losses, top1, len(runs) - len(ended))
+
+
+class _Run(NamedTuple):
+    """Of one network, on its device; without use its gradient is zero.
+
+    Attributes:
+        gradient: of all its parameters, one behind the other.
+        usable, loss, top1: scalars.
+    """
+
+    gradient: Tensor
+    usable: Tensor
+    loss: Tensor
+    top1: Tensor
+
+
+def _run(
+    network: Network,
+    predicted: dict[str, Tensor],
+    batches: Sequence[Batch],
+    network_clip: float,
+    inner_lr: float,
+) -> _Run:
+    """The loss before the first inner step, and the mean gradient.
+
+    Nothing here reads a value back from the device, so that a GPU is never waited for.
+    """
+    device = batches[0][0].device
+    values = torch.cat([p.detach().flatten() for p in predicted.values()]).to(device)
+    total = torch.zeros_like(values)
+    usable = torch.ones((), dtype=torch.bool, device=device)
+    first: tuple[Tensor, Tensor] | None = None
+    for images, labels in batches:
+        try:
+            loss, top1, gradient = _differentiated(network, predicted, values, images, labels)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            nothing = torch.zeros((), device=device)
+            return _Run(torch.zeros_like(total), nothing.bool(), nothing, nothing)
+        first = first or (loss, top1)
+        norm = gradient.norm()
+        usable = usable & loss.isfinite() & norm.isfinite()
+        total += gradient * (network_clip / norm.clamp(min=network_clip))
+        if inner_lr:
+            # as users clip in training, so that a steep start does not throw a network away
+            values = values - gradient * (inner_lr / norm.clamp(min=1.0))
+    assert first is not None
+    return _Run(torch.where(usable, total / len(batches), 0.0), usable, *first)
+
+
+def _differentiated(
+    network: Network,
+    predicted: dict[str, Tensor],
+    values: Tensor,
+    images: Tensor,
+    labels: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, accuracy and the gradient of ``values``, which are in the order of ``predicted``."""
+    leaf = values.detach().requires_grad_()
+    parts = leaf.split([p.numel() for p in predicted.values()])
+    parameters = {
+        name: part.view_as(p) for (name, p), part in zip(predicted.items(), parts, strict=True)
+    }
+    logits = network(parameters, images).float()
+    loss = F.cross_entropy(logits, labels)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return loss.detach(), (logits.detach().argmax(1) == labels).float().mean(), gradient
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,71 @@
+"""Accuracy on held-out networks and held-out training images, to choose the best checkpoint of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+
+from ghnq_quant.ghn import GHN
+from ghnq_quant.research.data.images import Images
+from ghnq_quant.research.finetuning.functional import FunctionalNetwork
+from ghnq_quant.research.networks import ConvNets250K, SampledNetwork
+
+#: So that runs that go on from one another never train on what they are validated on.
+_SAME_FOR_ALL_RUNS = 1
+
+
+def hold_out(images: Images, count: int = 1024) -> tuple[Images, Images]:
+    """Split training images into those to train on and ``count`` (at most a tenth) to validate on.
+
+    The latter are the same in all runs, and come in an order at random.
+
+    Example:
+        >>> from ghnq_quant.research.data import load_images
+        >>> train, val = hold_out(load_images("digits").train)
+        >>> len(train), len(val)
+        (1294, 143)
+    """
+    generator = torch.Generator().manual_seed(_SAME_FOR_ALL_RUNS)
+    order = torch.randperm(len(images), generator=generator)
+    count = max(1, min(count, len(images) // 10))
+    return images.select(order[count:]), images.select(order[:count])
+
+
+def validation_networks(count: int, num_classes: int) -> list[SampledNetwork]:
+    """The first ``count`` networks of the split ``val`` that take images of any size."""
+    items = iter(ConvNets250K("val", num_classes=num_classes))
+    return list(islice((item for item in items if item.description.any_size), count))
+
+
+def validate(
+    ghn: GHN,
+    networks: Sequence[SampledNetwork],
+    images: Images,
+    precisions: Sequence[tuple[int, int]],
+    limit: int,
+) -> float:
+    """Mean top-1 accuracy, in [0, 1], over networks and precisions, with the statistics of batches of 64.
+
+    Args:
+        ghn: predicts each network's parameters for each precision.
+        networks: of the design space.
+        images: validation images; the first ``limit`` are taken, in their order.
+        precisions: (weight, activation) bits.
+        limit: how many images are used.
+    """
+    images = images.select(torch.arange(min(limit, len(images))))
+    batches = list(
+        zip(images.normalize(images.images).split(64), images.labels.split(64), strict=True)
+    )
+    correct = 0
+    for item in networks:
+        for bits in precisions:
+            with torch.no_grad():
+                (parameters,) = ghn([item.graph], [bits])
+                parameters = {k: p.to(images.labels.device) for k, p in parameters.items()}
+                network = FunctionalNetwork(item.program, bits)
+                for x, y in batches:
+                    correct += int((network(parameters, x).argmax(1) == y).sum())
+    return correct / (len(networks) * len(precisions) * len(images))

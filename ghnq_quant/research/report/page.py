@@ -1,0 +1,61 @@
+"""``write_report``: evaluations and finetuning runs as one HTML page that stands alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ghnq_quant.errors import GhnqError
+from ghnq_quant.files import replacing
+from ghnq_quant.research.report import sections as sections
+from ghnq_quant.research.report.history import HISTORY_FILE, read_history
+from ghnq_quant.research.report.html import page
+from ghnq_quant.research.table1.record import RESULTS_FILE, Evaluation
+
+
+def write_report(runs: Sequence[str | Path], output: str | Path = "report.html") -> Path:
+    """Write the tables and plots of some runs as one self-contained page.
+
+    Args:
+        runs: folders of finished evaluations (``results.json``), of finetuning runs
+            (``history.csv``), or with both. Several evaluations are also put side by side.
+        output: the page.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        GhnqError: a folder holds neither, or a damaged one.
+
+    Example:
+        >>> write_report(["runs/ghnq", "runs/ghnq-w4a4"], "report.html")  # doctest: +SKIP
+    """
+    if not runs:
+        raise GhnqError("give at least one run's folder to report on")
+    evaluations: dict[str, Evaluation] = {}
+    histories = {}
+    for run, name in zip(runs, _names(runs), strict=True):
+        has_history = (Path(run) / HISTORY_FILE).is_file()
+        if has_history:
+            histories[name] = read_history(Path(run) / HISTORY_FILE)
+        if (Path(run) / RESULTS_FILE).is_file() or not has_history:
+            evaluations[name] = Evaluation.load(run)
+    parts = []
+    if len(evaluations) > 1:
+        parts.append(sections.comparison(evaluations))
+    for name, evaluation in evaluations.items():
+        parts += sections.evaluation_sections(name, evaluation)
+    parts += [sections.training_curve(name, curves) for name, curves in histories.items()]
+    with replacing(output) as temporary:
+        temporary.write_text(page("GHN-Q: report", parts), "utf-8")
+    return Path(output)
+
+
+def _names(runs: Sequence[str | Path]) -> list[str]:
+    """The folders' names; the whole paths where two are called the same."""
+    short = [Path(run).resolve().name for run in runs]
+    if len(set(short)) == len(short):
+        return short
+    if len({str(run) for run in runs}) < len(runs):
+        raise GhnqError("the same run is named twice: " + ", ".join(map(str, runs)))
+    return [str(run) for run in runs]

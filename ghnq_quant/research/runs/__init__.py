@@ -1,0 +1,1 @@
+"""What long runs share: journals, processes, progress and where results come from."""

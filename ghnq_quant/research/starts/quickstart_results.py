@@ -1,0 +1,189 @@
+"""The quickstart's settings and what it measured: as a table, JSON and curves."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from ghnq_quant.files import replacing
+from ghnq_quant.research.runs.provenance import versions
+from ghnq_quant.state_files import save_json
+
+_COLORS = {"GHN-Q": "#1f5fa8", "PyTorch": "#d9731a"}
+_LABELS = {"GHN-Q": "GHN-Q's start", "PyTorch": "PyTorch's initialization"}
+
+
+@dataclass(frozen=True)
+class QuickstartSettings:
+    """What to train on, at which precision, how long and how often.
+
+    Attributes:
+        data: see :func:`ghnq_quant.research.data.load_images`.
+        data_name: the data set's name in the results; None for its own.
+        bits: (weight, activation) bits.
+        stem_bits: weight bits of the first layer; None for those of all.
+        backend: a quantization backend's name.
+        epochs: passes over the training images.
+        seeds: runs from each start.
+        max_train: train on no more than this many images; None for all.
+    """
+
+    data: str = "digits"
+    data_name: str | None = None
+    bits: tuple[int, int] = (4, 4)
+    stem_bits: int | None = 8
+    backend: str = "brevitas"
+    epochs: int = 3
+    seeds: int = 5
+    max_train: int | None = None
+
+    @property
+    def precision(self) -> str:
+        """Such as W4/A4."""
+        return f"W{self.bits[0]}/A{self.bits[1]}"
+
+    def command(self) -> str:
+        """The command line that gives these settings."""
+        words = ["ghnq", "quickstart", "--data", self.data]
+        words += ["--bits", "/".join(map(str, self.bits))]
+        if self.stem_bits is not None:
+            words += ["--stem-bits", str(self.stem_bits)]
+        words += ["--backend", self.backend, "--epochs", str(self.epochs)]
+        words += ["--seeds", str(self.seeds)]
+        if self.data_name is not None:
+            words += ["--data-name", self.data_name]
+        if self.max_train is not None:
+            words += ["--max-train", str(self.max_train)]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class QuickstartResult:
+    """What a quickstart measured.
+
+    Attributes:
+        settings: as given.
+        data: the data set's true name.
+        train_images: how many images were trained on.
+        test_images: how many the accuracy was measured on.
+        accuracy: for each start, seeds × (epochs + 1) top-1 test accuracies in %; the first of
+            each row before any training.
+        seconds: duration of all runs together.
+    """
+
+    settings: QuickstartSettings
+    data: str
+    train_images: int
+    test_images: int
+    accuracy: dict[str, list[list[float]]]
+    seconds: float
+
+    def mean_and_error(self, start: str) -> list[tuple[float, float]]:
+        """Mean and standard error over the seeds, in %, before training and after each epoch.
+
+        One seed alone has no standard error: it is NaN.
+        """
+        runs = np.asarray(self.accuracy[start])
+        count = len(runs)
+        error = (
+            runs.std(0, ddof=1) / math.sqrt(count) if count > 1 else np.full(len(runs[0]), np.nan)
+        )
+        return list(zip(runs.mean(0).tolist(), error.tolist(), strict=True))
+
+    @property
+    def _statistic(self) -> str:
+        count = self.settings.seeds
+        return f"mean ± standard error, n = {count}" if count > 1 else "one run from each start"
+
+    @property
+    def _stem(self) -> str:
+        bits = self.settings.stem_bits
+        return "" if bits is None else f"\nfirst layer's weight at {bits} bits"
+
+    def table(self) -> Table:
+        """Accuracy after each epoch, for the terminal."""
+        table = Table(
+            title=f"{self.data}: top-1 test accuracy in %, {self.settings.precision} "
+            f"({self.settings.backend})",
+            caption=f"{self._statistic}; {self.seconds:.0f} s\n"
+            f"{self.train_images:,} training and {self.test_images:,} test images{self._stem}\n"
+            "epoch 0: before training; calibrated before each measurement",
+        )
+        table.add_column("epoch", justify="right")
+        columns = []
+        for start in self.accuracy:
+            table.add_column(f"from {_LABELS[start]}", justify="right")
+            columns.append([_plus_minus(*pair) for pair in self.mean_and_error(start)])
+        for epoch, cells in enumerate(zip(*columns, strict=True)):
+            table.add_row(str(epoch), *cells)
+        return table
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything needed to read and repeat the result; NaN becomes None."""
+        summary = {
+            start: [
+                {"epoch": epoch, "mean": mean, "standard_error": _or_none(error)}
+                for epoch, (mean, error) in enumerate(self.mean_and_error(start))
+            ]
+            for start in self.accuracy
+        }
+        return {
+            "command": self.settings.command(),
+            "data": self.data,
+            "train_images": self.train_images,
+            "test_images": self.test_images,
+            "precision": self.settings.precision,
+            "metric": "top-1 test accuracy in %, before training and after each epoch",
+            "accuracy": self.accuracy,
+            "summary": summary,
+            "seconds": round(self.seconds, 1),
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``results.json`` and ``curves.png``."""
+        save_json(self.to_json(), Path(folder) / "results.json")
+        with replacing(Path(folder) / "curves.png") as temporary:
+            self._plot(temporary)
+
+    def _plot(self, path: Path) -> None:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+        figure = Figure(figsize=(7, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        for start, runs in self.accuracy.items():
+            mean, error = np.asarray(self.mean_and_error(start)).T
+            epochs = np.arange(len(mean))
+            color = _COLORS[start]
+            axes.plot(epochs, np.asarray(runs).T, color=color, alpha=0.3, linewidth=0.8)
+            axes.fill_between(epochs, mean - error, mean + error, color=color, alpha=0.2, lw=0)
+            axes.plot(epochs, mean, "o-", color=color, label=f"from {_LABELS[start]}")
+        axes.set(xlabel="epoch", ylabel="top-1 test accuracy (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, loc="best")
+        axes.set_title(
+            f"{self.data}, {self.settings.precision} quantization-aware training\n", loc="left"
+        )
+        axes.text(
+            0, 1.02, self._statistic, transform=axes.transAxes, fontsize=9, color="0.35",
+        )  # fmt: skip
+        figure.savefig(path, format="png", dpi=150)
+
+
+def _plus_minus(mean: float, error: float) -> str:
+    return f"{mean:.1f}" if math.isnan(error) else f"{mean:.1f} ± {error:.1f}"
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,111 @@
+"""What a comparison found: each start's best learning rate, accuracy by steps, and steps saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ghnq_quant.research.starts.settings import CHOICE_SEED, Bits, Trial
+from ghnq_quant.research.starts.starts import STARTS
+from ghnq_quant.research.table1.summary import Summary, summarize
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a training reached.
+
+    Attributes:
+        trial: which one.
+        first, accuracy: top-1 in % before the first quantized step and after the last, with running
+            statistics and ranges estimated anew.
+        loss: mean training loss of the last tenth; None if it is not finite.
+        seconds: it took.
+    """
+
+    trial: Trial
+    first: float
+    accuracy: float
+    loss: float | None
+    seconds: float
+
+    @property
+    def key(self) -> Trial:
+        """Which training it is."""
+        return self.trial
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain lists, numbers and texts."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> TrialResult:
+        """The inverse of :meth:`to_json`."""
+        trial = {**content["trial"], "bits": tuple(content["trial"]["bits"])}
+        return cls(**{**content, "trial": Trial(**trial)})
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One network, precision and start.
+
+    Attributes:
+        lr: the learning rate that was chosen.
+        first: accuracy in % before the first quantized step (of the shortest training).
+        first_steps: steps that had been taken by then: 0, or those of a float training.
+        steps: of the trainings, rising.
+        accuracy: by steps, over the seeds.
+    """
+
+    lr: float
+    first: Summary
+    first_steps: int
+    steps: tuple[int, ...]
+    accuracy: tuple[Summary, ...]
+
+    def steps_to(self, accuracy: float) -> float | None:
+        """How many steps it takes to reach an accuracy in %; None if the longest training does not.
+
+        ``first_steps`` where the network has it before the first quantized step. Between trainings the
+        mean accuracy is taken as linear in log2 of the steps; below the smallest nothing was
+        measured, so that is the answer at most.
+        """
+        assert self.first.mean is not None
+        if self.first.mean >= accuracy:
+            return float(self.first_steps)
+        means = [s.mean for s in self.accuracy]
+        before: tuple[int, float] | None = None
+        for steps, mean in zip(self.steps, means, strict=True):
+            assert mean is not None
+            if mean >= accuracy:
+                if before is None:
+                    return float(steps)
+                share = (accuracy - before[1]) / (mean - before[1])
+                return float(before[0] * 2 ** (share * math.log2(steps / before[0])))
+            before = steps, mean
+        return None
+
+
+def best_lr(results: Iterable[TrialResult], lrs: Sequence[float]) -> float:
+    """The learning rate of the highest accuracy; of equal ones the lowest."""
+    return max(results, key=lambda r: (r.accuracy, -lrs.index(r.trial.lr))).trial.lr
+
+
+def curve(results: Mapping[Trial, TrialResult], arch: str, bits: Bits, start: str) -> Curve:
+    """The curve of one network, precision and start from all trainings."""
+    mine = [
+        r
+        for r in results.values()
+        if (r.trial.arch, r.trial.bits, r.trial.start) == (arch, bits, start)
+        and r.trial.seed != CHOICE_SEED
+    ]
+    steps = tuple(sorted({r.trial.steps for r in mine}))
+    by_steps = [[r for r in mine if r.trial.steps == count] for count in steps]
+    return Curve(
+        lr=by_steps[0][0].trial.lr,
+        first=summarize(r.first for r in by_steps[0]),
+        first_steps=STARTS[start].float_steps(steps[0]),
+        steps=steps,
+        accuracy=tuple(summarize(r.accuracy for r in of) for of in by_steps),
+    )

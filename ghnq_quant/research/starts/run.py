@@ -1,0 +1,173 @@
+"""``compare_init``: quantization-aware training from several starts, with the same steps and tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ghnq_quant.errors import DataError
+from ghnq_quant.ghn import GHN
+from ghnq_quant.quantization import load_backend
+from ghnq_quant.research.data import ImageSet, load_images
+from ghnq_quant.research.data.foreign import foreign
+from ghnq_quant.research.finetuning.validation import hold_out
+from ghnq_quant.research.runs.journal import Journal
+from ghnq_quant.research.runs.provenance import checksum, versions
+from ghnq_quant.research.starts.progress import Progress
+from ghnq_quant.research.starts.record import TRIALS_FILE, Comparison
+from ghnq_quant.research.starts.results import TrialResult, best_lr
+from ghnq_quant.research.starts.settings import CHOICE_SEED, Bits, CompareSettings, Trial
+from ghnq_quant.research.starts.starts import STARTS
+from ghnq_quant.research.starts.tables import accuracy_caption, terminal_tables
+from ghnq_quant.research.starts.training import create_network
+from ghnq_quant.research.starts.workers import Bench, run_trials
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def compare_init(
+    settings: CompareSettings,
+    output: str | Path,
+    *,
+    ghn: GHN | None = None,
+    known: Mapping[Trial, TrialResult] = {},
+    download: bool = False,
+    workers: int = 1,
+    console: Console | None = None,
+) -> Comparison:
+    """Train each network from each start for each number of steps.
+
+    Each training has a schedule of its own, so each accuracy is what a user gets who pays that many
+    steps. For each network, precision and start the learning rate is chosen first, by a training
+    with each of ``settings.lrs`` that is measured on a tenth of the training images, which it leaves
+    out; the others train on all of them, or on the same few where ``settings.images_per_class`` is
+    given, and are measured on the test images. Stopped at any moment and called again with the same
+    arguments, it goes on with the trainings that are missing.
+
+    Args:
+        settings: networks, precisions, starts, steps and data.
+        output: folder for ``trials.jsonl``, ``results.json``, ``table.md`` and ``curves.png``.
+        ghn: in place of ``settings.ghn``, a hypernetwork.
+        known: trainings of the same conditions that chose learning rates for another comparison;
+            they are not made again.
+        download: fetch CIFAR-10 where ``settings.data`` is ``cifar10`` and it is not there yet.
+        workers: processes that share the trainings; with more than one, a script must guard its
+            entry with ``if __name__ == "__main__":``.
+        console: of rich, for live progress and the table; None for silence.
+
+    Raises:
+        GhnqError: a network, backend or checkpoint that does not exist, or a folder with a
+            comparison of other settings.
+        DataError: data of another number of classes than the hypernetwork's.
+
+    Example:
+        >>> settings = CompareSettings(("resnet8",), data="digits", steps=(40, 80), seeds=1)
+        >>> compare_init(settings, "runs/compare").ratios("resnet8", (4, 4), "ghnq")  # doctest: +SKIP
+    """
+    hypernetwork = ghn if ghn is not None else GHN.from_pretrained(settings.ghn)
+    load_backend(settings.backend)
+    images = load_images(settings.data, name=settings.data_name, download=download)
+    if settings.foreign:
+        images = foreign(images)
+    _check(settings, images, hypernetwork)
+    fitted, held_out = hold_out(images.train)
+    if settings.images_per_class is not None:
+        fitted = fitted.sample_each_class(settings.images_per_class)
+        images = ImageSet(images.name, fitted, images.test)
+    facts = _facts(settings, images, hypernetwork)
+    journal = Journal(Path(output) / TRIALS_FILE, facts, TrialResult)
+    finished = {**known, **{r.trial: r for r in journal.resume().values()}}
+    with Progress(_total_steps(settings), console) as progress:
+        progress.add(finished.values())
+
+        def run(bench: Bench, trials: Sequence[Trial]) -> None:
+            missing = [trial for trial in trials if trial not in finished]
+            for result in run_trials(bench, missing, workers):
+                journal.append(result)
+                finished[result.trial] = result
+                progress.add([result])
+
+        run(Bench(settings, hypernetwork, fitted, held_out), choice_trials(settings))
+        run(
+            Bench(settings, hypernetwork, images.train, images.test),
+            measured_trials(settings, finished),
+        )
+    comparison = Comparison(settings, {**facts, "versions": versions()}, finished)
+    comparison.save(output)
+    if console is not None:
+        for table in terminal_tables(comparison):
+            console.print(table)
+        console.print(accuracy_caption(comparison), markup=False, highlight=False)
+        console.print(f"Saved to {output}", markup=False, highlight=False, soft_wrap=True)
+    return comparison
+
+
+def _check(settings: CompareSettings, images: ImageSet, ghn: GHN) -> None:
+    """Raise for what should not wait until a training meets it."""
+    classes = len(images.train.classes)
+    as_predicted = [s for s in settings.starts if (STARTS[s].options or {}).get("as_predicted")]
+    if as_predicted and classes != ghn.num_classes:
+        raise DataError(
+            f"{images.name} has {classes} classes; the hypernetwork predicts classification layers "
+            f"of {ghn.num_classes}: leave out the start {as_predicted[0]!r}"
+        )
+    for arch in settings.archs:
+        create_network(arch, classes)
+
+
+def _facts(settings: CompareSettings, images: ImageSet, ghn: GHN) -> dict[str, Any]:
+    """How the numbers come about; what must be the same for a run to go on."""
+    train = images.train
+    return {
+        "command": settings.command(),
+        "settings": settings.to_json(),
+        "data": {
+            "name": images.name,
+            "train_images": len(train),
+            "test_images": min(settings.test_images, len(images.test)),
+            "sha256": checksum((train.images, train.labels, train.mean, train.std)),
+        },
+        "ghn": {
+            "sha256": checksum(t for _, t in sorted(ghn.state_dict().items())),
+            "provenance": ghn.provenance,
+        },
+    }
+
+
+def choice_trials(settings: CompareSettings) -> list[Trial]:
+    """The trainings that choose the learning rates; none where there is no choice."""
+    lrs = settings.lrs if len(settings.lrs) > 1 else ()
+    return [
+        Trial(*case, settings.lr_steps, lr, CHOICE_SEED) for case in _cases(settings) for lr in lrs
+    ]
+
+
+def measured_trials(
+    settings: CompareSettings, finished: Mapping[Trial, TrialResult]
+) -> list[Trial]:
+    """The trainings that are reported, each with the learning rate of its start."""
+    lrs = settings.lrs
+    trials = []
+    for case in _cases(settings):
+        lr = lrs[0]
+        if len(lrs) > 1:
+            choices = [Trial(*case, settings.lr_steps, lr, CHOICE_SEED) for lr in lrs]
+            lr = best_lr([finished[choice] for choice in choices], lrs)
+        trials += [
+            Trial(*case, steps, lr, seed)
+            for steps, seed in product(settings.steps, range(settings.seeds))
+        ]
+    return trials
+
+
+def _cases(settings: CompareSettings) -> Iterator[tuple[str, Bits, str]]:
+    return product(settings.archs, settings.bits, settings.starts)
+
+
+def _total_steps(settings: CompareSettings) -> int:
+    cases = len(settings.archs) * len(settings.bits) * len(settings.starts)
+    choices = len(settings.lrs) if len(settings.lrs) > 1 else 0
+    return cases * (choices * settings.lr_steps + settings.seeds * sum(settings.steps))

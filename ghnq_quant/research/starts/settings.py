@@ -1,0 +1,116 @@
+"""What a comparison of starts is, as data."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ghnq_quant.errors import GhnqError
+from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
+from ghnq_quant.quantization.precision import precision_name
+from ghnq_quant.quantization.scheme import check_bits
+from ghnq_quant.research.starts.starts import STARTS
+
+Bits = tuple[int, int]
+
+#: Images in a training batch.
+BATCH_SIZE = 64
+#: Of the trainings that choose the learning rate, whose images and random parameters no other has.
+CHOICE_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Networks, precisions, starts and lengths of training.
+
+    Attributes:
+        archs: networks' names.
+        bits: (weight, activation) bits.
+        stem_bits: weight bits of a network's first layer where they differ.
+        backend: a quantization backend's name.
+        steps: of the trainings, rising; each length is a training of its own.
+        seeds: repetitions; a seed decides the order of the images and all random parameters.
+        starts: names of :data:`ghnq_quant.research.starts.starts.STARTS`.
+        lrs: learning rates, of which each start gets its best.
+        lr_steps: of the trainings that choose the learning rate.
+        data, data_name: see :func:`ghnq_quant.research.data.load_images`.
+        foreign: change the images as :func:`ghnq_quant.research.data.foreign.foreign` does.
+        images_per_class: train on so few; None for all.
+        test_images: that accuracy is measured on.
+        ghn: the checkpoint's folder or name.
+    """
+
+    archs: tuple[str, ...]
+    bits: tuple[Bits, ...] = ((4, 4),)
+    stem_bits: int | None = None
+    backend: str = "brevitas"
+    steps: tuple[int, ...] = (50, 100, 200, 400)
+    seeds: int = 3
+    starts: tuple[str, ...] = ("pytorch", "pytorch-fitted", "ghnq", "float-first")
+    lrs: tuple[float, ...] = (0.03, 0.1, 0.3)
+    lr_steps: int = 400
+    data: str = "cifar10"
+    data_name: str | None = None
+    foreign: bool = False
+    images_per_class: int | None = None
+    test_images: int = 2000
+    ghn: str = DEFAULT_CHECKPOINT
+
+    def __post_init__(self) -> None:
+        if not (self.archs and self.bits and self.starts and self.lrs):
+            raise GhnqError("name at least one network, precision, start and learning rate")
+        unknown = [start for start in self.starts if start not in STARTS]
+        if unknown:
+            raise GhnqError(f"unknown start {unknown[0]!r}; known are {', '.join(STARTS)}")
+        if self.steps != tuple(sorted({max(s, 1) for s in self.steps})) or not self.steps:
+            raise GhnqError(f"steps={self.steps}: give rising numbers from 1 up")
+        if self.lr_steps < 1 or self.seeds < 1:
+            raise GhnqError("a comparison takes at least one step and one seed")
+        if self.stem_bits is not None:
+            check_bits(self.stem_bits, "stem_bits")
+
+    def command(self) -> str:
+        """The command line that gives these settings."""
+        words = ["ghnq", "compare-init", *self.archs]
+        words += [
+            "--bits",
+            ",".join(precision_name(b).replace("W", "").replace("A", "") for b in self.bits),
+        ]
+        if self.stem_bits is not None:
+            words += ["--stem-bits", str(self.stem_bits)]
+        words += ["--backend", self.backend, "--steps", ",".join(map(str, self.steps))]
+        words += ["--seeds", str(self.seeds), "--start", ",".join(self.starts)]
+        words += ["--lr", ",".join(map(str, self.lrs)), "--lr-steps", str(self.lr_steps)]
+        words += ["--data", self.data]
+        if self.foreign:
+            words += ["--foreign"]
+        if self.data_name is not None:
+            words += ["--data-name", self.data_name]
+        if self.images_per_class is not None:
+            words += ["--images-per-class", str(self.images_per_class)]
+        words += ["--test-images", str(self.test_images), "--ghn", self.ghn]
+        return shlex.join(words)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain lists, numbers and texts."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, order=True)
+class Trial:
+    """One training.
+
+    Attributes:
+        arch, bits, start: what is trained.
+        steps: its length.
+        lr: learning rate.
+        seed: of the images' order and of all random parameters; ``CHOICE_SEED`` to choose ``lr``.
+    """
+
+    arch: str
+    bits: Bits
+    start: str
+    steps: int
+    lr: float
+    seed: int

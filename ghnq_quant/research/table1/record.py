@@ -1,0 +1,94 @@
+"""A finished evaluation: its conditions, every network's numbers, and the files of its folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ghnq_quant.errors import GhnqError
+from ghnq_quant.files import replacing
+from ghnq_quant.research.runs.journal import read_journal
+from ghnq_quant.research.table1.results import NetworkResult
+from ghnq_quant.research.table1.summary import Summary, summarize_layers, summarize_networks
+from ghnq_quant.state_files import read_json, save_json
+
+RESULTS_FILE = "results.json"
+NETWORKS_FILE = "networks.jsonl"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`ghnq_quant.research.table1.evaluate` returns and a report reads.
+
+    Attributes:
+        facts: how the numbers came about, as plain JSON values: ``command``, ``settings``, ``data``
+            (true name, images, checksum), ``ghn`` (name, checksum, provenance), ``versions``, ….
+        networks: all of them, in the order of the settings' splits.
+    """
+
+    facts: dict[str, Any]
+    networks: tuple[NetworkResult, ...]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The evaluated splits, or the model's name."""
+        return tuple(dict.fromkeys(network.group for network in self.networks))
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The names of the precisions, float first."""
+        return tuple(self.facts["settings"]["precisions"])
+
+    def summaries(self) -> dict[str, dict[str, dict[str, Summary]]]:
+        """Mean, standard error and maximum by group, precision and metric."""
+        return summarize_networks(self.networks, self.groups, self.precisions)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``results.json``: everything but the single layers' distributions."""
+        summaries = {
+            group: {p: {m: asdict(s) for m, s in of.items()} for p, of in by_precision.items()}
+            for group, by_precision in self.summaries().items()
+        }
+        networks = [network.to_json() for network in self.networks]
+        for network in networks:
+            del network["layers"]
+        layers = summarize_layers(self.networks, self.groups)
+        return {**self.facts, "summary": summaries, "layer_summary": layers, "networks": networks}
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``results.json``, ``table.md`` and ``table.csv``."""
+        from ghnq_quant.research.table1.tables import csv_table, markdown_page
+
+        save_json(self.to_json(), Path(folder) / RESULTS_FILE)
+        for name, text in (("table.md", markdown_page(self)), ("table.csv", csv_table(self))):
+            with replacing(Path(folder) / name) as temporary:
+                temporary.write_text(text, "utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Evaluation:
+        """Read the folder of a finished evaluation.
+
+        Raises:
+            GhnqError: the evaluation is not finished, or its files are missing or damaged.
+        """
+        if not (Path(folder) / RESULTS_FILE).is_file():
+            raise GhnqError(
+                f"{folder} holds no finished evaluation (no {RESULTS_FILE}): give the folder of a "
+                "run, or run its command again, which goes on where it stopped"
+            )
+        if not (Path(folder) / NETWORKS_FILE).is_file():
+            raise GhnqError(
+                f"{folder} lacks {NETWORKS_FILE}, the distributions of its networks' layers: give "
+                "the folder that the run wrote, with all of its files"
+            )
+        content = read_json(Path(folder) / RESULTS_FILE)
+        by_place = read_journal(Path(folder) / NETWORKS_FILE, NetworkResult)
+        try:
+            places = [(n["group"], n["index"]) for n in content.pop("networks")]
+            networks = tuple(by_place[place] for place in places)
+            for derived in ("summary", "layer_summary"):
+                del content[derived]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise GhnqError(f"{folder}: its {RESULTS_FILE} and {NETWORKS_FILE} differ") from error
+        return cls(content, networks)

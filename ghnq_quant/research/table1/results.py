@@ -1,0 +1,93 @@
+"""What was measured of one network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PrecisionResult:
+    """One network at one precision.
+
+    Attributes:
+        top1, top5: accuracy in %.
+        nonfinite_images: images with a logit that is not finite; they count as wrong.
+        weight_mse, weight_snr_db: error of all quantized weights against the float ones, both
+            folded with the float network's statistics of the first batch; None for float.
+        output_mse, output_snr_db: error of the logits of all images against the float network with
+            the same parameters; None for float, or where a logit is not finite.
+    """
+
+    top1: float
+    top5: float
+    nonfinite_images: int
+    weight_mse: float | None = None
+    weight_snr_db: float | None = None
+    output_mse: float | None = None
+    output_snr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """The weight of one conv or linear layer from several sources.
+
+    Attributes:
+        name: the layer's name in the network.
+        shape: of the weight.
+        depthwise: whether each output channel sees one input channel alone.
+        sources: by ``predicted``, ``initial`` (PyTorch's own initialization) and, where given,
+            ``trained``: the fields of :class:`~ghnq_quant.research.table1.distributions.Distribution`
+            and ``folded_mismatch``, the mismatch after batch norm was folded into the weight.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    depthwise: bool
+    sources: dict[str, dict[str, float | None]]
+
+
+@dataclass(frozen=True)
+class NetworkResult:
+    """One network.
+
+    Attributes:
+        group: its split, or the model's name.
+        index: its number in the split.
+        parameters: how many values are in its parameters.
+        images: how many images it was measured on.
+        seconds: how long that took.
+        precisions: by name.
+        layers: in the order of execution.
+    """
+
+    group: str
+    index: int
+    parameters: int
+    images: int
+    seconds: float
+    precisions: dict[str, PrecisionResult]
+    layers: tuple[LayerResult, ...]
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Which network it is."""
+        return self.group, self.index
+
+    def change(self, precision: str) -> float:
+        """Top-1 accuracy at a precision minus that of float, in percentage points."""
+        return self.precisions[precision].top1 - self.precisions["float"].top1
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain lists, numbers and texts."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> NetworkResult:
+        """The inverse of :meth:`to_json`."""
+        precisions = {k: PrecisionResult(**v) for k, v in content["precisions"].items()}
+        layers = tuple(
+            LayerResult(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"]
+        )
+        return cls(**{**content, "precisions": precisions, "layers": layers})

@@ -1,0 +1,194 @@
+"""``evaluate``: the paper's protocol over the networks of splits, or over named models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ghnq_quant.errors import DataError, GhnqError
+from ghnq_quant.ghn import GHN
+from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
+from ghnq_quant.quantization.precision import PAPER_PRECISIONS, parse_precisions
+from ghnq_quant.research.data import Images, ImageSet, load_images
+from ghnq_quant.research.runs.journal import Journal
+from ghnq_quant.research.runs.progress import Progress
+from ghnq_quant.research.runs.provenance import checksum, versions
+from ghnq_quant.research.table1.networks import network_places
+from ghnq_quant.research.table1.protocol import num_evaluated
+from ghnq_quant.research.table1.record import NETWORKS_FILE, Evaluation
+from ghnq_quant.research.table1.results import NetworkResult
+from ghnq_quant.research.table1.settings import BATCH_SIZE, TABLE_SPLITS, EvaluationSettings
+from ghnq_quant.research.table1.tables import caption, terminal_tables
+from ghnq_quant.research.table1.workers import Job, measured
+from ghnq_quant.state_files import read_state
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: Side of the images and number of classes of ConvNets-250K's networks.
+_SIDE, _CLASSES = 32, 10
+
+
+def evaluate(
+    data: str | Path,
+    output: str | Path,
+    *,
+    ghn: GHN | str | Path = DEFAULT_CHECKPOINT,
+    split: Sequence[str] | None = None,
+    model: str | Sequence[str] | None = None,
+    adapt_stem: bool = False,
+    trained: str | Path | None = None,
+    precision: Sequence[str] = PAPER_PRECISIONS,
+    num_nets: int | None = None,
+    num_images: int | None = None,
+    data_name: str | None = None,
+    download: bool = False,
+    workers: int = 1,
+    device: str = "cpu",
+    console: Console | None = None,
+) -> Evaluation:
+    """Make the paper's Table 1: accuracy of predicted parameters at several precisions.
+
+    Each network gets the parameters that the hypernetwork predicts for it and runs at all
+    precisions on the same batches of 64 test images, with the statistics and the ranges of the
+    batch. Every process computes with one thread, so the numbers do not depend on how many there
+    are. Stopped at any moment and called again with the same arguments, it goes on with the
+    networks that are missing.
+
+    Args:
+        data: see :func:`ghnq_quant.research.data.load_images`; its test part is used.
+        output: folder for ``results.json``, ``table.md``, ``table.csv`` and ``networks.jsonl``.
+        ghn: a hypernetwork, or the folder or name of its checkpoint.
+        split: splits of ConvNets-250K, by default those of Table 1 and ``mobile``.
+        model: in place of splits, one or several names of torchvision's and timm's models, with the
+            zoo before it where both have one (``timm:resnet18``).
+        adapt_stem: whether to adapt these to the images' size by :func:`ghnq_quant.adapt_stem`.
+        trained: a trained ``state_dict`` of ``model``, whose weights' distributions are put beside
+            the predicted ones.
+        precision: such as ``W4/A8``; float is always measured.
+        num_nets: the first so many networks of each split; None for all.
+        num_images: the first so many test images in their fixed mixed order; None for all.
+        data_name: the data set's name in the results, where it has a truer one than its file's.
+        download: fetch CIFAR-10 where ``data`` is ``cifar10`` and it is not there yet.
+        workers: processes that share the networks; with more than one, a script must guard its
+            entry with ``if __name__ == "__main__":``.
+        device: that the networks run on.
+        console: of rich, for live progress and the tables; None for silence.
+
+    Raises:
+        GhnqError: settings that contradict each other, data of another number of classes than the
+            hypernetwork's, or a folder with an evaluation of other settings.
+
+    Example:
+        >>> import tempfile
+        >>> result = evaluate(
+        ...     "digits", tempfile.mkdtemp(), split=["mobile"], precision=["W8/A8"],
+        ...     num_nets=1, num_images=64,
+        ... )  # doctest: +SKIP
+        >>> result.summaries()["mobile"]["W8/A8"]["top1"].mean  # doctest: +SKIP
+    """
+    settings = EvaluationSettings(
+        data=str(data),
+        data_name=data_name,
+        ghn=_checkpoint_name(ghn),
+        splits=() if model is not None and split is None else tuple(split or TABLE_SPLITS),
+        models=(model,) if isinstance(model, str) else tuple(model or ()),
+        adapt_stem=adapt_stem,
+        trained=None if trained is None else str(trained),
+        precisions=parse_precisions(precision),
+        num_nets=num_nets,
+        num_images=num_images,
+    )
+    if workers < 1:
+        raise GhnqError(f"--workers {workers}: at least one process is needed")
+    places = network_places(settings)
+    hypernetwork = ghn if isinstance(ghn, GHN) else GHN.from_pretrained(ghn)
+    state = None if trained is None else read_state(trained)[0]
+    image_set = load_images(data, name=data_name, download=download)
+    _check_images(image_set.test, hypernetwork, settings)
+    identity = _identity(settings, hypernetwork, image_set)
+    job = Job(settings, hypernetwork, image_set.test, state, device)
+    journal = Journal(Path(output) / NETWORKS_FILE, identity, NetworkResult)
+    finished = _measure_missing(job, places, journal, workers, console)
+    facts = {
+        "command": settings.command(),
+        **identity,
+        "device": device,
+        "seconds": round(sum(network.seconds for network in finished), 1),
+        "versions": versions(),
+    }
+    evaluation = Evaluation(facts, finished)
+    evaluation.save(output)
+    if console is not None:
+        for table in terminal_tables(evaluation):
+            console.print(table)
+        console.print(caption(evaluation), markup=False, highlight=False)
+        console.print(f"Saved to {output}", markup=False, highlight=False, soft_wrap=True)
+    return evaluation
+
+
+def _measure_missing(
+    job: Job,
+    places: Sequence[tuple[str, int]],
+    journal: Journal[NetworkResult],
+    workers: int,
+    console: Console | None,
+) -> tuple[NetworkResult, ...]:
+    """What the journal holds of ``places`` and, added to it, what it lacks."""
+    finished = journal.resume()
+    missing = [place for place in places if place not in finished]
+    with Progress(len(places), len(places) - len(missing), console) as progress:
+        for result in measured(job, missing, workers, progress.advance):
+            journal.append(result)
+            finished[result.key] = result
+    return tuple(finished[place] for place in places)
+
+
+def _checkpoint_name(ghn: GHN | str | Path) -> str:
+    if isinstance(ghn, GHN):
+        return str((ghn.provenance or {}).get("name", "a hypernetwork in memory"))
+    return str(ghn)
+
+
+def _check_images(images: Images, ghn: GHN, settings: EvaluationSettings) -> None:
+    classes = len(images.classes)
+    if classes != ghn.num_classes:
+        raise DataError(
+            f"{settings.data} has {classes} classes; {settings.ghn} predicts classification layers "
+            f"of {ghn.num_classes}: evaluate it on images of its own classes"
+        )
+    if len(images) < BATCH_SIZE:
+        raise DataError(
+            f"{settings.data} has {len(images)} test images; a batch takes {BATCH_SIZE}"
+        )
+    height, width = images.images.shape[2:]
+    if settings.splits and (classes, height, width) != (_CLASSES, _SIDE, _SIDE):
+        raise DataError(
+            f"{settings.data} has {classes} classes and images of {height}×{width} pixels; the "
+            f"networks of ConvNets-250K are made for {_CLASSES} classes and {_SIDE}×{_SIDE} pixels"
+        )
+
+
+def _identity(settings: EvaluationSettings, ghn: GHN, image_set: ImageSet) -> dict[str, Any]:
+    """What two runs must share for their numbers to be the same."""
+    from ghnq_quant.research.networks import SCHEMA
+
+    test = image_set.test
+    return {
+        "settings": settings.to_json(),
+        "data": {
+            "name": image_set.name,
+            "images_used": num_evaluated(len(test), settings.num_images),
+            "test_images": len(test),
+            "classes": list(test.classes),
+            "sha256": checksum((test.images, test.labels, test.mean, test.std)),
+        },
+        "ghn": {
+            "name": settings.ghn,
+            "sha256": checksum(tensor for _, tensor in sorted(ghn.state_dict().items())),
+            "precision_embedding": ghn.precision is not None,
+            "provenance": ghn.provenance,
+        },
+        "design_space_schema": SCHEMA,
+    }

@@ -1,0 +1,117 @@
+"""What an evaluation is, as data: everything that decides its numbers."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ghnq_quant.errors import GhnqError
+from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
+from ghnq_quant.quantization.precision import (
+    FLOAT,
+    PAPER_PRECISIONS,
+    Precision,
+    parse_precisions,
+    precision_name,
+)
+
+#: Images in a batch, whose statistics batch norm uses (the paper's section 3).
+BATCH_SIZE = 64
+#: The order of the images and the initializations that predicted parameters are compared with.
+SEED = 0
+#: The splits of Table 1 in the paper's order, and the one that its discussion asks for.
+TABLE_SPLITS = ("test", "deep", "wide", "bn_free", "mobile")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Which networks are evaluated, at which precisions, with which parameters and on which images.
+
+    Attributes:
+        data: see :func:`ghnq_quant.research.data.load_images`.
+        data_name: the data set's name in the results; None for its own.
+        ghn: the checkpoint's folder or name.
+        splits: of ConvNets-250K; none where named models are evaluated.
+        models: names of models of torchvision and timm, in place of splits.
+        adapt_stem: whether the named models are adapted to the images' size.
+        trained: a trained ``state_dict`` of the one named model, to compare distributions with.
+        precisions: (weight, activation) bits, float first.
+        num_nets: the first so many networks of each split; None for all.
+        num_images: the first so many test images of their fixed mixed order; None for all.
+
+    Raises:
+        GhnqError: settings that contradict each other.
+    """
+
+    data: str
+    data_name: str | None = None
+    ghn: str = DEFAULT_CHECKPOINT
+    splits: tuple[str, ...] = TABLE_SPLITS
+    models: tuple[str, ...] = ()
+    adapt_stem: bool = False
+    trained: str | None = None
+    precisions: tuple[Precision, ...] = parse_precisions(PAPER_PRECISIONS)
+    num_nets: int | None = None
+    num_images: int | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.models) == bool(self.splits):
+            raise GhnqError("evaluate either splits of ConvNets-250K or named models")
+        if self.trained is not None and len(self.models) != 1:
+            raise GhnqError("--trained is the state_dict of one model: name it with --model")
+        if self.models and self.num_nets is not None:
+            raise GhnqError("--num-nets counts the networks of a split; a named model is one")
+        if self.adapt_stem and not self.models:
+            raise GhnqError("--adapt-stem is for models of --model; splits are made for 32×32")
+        if len(set(self.groups)) < len(self.groups):
+            raise GhnqError(f"one is named twice: {', '.join(self.groups)}")
+        if self.precisions[:1] != (FLOAT,):
+            raise GhnqError("the first precision must be float: the others are compared with it")
+        if self.num_nets is not None and self.num_nets < 1:
+            raise GhnqError(f"--num-nets {self.num_nets}: evaluate at least one network")
+        if self.num_images is not None and self.num_images < BATCH_SIZE:
+            raise GhnqError(
+                f"--num-images {self.num_images}: the protocol takes batch statistics over "
+                f"{BATCH_SIZE} images, so at least one such batch is needed"
+            )
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The splits, or the models' names."""
+        return self.splits or self.models
+
+    @property
+    def precision_names(self) -> tuple[str, ...]:
+        """The table's rows."""
+        return tuple(precision_name(p) for p in self.precisions)
+
+    def command(self) -> str:
+        """The command line that gives these settings."""
+        words = ["ghnq", "evaluate", "--ghn", self.ghn, "--data", self.data]
+        optional: Sequence[tuple[str, object]] = (
+            ("--data-name", self.data_name),
+            ("--split", ",".join(self.splits) or None),
+            ("--model", ",".join(self.models) or None),
+            ("--trained", self.trained),
+            ("--precision", ",".join(self.precision_names)),
+            ("--num-nets", self.num_nets),
+            ("--num-images", self.num_images),
+        )
+        for option, value in optional:
+            if value is not None:
+                words += [option, str(value)]
+        if self.adapt_stem:
+            words.append("--adapt-stem")
+        return shlex.join(words)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain lists, numbers and texts, with what the protocol fixes."""
+        plain = asdict(self)
+        plain.update(
+            splits=list(self.splits),
+            models=list(self.models),
+            precisions=list(self.precision_names),
+        )
+        return {**plain, "batch_size": BATCH_SIZE, "seed": SEED}

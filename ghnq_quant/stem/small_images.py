@@ -1,0 +1,239 @@
+"""Networks made for images of 224×224 pixels, adapted to those of CIFAR's size."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import fx, nn
+
+from ghnq_quant.capture import Capture, Kind, capture
+from ghnq_quant.capture.adapters import HeadAdapter, adapters_in_use, enlarged_input_folded
+from ghnq_quant.errors import CaptureError, GhnqError
+from ghnq_quant.stem.resolution import PROBE_SIDE, Downsampling, Resolution, find_resolution
+
+#: Kernel of a stem whose stride was lowered; smaller ones stay.
+_STEM_KERNEL = 3
+_FLATTEN = ("flatten", "reshape", "view", "dropout")
+
+
+def adapt_stem(model: nn.Module, image_size: int = 32, *, min_size: int = 4) -> nn.Module:
+    """A copy of a network whose feature maps are large enough on small images.
+
+    The network's steps down in resolution (strided convolutions and poolings, in a residual network
+    both branches of a step) are undone from the image on, until its last convolution gives feature
+    maps of at least ``min_size`` by ``min_size``; for 32×32 images these are the first two of the
+    usual five. A strided layer that is undone gets stride 1, a pooling is left out, a kernel of the
+    stem larger than 3×3 shrinks to 3×3, and one that cuts its input into patches to 1×1. A head
+    that enlarges small feature maps to a fixed size (as VGG's to 7×7) takes them as they are.
+
+    Args:
+        model: the network; it is not changed. It must run on a 224×224 image.
+        image_size: side of the images.
+        min_size: side of the last convolution's feature maps.
+
+    Returns:
+        a model of the same class, with the same names of modules and parameters. All parameters
+        have the values they had, but a kernel that shrinks, which keeps its centre, and a
+        head's layer, whose weight is summed so that it computes what it did before.
+
+    Raises:
+        CaptureError: the network cannot be captured, a step that would be undone is not made by a
+            module of its own, or the network does not run on such images even then.
+        GhnqError: a size below 1, or images smaller than ``min_size``.
+
+    Example:
+        >>> import ghnq_quant, torchvision
+        >>> model = ghnq_quant.adapt_stem(torchvision.models.resnet18(num_classes=10))
+        >>> model.conv1.stride, model.conv1.weight.shape[2:], model.maxpool
+        ((1, 1), torch.Size([3, 3]), Identity())
+    """
+    if not 1 <= min_size <= image_size:
+        raise GhnqError(
+            f"image_size={image_size}, min_size={min_size}: feature maps have a side of at least 1 "
+            "and at most the images'"
+        )
+    captured = capture(model)
+    resolution = _resolution(captured)
+    adapted = copy.deepcopy(model)
+    steps = _Steps(adapted, captured, resolution, image_size)
+    for step in resolution.steps:
+        for stride in _smaller_strides(step.stride[0]):
+            if steps.last_side() >= min_size:
+                break
+            steps.lower(step, stride)
+    steps.check(min_size)
+    _fit_head(adapted, image_size)
+    return adapted
+
+
+def _resolution(captured: Capture) -> Resolution:
+    shapes = captured.shapes(_image_shape(captured, PROBE_SIDE))
+    return find_resolution(captured.graph, captured.kinds, captured.modules, shapes)
+
+
+def _smaller_strides(stride: int) -> list[int]:
+    return [s for s in range(stride - 1, 0, -1) if stride % s == 0]
+
+
+class _Steps:
+    """Undoes downsamplings of ``adapted``, a copy of the network that was captured."""
+
+    def __init__(
+        self, adapted: nn.Module, captured: Capture, resolution: Resolution, image_size: int
+    ) -> None:
+        self.adapted = adapted
+        self.captured = captured
+        self.resolution = resolution
+        self.image_size = image_size
+        self.stem = captured.stem
+        self.failure: CaptureError | None = None
+        self.calls: dict[object, int] = {}
+        for node in captured.graph.nodes:
+            self.calls[node.target] = self.calls.get(node.target, 0) + 1
+
+    def last_side(self) -> int:
+        """Side of the last convolution's feature maps; 0 where the network does not run."""
+        try:
+            captured = capture(self.adapted)
+            shapes = captured.shapes(_image_shape(captured, self.image_size))
+        except CaptureError as error:
+            self.failure = error
+            return 0
+        self.failure = None
+        name = self.resolution.last.target
+        return next(shapes[n.name][2] for n in captured.graph.nodes if n.target == name)
+
+    def check(self, min_size: int) -> None:
+        side = self.last_side()
+        if self.failure is not None:
+            raise self.failure
+        if side < min_size:
+            raise CaptureError(
+                f"without any stride the last convolution, {self.resolution.last.target!r}, gives "
+                f"feature maps of {side}×{side} for images of {self.image_size}×{self.image_size}, "
+                f"not {min_size}×{min_size}: give larger images or a smaller min_size"
+            )
+
+    def lower(self, step: Downsampling, stride: int) -> None:
+        if len(set(step.stride)) > 1:
+            places = ", ".join(_place(node) for node in step.nodes)
+            raise CaptureError(
+                f"branches that lower the resolution by different strides ({places}): such a "
+                "network's strides cannot be undone one after another"
+            )
+        for node in step.nodes:
+            self._lower_one(node, stride)
+
+    def _lower_one(self, node: fx.Node, stride: int) -> None:
+        kind = self.captured.kinds[node]
+        name = str(node.target)
+        pool = kind in (Kind.MAX_POOL, Kind.AVG_POOL)
+        if node.op != "call_module" or not (pool or kind is Kind.CONV):
+            raise CaptureError(
+                f"{_place(node)} lowers the resolution, and is not a convolution or pooling "
+                "module whose stride could be changed: make it one"
+            )
+        if self.calls[node.target] > 1:
+            raise CaptureError(
+                f"module {name!r} lowers the resolution and is called {self.calls[node.target]} "
+                "times, so its stride belongs to several steps: give each call a module of its own"
+            )
+        module = self.adapted.get_submodule(name)
+        if pool and stride == 1:
+            self.adapted.set_submodule(name, nn.Identity())
+        elif isinstance(module, nn.Conv2d):
+            _shrink_kernel(module, stride, name in self.stem)
+            module.stride = (stride, stride)
+        else:
+            module.stride = stride  # type: ignore[assignment]
+
+
+def _place(node: fx.Node) -> str:
+    if node.op == "call_module":
+        return f"module {str(node.target)!r}"
+    scope = next(reversed(node.meta.get("nn_module_stack", {})), "")
+    what = getattr(node.target, "__name__", node.target)
+    return f"{what} in the forward of {f'module {scope!r}' if scope else 'the model'}"
+
+
+def _image_shape(captured: Capture, side: int) -> tuple[int, int, int, int]:
+    return (1, captured.input_channels, side, side)
+
+
+def _shrink_kernel(conv: nn.Conv2d, stride: int, stem: bool) -> None:
+    """Make the kernel fit a smaller stride."""
+    old, padding = conv.kernel_size, conv.padding
+    if old == conv.stride and padding in ((0, 0), "valid"):
+        new = (stride, stride)  # patches
+    elif stem:
+        new = (min(old[0], _STEM_KERNEL), min(old[1], _STEM_KERNEL))
+    else:
+        return
+    top, left = (old[0] - new[0]) // 2, (old[1] - new[1]) // 2
+    kernel = conv.weight.detach()[..., top : top + new[0], left : left + new[1]].clone()
+    conv.weight = nn.Parameter(kernel, conv.weight.requires_grad)
+    conv.kernel_size = new
+    if not isinstance(padding, str) and any(padding):
+        height, width = ((side - 1) // 2 * d for side, d in zip(new, conv.dilation, strict=True))
+        conv.padding = (height, width)
+        conv._reversed_padding_repeated_twice = [width, width, height, height]
+
+
+def _fit_head(model: nn.Module, image_size: int) -> None:
+    """Let layers that read feature maps enlarged to a fixed size read them as they are."""
+    captured = capture(model)
+    shapes = captured.shapes(_image_shape(captured, image_size))
+    for node, kind in captured.kinds.items():
+        if kind is Kind.GLOBAL_AVG_POOL and node.op == "call_module":
+            _fit_linear(model, captured, node, shapes[node.all_input_nodes[0].name])
+    adapters = [a for a in adapters_in_use() if isinstance(a, HeadAdapter)]
+    for name, side in _entry_sides(captured, shapes).items():
+        for adapter in adapters:
+            adapter.fit_head(model.get_submodule(name), side)
+
+
+def _fit_linear(model: nn.Module, captured: Capture, pool: fx.Node, shape: tuple[int, ...]) -> None:
+    channels, side = shape[1], shape[2]
+    sides: Any = captured.modules[str(pool.target)].output_size
+    size = sides if isinstance(sides, int) else sides[0]
+    if size is None or sides not in (size, (size, size)) or size <= side or shape[3] != side:
+        return
+    name = _linear_behind(captured, pool)
+    if name is None or captured.modules[name].in_features != channels * size**2:
+        return
+    linear = model.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    weight = linear.weight.detach().unflatten(1, (channels, size, size))
+    folded = enlarged_input_folded(weight, side).flatten(1)
+    linear.weight = nn.Parameter(folded, linear.weight.requires_grad)
+    linear.in_features = folded.shape[1]
+    model.set_submodule(str(pool.target), nn.AdaptiveAvgPool2d(side))
+
+
+def _linear_behind(captured: Capture, pool: fx.Node) -> str | None:
+    """The linear layer that alone reads a pooling's flattened output."""
+    node = pool
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        if captured.kinds[node] is Kind.LINEAR:
+            return str(node.target)
+        if node.op == "call_module":
+            name = type(captured.modules[str(node.target)]).__name__
+        else:
+            name = getattr(node.target, "__name__", str(node.target))
+        if name.lower() not in (*_FLATTEN, "identity"):
+            return None
+    return None
+
+
+def _entry_sides(captured: Capture, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    """The side of the feature maps that each module with operations of its own reads."""
+    sides: dict[str, int] = {}
+    for node in captured.graph.nodes:
+        source = next((shapes[n.name] for n in node.all_input_nodes if n.name in shapes), ())
+        if len(source) == 4:
+            for name in node.meta.get("nn_module_stack", {}):
+                sides.setdefault(name.partition("@")[0], source[2])  # "@1" at a second call
+    sides.pop("", None)
+    return sides
