@@ -19,7 +19,7 @@ from torch import nn
 import ghnq_quant
 from ghnq_quant.errors import GhnqWarning
 
-PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "timm.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "timm.md"
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from ghnq_quant.research.data import (
     training_batch,
 )
 
-ARCHIVE = Path(__file__).parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
+ARCHIVE = Path(__file__).parents[4] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 
 
 def arrays(count: int = 12, size: int = 8, classes: int = 3) -> dict[str, np.ndarray]:

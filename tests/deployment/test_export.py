@@ -160,7 +160,7 @@ from small_networks import small_network
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "exportnets.py").write_text(NETS.format(tests=str(Path(__file__).parent)))
+    (tmp_path / "exportnets.py").write_text(NETS.format(tests=str(Path(__file__).parents[1])))
     monkeypatch.chdir(tmp_path)
     torch.save(trained(4, "brevitas").state_dict(), tmp_path / "trained.pt")
     return tmp_path / "trained.pt"
