@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ghnq_quant.capture import Capture
+from ghnq_quant.capture import ArchGraph, Capture
 from ghnq_quant.errors import GhnqWarning, PredictionError
 from ghnq_quant.ghn import GHN
 
@@ -31,9 +31,24 @@ def predict_captured(
         PredictionError: a parameter cannot be predicted, or its prediction is not finite.
     """
     ghn = ghn if ghn is not None else default_ghn()
+    graphs = [captured.arch_graph_by(ghn.graph_rules) for captured in captures]
     with torch.no_grad():
-        by_name = ghn([c.arch_graph for c in captures], [bits] * len(captures))
+        by_name = ghn(graphs, [bits] * len(captures))
+    for graph, new in zip(graphs, by_name, strict=True):
+        _keep_classifier_of_other_classes(graph, new, ghn.num_classes)
     return [_by_parameter(c.root, new) for c, new in zip(captures, by_name, strict=True)]
+
+
+def _keep_classifier_of_other_classes(
+    graph: ArchGraph, new: dict[str, Tensor], num_classes: int
+) -> None:
+    """A start with another task's classes, as some hypernetworks predict it, would only mislead."""
+    for position in (graph.classifier_weight, graph.classifier_bias):
+        if position is None:
+            continue
+        node = graph.nodes[position]
+        if node.shape is not None and node.shape[0] != num_classes:
+            new.pop(node.parameters[0], None)
 
 
 def _by_parameter(root: nn.Module, predicted: dict[str, Tensor]) -> NewValues:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from ghnq_quant.capture.arch_graph import PRIMITIVES, ArchGraph, Node, ShortestPaths
 from ghnq_quant.capture.build_arch_graph import build_arch_graph
+from ghnq_quant.capture.graph_rules import GraphRules, build_ghn3_graph
 from ghnq_quant.capture.operations import Kind, classify
 from ghnq_quant.capture.quant_plan import QuantPlan, QuantPoint, Unit, build_quant_plan
 from ghnq_quant.capture.shapes import propagate_shapes
@@ -22,6 +23,7 @@ __all__ = [
     "PRIMITIVES",
     "ArchGraph",
     "Capture",
+    "GraphRules",
     "Kind",
     "Node",
     "QuantPlan",
@@ -57,8 +59,24 @@ class Capture:
 
     @cached_property
     def arch_graph(self) -> ArchGraph:
-        """What the hypernetwork reads."""
+        """What the hypernetwork reads, by GHN-2's rules."""
         return build_arch_graph(self.graph, self.kinds, self.modules)
+
+    def arch_graph_by(self, rules: GraphRules) -> ArchGraph:
+        """What a hypernetwork of these rules reads; see :mod:`ghnq_quant.capture.graph_rules`.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(1))
+            >>> [node.primitive for node in capture(model).arch_graph_by("ghn2").nodes]
+            ['input', 'conv', 'bias', 'glob_avg']
+            >>> [node.primitive for node in capture(model).arch_graph_by("ghn3").nodes]
+            ['input', 'glob_avg', 'conv', 'bias']
+        """
+        return self.arch_graph if rules == "ghn2" else self._ghn3_graph
+
+    @cached_property
+    def _ghn3_graph(self) -> ArchGraph:
+        return build_ghn3_graph(self.root, self.graph, self.kinds, self.modules, self.skipped)
 
     @cached_property
     def quant_plan(self) -> QuantPlan:

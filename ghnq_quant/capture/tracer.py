@@ -70,6 +70,27 @@ def trace(model: nn.Module, *, skip: bool = False) -> tuple[nn.Module, fx.Graph,
     return root, graph, tuple(tracer.skipped)
 
 
+def trace_training(root: nn.Module, skipped: tuple[str, ...]) -> fx.Graph:
+    """Trace as it runs in training the root of a network that was traced before.
+
+    Args:
+        skipped: names of the modules that are kept whole.
+
+    Raises:
+        CaptureError: its ``forward`` cannot be traced in training.
+    """
+    tracer = _Tracer(adapters_in_use(), skip=False)
+    tracer.skipped = list(skipped)
+    with unchanged(root):
+        root.train()
+        try:
+            return tracer.trace(root)
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise CaptureError(_explain(error, tracer, root)) from error
+
+
 def _constants(root: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
     """Tensors that ``forward`` makes or closes over: torch.fx made them attributes of the root."""
     names = [str(n.target) for n in graph.nodes if n.op == "get_attr"]

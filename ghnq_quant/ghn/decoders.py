@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghnq_quant.ghn.cpu_decoder import cpu_decode
@@ -14,20 +16,32 @@ from ghnq_quant.ghn.layers import takes_fast_path, weight_and_bias
 
 
 class ConvDecoder(nn.Module):
-    """Decodes weights of up to ``max_shape`` = (c_out, c_in, kh, kw)."""
+    """Decodes weights of up to ``max_shape`` = (c_out, c_in, kh, kw).
+
+    Args:
+        linear: whether the layers that run at each place of the grid are linear layers, as in
+            GHN-3, in place of GHN-2's 1×1 convolutions. They compute the same; their weights have
+            two dimensions and not four.
+    """
 
     def __init__(
-        self, hid: int, max_shape: Shape4d, num_classes: int, kernel_cut: KernelCut
+        self,
+        hid: int,
+        max_shape: Shape4d,
+        num_classes: int,
+        kernel_cut: KernelCut,
+        linear: bool = False,
     ) -> None:
         super().__init__()
         self.kernel_cut = kernel_cut
         self.grid = Grid(max_shape, kernel_cut)
         c_out, c_in, kh, kw = max_shape
         self.fc = nn.Sequential(nn.Linear(hid, 4 * hid * kh * kw), nn.ReLU())
-        self.conv = nn.Sequential(
-            nn.Conv2d(4 * hid, 8 * hid, 1), nn.ReLU(), nn.Conv2d(8 * hid, c_out * c_in, 1)
+        layer: Callable[[int, int], nn.Module] = (
+            nn.Linear if linear else partial(nn.Conv2d, kernel_size=1)
         )
-        self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Conv2d(c_out, num_classes, 1))
+        self.conv = nn.Sequential(layer(4 * hid, 8 * hid), nn.ReLU(), layer(8 * hid, c_out * c_in))
+        self.class_layer_predictor = nn.Sequential(nn.ReLU(), layer(c_out, num_classes))
 
     def forward(self, x: Tensor, shapes: Sequence[Shape4d], scale: Tensor) -> tuple[Tensor, ...]:
         """Decode the weights of some nodes.
@@ -62,7 +76,8 @@ class ConvDecoder(nn.Module):
         max_out, max_in, max_kh, max_kw = self.grid.max_shape
         rows, columns = self.grid.window((kh, kw))
         y = self.fc(x).view(len(x), -1, max_kh, max_kw)[:, :, rows, columns]
-        y = self.conv[:2](y)
+        w, b = weight_and_bias(self.conv[0])
+        y = F.conv2d(y, w.view(*w.shape[:2], 1, 1), b).relu()
         w, b = weight_and_bias(self.conv[2])
         w = w.view(max_out, max_in, -1)[:c_out, :c_in]
         b = b.view(max_out, max_in)[:c_out, :c_in]

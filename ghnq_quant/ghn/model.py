@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 
-from ghnq_quant.capture import PRIMITIVES, ArchGraph
-from ghnq_quant.errors import CheckpointError, PredictionError
-from ghnq_quant.ghn import tiling
+from ghnq_quant.capture import PRIMITIVES, ArchGraph, GraphRules
+from ghnq_quant.errors import CheckpointError
 from ghnq_quant.ghn.checkpoints import (
     DEFAULT_CHECKPOINT,
     PpudaCheckpoint,
@@ -23,8 +22,11 @@ from ghnq_quant.ghn.checkpoints import (
     check_folder,
     read_ppuda,
 )
-from ghnq_quant.ghn.decoders import ConvDecoder, decoding_order
+from ghnq_quant.ghn.decoders import ConvDecoder
+from ghnq_quant.ghn.decoding import Decoders
+from ghnq_quant.ghn.encoders import CONVENTIONS, Encoder, make_encoder
 from ghnq_quant.ghn.features import ShapeEncoder
+from ghnq_quant.ghn.graphormer import MAX_VIRTUAL_EDGES
 from ghnq_quant.ghn.grid import KernelCut, Shape4d
 from ghnq_quant.ghn.initialization import (
     initialize_channels,
@@ -32,9 +34,7 @@ from ghnq_quant.ghn.initialization import (
     initialize_last_layers,
 )
 from ghnq_quant.ghn.layers import MLP
-from ghnq_quant.ghn.message_passing import GatedGNN
 from ghnq_quant.ghn.per_graph import once_per_graph
-from ghnq_quant.ghn.to_decode import ToDecode, nodes_to_decode
 
 _PRIMITIVE_ROW = {name: row for row, name in enumerate(PRIMITIVES)}
 #: Bit widths that the precision embedding has a row for; 32 is float.
@@ -51,14 +51,16 @@ class GHN(
     """A graph hypernetwork that predicts all parameters of a convolutional network in one pass.
 
     The architecture, and the names of its parameters, are those of GHN-2 (Knyazev et al.,
-    «Parameter Prediction for Unseen Deep Architectures», 2021); finetuned on quantized networks it
-    is GHN-Q.
+    «Parameter Prediction for Unseen Deep Architectures», 2021) or, with the encoder
+    ``"graphormer"``, of GHN-3 (Knyazev et al., «Can We Scale Transformers to Predict Parameters of
+    Diverse ImageNet Models?», 2023). Finetuned on quantized networks it is GHN-Q.
 
     Args:
         max_shape: largest weight (c_out, c_in, kh, kw) that is decoded; larger ones are tiled.
         num_classes: of the data set it was trained on.
         hid: size C of the node features.
-        virtual_edges: longest shortest path along which messages pass (s(max)).
+        virtual_edges: longest shortest path between nodes that know of each other (s(max)); by
+            default 10, and 50 for ``"graphormer"``.
         precision_embedding: whether bit widths are part of the node features.
         new_batch_norms: give batch norms weights of one and biases of zero in place of predicted
             ones, so that a hypernetwork can be trained for what :func:`ghnq_quant.init_quantized`
@@ -67,6 +69,13 @@ class GHN(
             ``"centre"``, so that a 1×1 kernel shares its rows with the middle of a 3×3 one, or
             from its ``"corner"`` as in GHN-2.
         provenance: how the parameters were made; kept in the checkpoint's ``config.json``.
+        encoder: ``"gated"``, message passing along the graph as in GHN-2, or ``"graphormer"``, the
+            transformer of GHN-3. With the latter come GHN-3's rules for graphs, enlarged kernels
+            above ``max_shape``, and classification layers of any number of classes.
+        heads, layers: of the transformer.
+
+    Raises:
+        ValueError: a setting that does not exist, or sizes that do not fit each other.
 
     Example:
         >>> from ghnq_quant.capture import capture
@@ -82,15 +91,27 @@ class GHN(
         max_shape: Sequence[int] = (64, 64, 11, 11),
         num_classes: int = 10,
         hid: int = 32,
-        virtual_edges: int = 10,
+        virtual_edges: int | None = None,
         precision_embedding: bool = False,
         new_batch_norms: bool = False,
         kernel_cut: KernelCut = "centre",
         provenance: dict[str, Any] | None = None,
+        encoder: Encoder = "gated",
+        heads: int = 8,
+        layers: int = 3,
     ) -> None:
         super().__init__()
         if kernel_cut not in get_args(KernelCut):
             raise ValueError(f"kernel_cut is 'centre' or 'corner', not {kernel_cut!r}")
+        if encoder not in get_args(Encoder):
+            raise ValueError(f"encoder is 'gated' or 'graphormer', not {encoder!r}")
+        conventions = CONVENTIONS[encoder]
+        if virtual_edges is None:
+            virtual_edges = conventions.virtual_edges
+        if encoder == "graphormer":
+            _check_graphormer(hid, heads, layers, virtual_edges)
+        self.encoder: Encoder = encoder
+        self.heads, self.layers = heads, layers
         self.max_shape: Shape4d = (max_shape[0], max_shape[1], max_shape[2], max_shape[3])
         self.num_classes = num_classes
         self.virtual_edges = virtual_edges
@@ -99,8 +120,10 @@ class GHN(
         self.ln = nn.LayerNorm(hid)
         self.embed = nn.Embedding(len(PRIMITIVES), hid)
         self.shape_enc = ShapeEncoder(hid, num_classes, self.max_shape[2])
-        self.gnn = GatedGNN(hid)
-        self.decoder = ConvDecoder(hid, self.max_shape, num_classes, kernel_cut)
+        self.gnn = make_encoder(encoder, hid, heads, layers)
+        self.decoder = ConvDecoder(
+            hid, self.max_shape, num_classes, kernel_cut, conventions.linear_decoder
+        )
         width = max(self.max_shape[:2])
         self.decoder_1d = MLP((hid, 2 * hid, 2 * width), last_relu=False)
         self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(width, num_classes))
@@ -116,6 +139,9 @@ class GHN(
         initialize_embedding(self.embed, hid)
         initialize_embedding(shapes.embed_spatial, hid)
         initialize_channels(shapes.embed_channel, shapes.channels, hid)
+        for module in self.gnn.modules():
+            if isinstance(module, nn.Embedding):
+                initialize_embedding(module, hid)
         decoder = self.decoder
         last = decoder.conv[2], decoder.class_layer_predictor[1], self.decoder_1d.fc[2]
         initialize_last_layers(last)
@@ -126,17 +152,19 @@ class GHN(
         """Predict the parameters of a batch of networks.
 
         Args:
-            graphs: one graph a network.
+            graphs: one graph a network, by the rules that :attr:`graph_rules` names.
             bits: (weight, activation) bit widths of each network, 32 for float; read by a
                 hypernetwork with a precision embedding, which takes float where they are not given.
 
         Returns:
             a dict for each graph: parameters by name, of the shapes that the graph's nodes tell. A
-            classification layer of another number of classes than ``num_classes`` is left out.
+            classification layer of another number of classes than ``num_classes`` is left out by
+            the gated encoder; with the other one it gets the first classes, or repeated ones.
             Tensors may be views of one another's storage.
 
         Raises:
-            PredictionError: a kernel larger than ``max_shape`` or a prediction that is not finite.
+            PredictionError: a prediction that is not finite or, with the gated encoder, a kernel
+                larger than ``max_shape``.
         """
         graphs = list(graphs)
         if not graphs:
@@ -144,7 +172,7 @@ class GHN(
         # small and sensitive: it stays in its own precision under autocast
         with torch.autocast(self.embed.weight.device.type, enabled=False):
             x = self._encode(graphs, bits)
-            return _Decoding(self, graphs, x).parameters
+            return self._decoders().decode(graphs, x)
 
     def _encode(self, graphs: list[ArchGraph], bits: Sequence[tuple[int, int]] | None) -> Tensor:
         device = self.embed.weight.device
@@ -154,6 +182,16 @@ class GHN(
         if self.precision is not None:
             x = x + self._embed_precision(graphs, bits or [(32, 32)] * len(graphs))
         return self.ln(self.gnn(x, graphs, self.virtual_edges))
+
+    def _decoders(self) -> Decoders:
+        return Decoders(
+            self.decoder,
+            self.decoder_1d,
+            self.bias_class,
+            self.num_classes,
+            self.new_batch_norms,
+            CONVENTIONS[self.encoder].predicts_any_size,
+        )
 
     def _embed_precision(self, graphs: list[ArchGraph], bits: Sequence[tuple[int, int]]) -> Tensor:
         assert self.precision is not None
@@ -167,13 +205,26 @@ class GHN(
         return embedded.repeat_interleave(sizes, dim=0)
 
     @property
+    def graph_rules(self) -> GraphRules:
+        """How networks become the graphs that this hypernetwork reads.
+
+        Example:
+            >>> GHN(encoder="graphormer").graph_rules
+            'ghn3'
+        """
+        return CONVENTIONS[self.encoder].graph_rules
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, as plain lists, numbers and texts.
+
+        Those of the encoder only where it is not the gated one, which releases before it take.
 
         Example:
             >>> GHN(hid=16).settings["hid"]
             16
         """
+        transformer = {"encoder": self.encoder, "heads": self.heads, "layers": self.layers}
         return {
             "max_shape": list(self.max_shape),
             "num_classes": self.num_classes,
@@ -183,6 +234,7 @@ class GHN(
             "new_batch_norms": self.new_batch_norms,
             "kernel_cut": self.decoder.kernel_cut,
             "provenance": self.provenance,
+            **(transformer if self.encoder == "graphormer" else {}),
         }
 
     def derived(self, **changes: Any) -> GHN:
@@ -257,6 +309,11 @@ class GHN(
             ) from error
         return ghn.eval()
 
+    def _save_pretrained(self, save_directory: Path) -> None:
+        super()._save_pretrained(save_directory)
+        config = json.dumps(self.settings, sort_keys=True, indent=2)
+        (save_directory / "config.json").write_text(config)
+
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> GHN:
         """The mixin's own loading, always strict, and silent where it loads a folder.
@@ -278,102 +335,10 @@ def _primitive_rows(graph: ArchGraph) -> Tensor:
     return torch.tensor([_PRIMITIVE_ROW[node.primitive] for node in graph.nodes])
 
 
-class _Entry(NamedTuple):
-    """A node to decode, among those of a batch."""
-
-    graph: int
-    row: int
-    of: ToDecode
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        return self.of.node.parameters
-
-
-class _Decoding:
-    """Decodes the parameters of all nodes of a batch, those of one shape in one go."""
-
-    def __init__(self, ghn: GHN, graphs: list[ArchGraph], x: Tensor) -> None:
-        self.ghn = ghn
-        self.x = x
-        self.parameters: list[dict[str, Tensor]] = [{} for _ in graphs]
-        entries = list(self._entries(graphs))
-        if ghn.new_batch_norms:
-            self._set_new([entry for entry in entries if entry.of.node.primitive == "bn"])
-            entries = [entry for entry in entries if entry.of.node.primitive != "bn"]
-        weights = [entry for entry in entries if len(entry.of.shape) > 1]
-        vectors = [entry for entry in entries if len(entry.of.shape) == 1]
-        self._decode_weights(sorted(weights, key=lambda e: decoding_order(e.of.decoded)))
-        self._decode_vectors(sorted(vectors, key=lambda e: (e.of.classifies, e.of.shape)))
-
-    def _entries(self, graphs: list[ArchGraph]) -> Iterator[_Entry]:
-        start = 0
-        for g, graph in enumerate(graphs):
-            for node in nodes_to_decode(graph, self.ghn.max_shape, self.ghn.num_classes):
-                yield _Entry(g, start + node.position, node)
-            start += len(graph)
-
-    def _set_new(self, batch_norms: list[_Entry]) -> None:
-        for entry in batch_norms:
-            values = self.x.new_ones(entry.of.shape), self.x.new_zeros(entry.of.shape)
-            self.parameters[entry.graph].update(zip(entry.parameters, values, strict=False))
-
-    def _rows(self, entries: list[_Entry]) -> Tensor:
-        return self.x[torch.tensor([entry.row for entry in entries], device=self.x.device)]
-
-    def _decode_weights(self, entries: list[_Entry]) -> None:
-        if not entries:
-            return
-        scale = self.x.new_tensor([1.0 if e.of.classifies else e.of.scale for e in entries])
-        groups = self.ghn.decoder(self._rows(entries), [e.of.decoded for e in entries], scale)
-        decoded = [w for group in groups for w in group.unbind(0)]
-        classifiers = [i for i, entry in enumerate(entries) if entry.of.classifies]
-        for i in classifiers:
-            decoded[i] = self.ghn.decoder.classifier(decoded[i]) * entries[i].of.scale
-        of_classifiers = [decoded[i][None] for i in classifiers]
-        _check_finite((*groups, *of_classifiers), [*entries, *(entries[i] for i in classifiers)])
-        for entry, w in zip(entries, decoded, strict=True):
-            shape = entry.of.shape
-            if w.dim() > len(shape):
-                w = w.flatten(len(shape) - 1)
-            self.parameters[entry.graph][entry.parameters[0]] = tiling.tile(w, shape)
-
-    def _decode_vectors(self, entries: list[_Entry]) -> None:
-        if not entries:
-            return
-        p = self.ghn.decoder_1d(self._rows(entries)).view(len(entries), 2, -1)
-        count = sum(not entry.of.classifies for entry in entries)
-        # rows of a norm layer's weight and of a bias
-        values = torch.stack((tiling.norm_weight(p[:count, 0]), tiling.bias(p[:count, 1])), 1)
-        class_bias = tiling.bias(self.ghn.bias_class(p[count:, 1]))
-        _check_finite((values, class_bias), entries)
-        start = 0
-        for (size,), group in groupby(entries[:count], lambda e: e.of.shape):
-            same = list(group)
-            pairs = tiling.tile_vectors(values[start : start + len(same)], size)
-            self._set_vectors(same, pairs.flatten(0, 1).unbind(0))
-            start += len(same)
-        for entry, b in zip(entries[count:], class_bias.unbind(0), strict=True):
-            self.parameters[entry.graph][entry.parameters[0]] = b
-
-    def _set_vectors(self, entries: list[_Entry], rows: tuple[Tensor, ...]) -> None:
-        for i, entry in enumerate(entries):
-            first = 1 if entry.of.node.primitive == "bias" else 0
-            named = zip(entry.parameters, rows[2 * i + first :], strict=False)
-            self.parameters[entry.graph].update(named)
-
-
-def _check_finite(groups: Sequence[Tensor], entries: list[_Entry]) -> None:
-    """Raises for a value that is not finite among ``groups``, which hold one item an entry."""
-    with torch.no_grad():
-        if torch.stack([group.sum() for group in groups]).isfinite().all():
-            return  # one pass over each group, in place of several
-        finite = torch.cat([group.isfinite().flatten(1).all(dim=1) for group in groups])
-    if finite.all():  # they are large enough for their sum to overflow
-        return
-    damaged = [entries[i] for i in (~finite).nonzero().flatten().tolist()]
-    name = min(damaged, key=lambda entry: entry.row).parameters[0]
-    raise PredictionError(
-        f"the hypernetwork predicts values that are not finite for {name!r}: its checkpoint is "
-        "damaged or its training diverged; load another one"
-    )
+def _check_graphormer(hid: int, heads: int, layers: int, virtual_edges: int) -> None:
+    if heads < 1 or hid % heads:
+        raise ValueError(f"heads={heads}: hid={hid} is not divisible by it")
+    if layers < 1:
+        raise ValueError(f"layers={layers}: the transformer has one at least")
+    if not 1 <= virtual_edges <= MAX_VIRTUAL_EDGES:
+        raise ValueError(f"virtual_edges={virtual_edges}: from 1 to {MAX_VIRTUAL_EDGES}")

@@ -23,11 +23,18 @@ class ToDecode(NamedTuple):
 
 
 @once_per_graph
-def nodes_to_decode(graph: ArchGraph, max_shape: Shape4d, num_classes: int) -> tuple[ToDecode, ...]:
-    """In the nodes' order, without a classification layer of another number of classes.
+def nodes_to_decode(
+    graph: ArchGraph, max_shape: Shape4d, num_classes: int, any_size: bool = False
+) -> tuple[ToDecode, ...]:
+    """In the nodes' order.
+
+    Args:
+        any_size: whether a kernel larger than ``max_shape`` is decoded at the size of that, to be
+            enlarged, and a classification layer of another number of classes as one of
+            ``num_classes``, to be tiled; else the layer is left out.
 
     Raises:
-        PredictionError: a kernel larger than ``max_shape``.
+        PredictionError: a kernel larger than ``max_shape``, unless ``any_size``.
     """
     found, assigned = [], set[str]()
     classifier = (graph.classifier_weight, graph.classifier_bias)
@@ -39,19 +46,21 @@ def nodes_to_decode(graph: ArchGraph, max_shape: Shape4d, num_classes: int) -> t
         shape = node.shape
         assert shape is not None
         classifies = position in classifier
-        if not classifies or shape[0] == num_classes:
-            decoded = _decoded_shape(node, shape, max_shape, classifies)
+        if not classifies or any_size or shape[0] == num_classes:
+            decoded = _decoded_shape(node, shape, max_shape, classifies, any_size)
             scale = fan_in_scale(shape)
             found.append(ToDecode(position, node, shape, decoded, classifies, scale))
     return tuple(found)
 
 
 def _decoded_shape(
-    node: Node, shape: tuple[int, ...], max_shape: Shape4d, classifies: bool
+    node: Node, shape: tuple[int, ...], max_shape: Shape4d, classifies: bool, any_size: bool
 ) -> Shape4d:
     c_out, c_in, kh, kw = (*shape, *(1,) * (4 - len(shape)))
     max_out, max_in, max_kh, max_kw = max_shape
-    if kh > max_kh or kw > max_kw:
+    if (kh > max_kh or kw > max_kw) and any_size:
+        kh, kw = max_kh, max_kw
+    elif kh > max_kh or kw > max_kw:
         raise PredictionError(
             f"{node.parameters[0]!r} has a {kh}×{kw} kernel; the largest that this "
             f"hypernetwork predicts is {max_kh}×{max_kw}"

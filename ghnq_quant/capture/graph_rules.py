@@ -1,0 +1,116 @@
+"""GHN-3's rules for the graph of a network, where they differ from those of GHN-2.
+
+Both hypernetworks read the same kind of graph. GHN-3 was trained on graphs in which
+
+- a mean over H and W is global pooling, be it with the dimensions kept or not;
+- the pooling of squeeze-and-excitation is left out, and what its gate scales is a ``cse`` node;
+- a 1×1 convolution that is pooled to give the logits, as in SqueezeNet, comes after the pooling, and
+  is the classification layer;
+- a classification layer has a bias: without one it is a linear layer like others. It is the deepest
+  layer of the network, whatever other outputs there are;
+- heads that run in training alone, as GoogLeNet's, belong to the network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from torch import fx, nn
+
+from ghnq_quant.capture.arch_graph import ArchGraph
+from ghnq_quant.capture.build_arch_graph import build_arch_graph
+from ghnq_quant.capture.operations import Kind, classify
+from ghnq_quant.capture.tracer import trace_training
+
+#: Whose rules a graph is made by; a hypernetwork reads only graphs like those it was trained on.
+GraphRules = Literal["ghn2", "ghn3"]
+
+_POOLINGS = (Kind.GLOBAL_AVG_POOL, Kind.SPATIAL_MEAN)
+#: What may lie between the pooling of squeeze-and-excitation and its product.
+_GATE = (
+    *(Kind.CONV, Kind.LINEAR, Kind.BATCH_NORM, Kind.OTHER_NORM),
+    *(Kind.ACTIVATION, Kind.RESHAPE, Kind.OTHER),
+)
+
+
+def build_ghn3_graph(
+    root: nn.Module,
+    graph: fx.Graph,
+    kinds: dict[fx.Node, Kind],
+    modules: dict[str, nn.Module],
+    skipped: tuple[str, ...] = (),
+) -> ArchGraph:
+    """The graph of a traced network by GHN-3's rules.
+
+    Raises:
+        CaptureError: it has layers that run in training alone, and cannot be traced in training.
+    """
+    if _has_idle_layers(graph, modules):
+        graph = trace_training(root, skipped)
+        kinds = classify(graph, modules)
+    new_kinds = {node: _kind(node, kinds) for node in kinds}
+    return _with_classifier(_pooled_first(build_arch_graph(graph, new_kinds, modules)))
+
+
+def _has_idle_layers(graph: fx.Graph, modules: dict[str, nn.Module]) -> bool:
+    """Whether a conv or linear layer is not called, neither itself nor in a module kept whole."""
+    called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    running = {id(layer) for name in called for layer in modules[name].modules()}
+    return any(
+        isinstance(layer, (nn.Conv2d, nn.Linear)) and id(layer) not in running
+        for layer in modules.values()
+    )
+
+
+def _kind(node: fx.Node, kinds: dict[fx.Node, Kind]) -> Kind:
+    if kinds[node] not in _POOLINGS:
+        return kinds[node]
+    return Kind.RESHAPE if _squeezes(node, kinds) else Kind.GLOBAL_AVG_POOL
+
+
+def _squeezes(pooling: fx.Node, kinds: dict[fx.Node, Kind]) -> bool:
+    """Whether a gate made of the pooled values alone is multiplied with something else."""
+    gate = {pooling}
+    products = []
+    pending = [pooling]
+    while pending:
+        for user in pending.pop().users:
+            if kinds[user] is Kind.MULTIPLY:
+                products.append(user)
+            elif kinds[user] in _GATE and user not in gate:
+                gate.add(user)
+                pending.append(user)
+    return any(not gate.issuperset(product.all_input_nodes) for product in products)
+
+
+def _pooled_first(graph: ArchGraph) -> ArchGraph:
+    """The pooling that a network ends with before the 1×1 convolution that it pools."""
+    weight, bias, pooling = (len(graph) - 3, len(graph) - 2, len(graph) - 1)
+    names = [node.primitive for node in graph.nodes[-3:]]
+    if names != ["conv", "bias", "glob_avg"] or not _is_layer(graph, weight, bias):
+        return graph
+    if [e for e in graph.edges.tolist() if bias in e] != [[weight, bias], [bias, pooling]]:
+        return graph
+    nodes = (*graph.nodes[:-3], graph.nodes[pooling], graph.nodes[weight], graph.nodes[bias])
+    # positions stay as they are, since what led to the weight leads to the pooling
+    return ArchGraph(nodes, graph.edges)
+
+
+def _with_classifier(graph: ArchGraph) -> ArchGraph:
+    levels = graph.levels
+    last = int(np.flatnonzero(levels == levels.max())[-1])
+    before = [source for source, target in graph.edges.tolist() if target == last]
+    found = len(before) == 1 and _is_layer(graph, before[0], last)
+    weight, bias = (before[0], last) if found else (None, None)
+    return replace(graph, classifier_weight=weight, classifier_bias=bias)
+
+
+def _is_layer(graph: ArchGraph, weight: int, bias: int) -> bool:
+    """Whether two nodes are those of one linear layer or 1×1 convolution."""
+    first, second = graph.nodes[weight], graph.nodes[bias]
+    shape = first.shape or ()
+    names = [name.rpartition(".")[0] for node in (first, second) for name in node.parameters]
+    is_pair = (first.primitive, second.primitive) == ("conv", "bias")
+    return is_pair and names[:1] * 2 == names and all(size == 1 for size in shape[2:])
