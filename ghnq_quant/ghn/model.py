@@ -26,6 +26,7 @@ from ghnq_quant.ghn.decoders import ConvDecoder
 from ghnq_quant.ghn.decoding import Decoders
 from ghnq_quant.ghn.encoders import CONVENTIONS, Encoder, make_encoder
 from ghnq_quant.ghn.features import ShapeEncoder
+from ghnq_quant.ghn.ghn3_checkpoints import download_public_file, find_public_file, read_public
 from ghnq_quant.ghn.graphormer import MAX_VIRTUAL_EDGES
 from ghnq_quant.ghn.grid import KernelCut, Shape4d
 from ghnq_quant.ghn.initialization import (
@@ -278,22 +279,66 @@ class GHN(
         return ghn.eval()
 
     @classmethod
+    def from_ghn3(cls, path_or_name: str | Path) -> GHN:
+        """Read a file of the authors of GHN-3 (SamsungSAILMontreal/ghn3), a GHN-3 or a GHN-2.
+
+        All sizes are inferred from the parameters. :meth:`save_pretrained` writes what loads faster,
+        and what anybody can read without the care that a pickle asks for.
+
+        Args:
+            path_or_name: of a file, which is read without running any code that it may hold; or
+                the name of one that they publish, such as ``ghn3xlm16.pt``, which is downloaded
+                from the Hugging Face Hub once. ppuda's files are read too.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, holds code, or is no such hypernetwork.
+
+        Example:
+            >>> ghn = GHN.from_ghn3("ghn3xlm16.pt")  # doctest: +SKIP
+        """
+        path = find_public_file(path_or_name)
+        checkpoint = read_public(path)
+        try:
+            with torch.device("meta"):  # no initialization of what is replaced
+                ghn = cls(**checkpoint.settings)
+            ghn.load_state_dict(_as_shaped(checkpoint.state_dict, ghn.state_dict()), assign=True)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: not the parameters of a GHN-3 or GHN-2: {error}"
+            ) from error
+        return ghn.eval()
+
+    @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, name_or_path: str | Path = DEFAULT_CHECKPOINT, **kwargs: Any
+        cls,
+        name_or_path: str | Path = DEFAULT_CHECKPOINT,
+        *,
+        filename: str | None = None,
+        **kwargs: Any,
     ) -> GHN:
-        """Load a checkpoint of :meth:`save_pretrained`.
+        """Load a checkpoint of :meth:`save_pretrained`, or a public file.
 
         Args:
             name_or_path: a folder, the name of a checkpoint that the package ships
-                (``ghnq-cifar10``), or a repository of the Hugging Face Hub.
-            kwargs: as of huggingface_hub's ``PyTorchModelHubMixin.from_pretrained``.
+                (``ghnq-cifar10``), a repository of the Hugging Face Hub, or a file as for
+                :meth:`from_ghn3`.
+            filename: of such a file in the repository.
+            kwargs: as of huggingface_hub's ``PyTorchModelHubMixin.from_pretrained``; with
+                ``filename``, of its ``hf_hub_download``.
 
         Raises:
             CheckpointError: there is no such checkpoint, or it is damaged.
 
         Example:
             >>> ghn = GHN.from_pretrained("ghnq-cifar10")
+            >>> ghn = GHN.from_pretrained(
+            ...     "SamsungSAILMontreal/ghn3", filename="ghn3tm8.pt"
+            ... )  # doctest: +SKIP
         """
+        if filename is not None:
+            return cls.from_ghn3(download_public_file(str(name_or_path), filename, **kwargs))
+        if Path(name_or_path).is_file():
+            return cls.from_ghn3(name_or_path)
         source = bundled_checkpoint(str(name_or_path)) or name_or_path
         if Path(source).is_dir():
             check_folder(Path(source))
@@ -333,6 +378,16 @@ class GHN(
 @once_per_graph
 def _primitive_rows(graph: ArchGraph) -> Tensor:
     return torch.tensor([_PRIMITIVE_ROW[node.primitive] for node in graph.nodes])
+
+
+def _as_shaped(state: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with linear layers in place of 1×1 convolutions, or the reverse, where ``like`` has."""
+    return {
+        name: w.view(like[name].shape)
+        if name in like and w.shape[:2] == like[name].shape[:2] and w.numel() == like[name].numel()
+        else w
+        for name, w in state.items()
+    }
 
 
 def _check_graphormer(hid: int, heads: int, layers: int, virtual_edges: int) -> None:
