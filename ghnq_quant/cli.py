@@ -17,6 +17,7 @@ from rich.progress import track
 from torch import nn
 
 import ghnq_quant
+from ghnq_quant.cli_checkpoints import app as checkpoints
 from ghnq_quant.errors import GhnqError, GhnqWarning
 from ghnq_quant.ghn import GHN
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
@@ -473,7 +474,7 @@ def compare_init(
     download: Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
 ) -> None:
-    """Measure what a start is worth to quantization-aware training.
+    """Measure what a start is worth to quantized training.
 
     From PyTorch's initialization, from the same with a fitted classifier, from GHN-Q's start, and
     from a float training that takes half of the steps; same images, tuned learning rate. A run that
@@ -663,6 +664,9 @@ def space_show(
     console = Console()
     console.print_json(network.description.to_json())
     console.print(f"Saved to {picture}", markup=False, highlight=False)
+
+
+app.add_typer(checkpoints)
 
 
 def _optional_ghn(name_or_path: str | None) -> GHN | None:

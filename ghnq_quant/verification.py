@@ -1,0 +1,114 @@
+"""A checkpoint of GHN-3's authors against the norms that they published of what it predicts."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import ghnq_quant.ghn
+from ghnq_quant.capture import capture
+from ghnq_quant.errors import CheckpointError, GhnqError, PredictionError
+from ghnq_quant.ghn import GHN
+from ghnq_quant.prediction import predict_captured
+from ghnq_quant.quantization.scheme import FLOAT
+from ghnq_quant.zoos import create_model
+
+#: Largest difference between two norms that are called equal, as the authors have it.
+TOLERANCE = 1e-2
+_NORMS = Path(ghnq_quant.ghn.__file__).with_name("published_norms.json")
+#: (encoder, max_shape, layers) of the checkpoints whose norms are published.
+_CHECKPOINTS = {
+    ("gated", (64, 64, 16, 16), 0): "ghn2.pt",
+    ("graphormer", (64, 64, 16, 16), 3): "ghn3tm8.pt",
+    ("graphormer", (384, 384, 16, 16), 24): "ghn3xlm16.pt",
+}
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One model.
+
+    Attributes:
+        model: torchvision's name.
+        published: the 2-norm of the vector of 2-norms of all its parameters.
+        found: the same of what the checkpoint predicts here; None where it predicts nothing.
+        reason: of that.
+    """
+
+    model: str
+    published: float
+    found: float | None
+    reason: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        return self.found is not None and abs(self.found - self.published) <= TOLERANCE
+
+
+def published_norms(ghn: GHN) -> dict[str, float]:
+    """Those of 74 torchvision models, by name, for the published checkpoint that ``ghn`` is.
+
+    Raises:
+        CheckpointError: the authors published none for a hypernetwork of these sizes.
+
+    Example:
+        >>> with torch.device("meta"):
+        ...     ghn = GHN((64, 64, 16, 16), 1000, 64, encoder="graphormer")
+        >>> published_norms(ghn)["resnet18"]
+        54.9382
+    """
+    layers = ghn.layers if ghn.encoder == "graphormer" else 0
+    checkpoint = _CHECKPOINTS.get((ghn.encoder, ghn.max_shape, layers))
+    if checkpoint is None or ghn.num_classes != 1000:
+        raise CheckpointError(
+            f"norms are published of {', '.join(_CHECKPOINTS.values())}; this is a hypernetwork of "
+            f"other sizes: encoder {ghn.encoder}, max_shape {ghn.max_shape}, {layers} layers, "
+            f"{ghn.num_classes} classes"
+        )
+    content = json.loads(_NORMS.read_text("utf-8"))
+    column = content["checkpoints"].index(checkpoint)
+    return {model: norms[column] for model, norms in content["norms"].items()}
+
+
+def verify_checkpoint(ghn: GHN, models: Iterable[str] | None = None) -> Iterator[Verified]:
+    """Compare one model after another.
+
+    Args:
+        models: torchvision's names; all that norms are published of by default.
+
+    Raises:
+        CheckpointError: no norms are published of this checkpoint.
+        GhnqError: or not of one of ``models``.
+    """
+    norms = published_norms(ghn)
+    for model in norms if models is None else models:
+        if model not in norms:
+            raise GhnqError(f"{model}: its norm is not published, only those of {', '.join(norms)}")
+        try:
+            yield Verified(model, norms[model], predicted_norm(model, ghn))
+        except GhnqError as error:
+            yield Verified(model, norms[model], None, str(error))
+
+
+def predicted_norm(model: str, ghn: GHN) -> float:
+    """The 2-norm of the vector of 2-norms of all parameters of a torchvision model.
+
+    Raises:
+        GhnqError: it cannot be captured, or a weight of it is not predicted.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's, of how it initializes
+        network = create_model(f"torchvision:{model}", ghn.num_classes)
+    (values,) = predict_captured([capture(network)], ghn, FLOAT)
+    norms = []
+    for (name, own), new in zip(network.named_parameters(), values, strict=True):
+        if new is None and own.dim() in (2, 4):
+            raise PredictionError(f"{name!r}, of shape {tuple(own.shape)}, is not predicted")
+        p = own.detach() if new is None else new
+        norms.append(torch.linalg.vector_norm(p, dtype=torch.float64))
+    return torch.stack(norms).norm().item()
