@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ghnq_quant.capture import Capture, capture
-from ghnq_quant.ghn import GHN
-from ghnq_quant.prediction import predict_captured, warn_of_kept, warn_of_skipped
+from ghnq_quant.prediction import Hypernetwork, predict_captured, warn_of_kept, warn_of_skipped
 from ghnq_quant.quantization import QuantModel, QuantScheme, calibrate, emit, load_backend
 from ghnq_quant.quantization.scheme import FLOAT, FLOAT_BITS, as_pair, check_bits
 from ghnq_quant.sample import CALIBRATION_IMAGES, read_sample
@@ -22,7 +21,7 @@ from ghnq_quant.start import Classifier, Start, reset_running_statistics, simula
 @overload
 def predict_parameters(
     model: nn.Module,
-    ghn: GHN | None = None,
+    ghn: Hypernetwork | None = None,
     *,
     bits: int | tuple[int, int] = FLOAT_BITS,
     example_input: Tensor | None = None,
@@ -32,7 +31,7 @@ def predict_parameters(
 @overload
 def predict_parameters(
     model: list[nn.Module],
-    ghn: GHN | None = None,
+    ghn: Hypernetwork | None = None,
     *,
     bits: int | tuple[int, int] = FLOAT_BITS,
     example_input: Tensor | None = None,
@@ -41,7 +40,7 @@ def predict_parameters(
 
 def predict_parameters(
     model: nn.Module | list[nn.Module],
-    ghn: GHN | None = None,
+    ghn: Hypernetwork | None = None,
     *,
     bits: int | tuple[int, int] = FLOAT_BITS,
     example_input: Tensor | None = None,
@@ -50,7 +49,8 @@ def predict_parameters(
 
     Args:
         model: the network; it is not changed. A list of networks is predicted as one batch.
-        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10`` that the package ships.
+        ghn: the hypernetwork, or what :meth:`GHN.from_pretrained` loads: a folder, a name, a file; by
+            default the checkpoint ``ghnq-cifar10`` that the package ships.
         bits: precision that the parameters are meant for, as one bit width or as (weight,
             activation); only a hypernetwork with a precision embedding reads it.
         example_input: (N, C, H, W), to check that the network runs on its shape.
@@ -63,6 +63,7 @@ def predict_parameters(
 
     Raises:
         CaptureError: the network cannot be captured.
+        CheckpointError: ``ghn`` names no checkpoint, or a damaged one.
         PredictionError: a parameter cannot be predicted, or its prediction is not finite.
 
     Example:
@@ -91,7 +92,7 @@ def initialize(
     model: nn.Module,
     data: Iterable[Any] | None = None,
     *,
-    ghn: GHN | None = None,
+    ghn: Hypernetwork | None = None,
     share: float | None = None,
     classifier: Classifier = "fitted",
     example_input: Tensor | None = None,
@@ -108,7 +109,8 @@ def initialize(
         data: batches (images, labels) of the task in a mixed order, as a training loader gives them:
             floats (N, C, H, W), normalized as for training, and class numbers (N,). The first
             1,000 images are read.
-        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10`` that the package ships.
+        ghn: the hypernetwork, or what :meth:`GHN.from_pretrained` loads: a folder, a name, a file; by
+            default the checkpoint ``ghnq-cifar10`` that the package ships.
         share: how many of the convolutions are predicted, in order of depth from the image, as a
             share of all, rounded up; a quarter by default.
         classifier: of the layer that gives the logits: ``"fitted"`` to ``data`` by multinomial
@@ -123,6 +125,7 @@ def initialize(
 
     Raises:
         CaptureError: the network cannot be captured.
+        CheckpointError: ``ghn`` names no checkpoint, or a damaged one.
         PredictionError: a share outside of 0 to 1, or a parameter cannot be predicted.
         DataError: ``data`` gives no batch, one of another form, values that are not finite, labels
             without an output, or one class alone.
@@ -159,7 +162,7 @@ def init_quantized(
     act_bits: int | None = None,
     stem_bits: int | None = None,
     backend: str = "brevitas",
-    ghn: GHN | None = None,
+    ghn: Hypernetwork | None = None,
     scheme: QuantScheme | None = None,
     share: float | None = None,
     classifier: Classifier = "fitted",
@@ -202,6 +205,7 @@ def init_quantized(
         SchemeError: a bit width that does not exist, or an override that matches no layer.
         BackendError: an unknown backend, or one whose toolkit is not installed.
         CaptureError: the network cannot be captured.
+        CheckpointError: ``ghn`` names no checkpoint, or a damaged one.
         PredictionError: a share outside of 0 to 1, or a parameter cannot be predicted.
         DataError: as for :func:`initialize`.
 

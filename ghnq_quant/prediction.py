@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from ghnq_quant.capture import ArchGraph, Capture
 from ghnq_quant.errors import GhnqWarning, PredictionError
 from ghnq_quant.ghn import GHN
 
+#: A hypernetwork, or what :meth:`ghnq_quant.GHN.from_pretrained` loads.
+Hypernetwork = GHN | str | Path
 #: Of each parameter of a network, in their order, the new value; None where it keeps its own.
 NewValues = list[Tensor | None]
 
@@ -22,15 +25,27 @@ def default_ghn() -> GHN:
     return GHN.from_pretrained()
 
 
+def load_ghn(ghn: Hypernetwork | None) -> GHN:
+    """The hypernetwork that is given or named; the shipped one for None.
+
+    Raises:
+        CheckpointError: there is no checkpoint of this name, or it is damaged.
+    """
+    if ghn is None:
+        return default_ghn()
+    return ghn if isinstance(ghn, GHN) else GHN.from_pretrained(ghn)
+
+
 def predict_captured(
-    captures: list[Capture], ghn: GHN | None, bits: tuple[int, int]
+    captures: list[Capture], ghn: Hypernetwork | None, bits: tuple[int, int]
 ) -> list[NewValues]:
     """For each network the new value of each of its parameters, None where nothing is predicted.
 
     Raises:
         PredictionError: a parameter cannot be predicted, or its prediction is not finite.
+        CheckpointError: as of :func:`load_ghn`.
     """
-    ghn = ghn if ghn is not None else default_ghn()
+    ghn = load_ghn(ghn)
     graphs = [captured.arch_graph_by(ghn.graph_rules) for captured in captures]
     with torch.no_grad():
         by_name = ghn(graphs, [bits] * len(captures))

@@ -14,8 +14,14 @@ from ghnq_quant.capture import Capture, Kind
 from ghnq_quant.capture.computed_weight import ComputedWeight
 from ghnq_quant.classifier import fit_classifier, take_statistics
 from ghnq_quant.errors import GhnqWarning, PredictionError
-from ghnq_quant.ghn import GHN
-from ghnq_quant.prediction import NewValues, predict_captured, warn_of_kept
+from ghnq_quant.families import warn_of_losing_family
+from ghnq_quant.prediction import (
+    Hypernetwork,
+    NewValues,
+    load_ghn,
+    predict_captured,
+    warn_of_kept,
+)
 from ghnq_quant.quantization import QuantModel, QuantScheme, emit, load_backend
 from ghnq_quant.sample import Sample
 
@@ -62,8 +68,13 @@ class Start:
                 f"share={share} with as_predicted=True, which predicts everything: leave one out"
             )
 
-    def values(self, captured: Capture, ghn: GHN | None, bits: tuple[int, int]) -> NewValues:
+    def values(
+        self, captured: Capture, ghn: Hypernetwork | None, bits: tuple[int, int]
+    ) -> NewValues:
         """Of each parameter what the training starts from; None where it keeps the network's own."""
+        ghn = load_ghn(ghn)
+        if ghn.encoder == "graphormer" and self.share != 0:
+            warn_of_losing_family(captured, stacklevel=3)
         (predicted,) = predict_captured([captured], ghn, bits)
         if self.as_predicted:
             warn_of_kept(captured, predicted, stacklevel=3)

@@ -114,7 +114,7 @@ def _own_name(name: str) -> str:
 
 
 def _infer_settings(state: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Any]:
-    """By the shapes of the parameters; ``config`` says what they cannot tell."""
+    """By the shapes of the parameters, which tell all but a decoder of unlike widths."""
     hid = _first(state, lambda name: name.endswith("embed.weight")).shape[-1]
     num_classes = len(_first(state, lambda name: "class_layer_predictor" in name))
     width = math.isqrt(len(state["decoder.conv.2.weight"]))
@@ -130,7 +130,7 @@ def _infer_settings(state: dict[str, Tensor], config: dict[str, Any]) -> dict[st
     layers = sum("gnn." in name and name.endswith("ln1.weight") for name in state)
     if not layers:
         raise LookupError("it has neither a gated GNN nor a transformer")
-    heads = int(config.get("heads", 16 if hid > 64 else 8))
+    heads = len(state["gnn.0.attn.proj_e.2.weight"])
     return {**settings, "encoder": "graphormer", "heads": heads, "layers": layers}
 
 

@@ -337,7 +337,7 @@ class GHN(
         """
         if filename is not None:
             return cls.from_ghn3(download_public_file(str(name_or_path), filename, **kwargs))
-        if Path(name_or_path).is_file():
+        if Path(name_or_path).is_file() or str(name_or_path).endswith(".pt"):
             return cls.from_ghn3(name_or_path)
         source = bundled_checkpoint(str(name_or_path)) or name_or_path
         if Path(source).is_dir():

@@ -72,14 +72,14 @@ def test_present_names_and_half_precision(ghn: GHN, tmp_path: Path) -> None:
 
 
 def test_a_file_of_their_training(tmp_path: Path) -> None:
-    """With a config, which tells the number of heads."""
-    ghn = GHN(**{**SETTINGS, "heads": 2})
-    config = {"max_shape": (8, 8, 16, 16), "hid": 8, "heads": 2, "layers": 2, "is_ghn2": False}
+    """With a config, which tells a decoder of unlike widths."""
+    ghn = GHN(**{**SETTINGS, "max_shape": (12, 6, 16, 16)})
+    config = {"max_shape": (12, 6, 16, 16), "hid": 8, "heads": 8, "layers": 2, "is_ghn2": False}
     content = {"state_dict": ghn.state_dict(), "optimizer": {}, "epoch": 3, "config": config}
     torch.save(content, tmp_path / "checkpoint.pt")
     loaded = GHN.from_ghn3(tmp_path / "checkpoint.pt")
     assert equal(loaded, ghn)
-    assert loaded.heads == 2
+    assert loaded.max_shape == (12, 6, 16, 16)
 
 
 @pytest.mark.parametrize("linear", [True, False])
@@ -102,8 +102,8 @@ def test_a_file_of_ppuda(formula_checkpoint: Path) -> None:
     assert loaded.settings == expected.settings
 
 
-@pytest.mark.parametrize(("hid", "heads"), [(64, 8), (80, 16)])
-def test_the_heads_of_published_sizes(hid: int, heads: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("hid", "heads"), [(64, 8), (80, 16), (8, 2)])
+def test_any_number_of_heads(hid: int, heads: int, tmp_path: Path) -> None:
     ghn = GHN((2, 2, 16, 16), 7, hid, encoder="graphormer", heads=heads, layers=1)
     assert GHN.from_ghn3(saved(tmp_path / "ghn3.pt", ghn)).heads == heads
 

@@ -1,0 +1,57 @@
+"""Families of networks that GHN-3's parameters are known to give a worse start than new ones.
+
+By the results of its authors: accuracy on ImageNet after one epoch of training with all parameters of
+GHN-3-XL, against the same from PyTorch's initialization.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import nn
+
+from ghnq_quant.capture import ArchGraph, Capture
+from ghnq_quant.errors import GhnqWarning
+
+
+def losing_family(captured: Capture) -> str | None:
+    """What a network is like, with the authors' figures, if that is known to lose.
+
+    Example:
+        >>> from ghnq_quant.capture import capture
+        >>> losing_family(capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))))
+    """
+    graph = captured.arch_graph
+    if any(isinstance(module, nn.MultiheadAttention) for module in captured.root.modules()):
+        return "vision transformers (vit_b_32: 6.3 % against 8.0)"
+    if _has_gated_depthwise(graph):
+        return (
+            "EfficientNet and MobileNetV3 (efficientnet_b0: 22.8 % against 24.6; "
+            "mobilenet_v3_large: 18.4 against 23.9)"
+        )
+    primitives = graph.counts()
+    if "concat" in primitives and not {"bn", "ln"} & primitives.keys():
+        return "SqueezeNet (squeezenet1_1: 3.3 % against 3.7)"
+    return None
+
+
+def _has_gated_depthwise(graph: ArchGraph) -> bool:
+    """Depthwise convolutions and squeeze-and-excitation."""
+    depthwise = (
+        node.primitive == "sep_conv" and node.shape is not None and node.shape[1] == 1
+        for node in graph.nodes
+    )
+    return "cse" in graph.counts() and any(depthwise)
+
+
+def warn_of_losing_family(captured: Capture, *, stacklevel: int) -> None:
+    """One warning if a network is known to start worse from GHN-3's parameters."""
+    family = losing_family(captured)
+    if family is not None:
+        warnings.warn(
+            f"{type(captured.root).__name__} is like {family}, which after an epoch on ImageNet were "
+            "worse from GHN-3's parameters than from PyTorch's initialization, in its authors' "
+            "measurements: compare with share=0 before a long training",
+            GhnqWarning,
+            stacklevel=stacklevel + 1,
+        )
