@@ -26,6 +26,7 @@ _NOT_RUN = re.compile(
 _MEASURED = {
     "docs/checkpoints.md": "trains a hypernetwork",
     "docs/coverage.md": "measures 677 models",
+    "docs/experiment_log.md": "trains and evaluates for hours",
     "docs/results.md": "trains and evaluates for hours",
     "docs/training.md": "trains a hypernetwork on CIFAR-10",
 }
