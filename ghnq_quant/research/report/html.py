@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from ghnq_quant.research.table1.plots import Panel
+from ghnq_quant.research.report.plots import Panel
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2129; --soft: #5b6472; --line: #dfe3e8; --paper: #fff; }

@@ -10,7 +10,7 @@ from ghnq_quant.files import replacing
 from ghnq_quant.research.report import sections as sections
 from ghnq_quant.research.report.history import HISTORY_FILE, read_history
 from ghnq_quant.research.report.html import page
-from ghnq_quant.research.table1.record import RESULTS_FILE, Evaluation
+from ghnq_quant.research.table1.evaluation import RESULTS_FILE, Evaluation
 
 
 def write_report(runs: Sequence[str | Path], output: str | Path = "report.html") -> Path:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ghnq_quant.research.report import html
-from ghnq_quant.research.table1 import plots
-from ghnq_quant.research.table1.record import Evaluation
+from ghnq_quant.research.report import html, plots
+from ghnq_quant.research.table1.evaluation import Evaluation
 from ghnq_quant.research.table1.results import NetworkResult
 from ghnq_quant.research.table1.summary import LAYER_METRICS, layer_sources, layer_values
 from ghnq_quant.research.table1.tables import (

@@ -30,14 +30,14 @@ from ghnq_quant.research.table1 import (
     parameter_distributions,
     run,
     summarize,
-    workers,
 )
-from ghnq_quant.research.table1.mismatch import mismatch_lines
+from ghnq_quant.research.table1 import networks as workers
+from ghnq_quant.research.table1.measurement import num_evaluated
 from ghnq_quant.research.table1.networks import network_places, open_network
-from ghnq_quant.research.table1.protocol import num_evaluated
-from ghnq_quant.research.table1.quantization_error import QuantizationError
 from ghnq_quant.research.table1.settings import EvaluationSettings
-from ghnq_quant.research.table1.variants import make_variants
+from ghnq_quant.research.table1.tables import mismatch_lines
+from ghnq_quant.research.table1.tally import QuantizationError
+from ghnq_quant.research.table1.variants import predicted_variants, trained_variants
 from ghnq_quant.state_files import read_state, save_state
 
 PRECISIONS = parse_precisions(["float", "W8/A8", "W4/A8", "W2/A2"])
@@ -293,12 +293,17 @@ def test_layers_are_described_as_predicted_initial_and_trained(tiny_ghn, images)
 def test_float_model_equals_the_reference_simulation_without_quantizers(images):
     net = Net()
     ((x, _),) = evaluation_batches(images, 64, limit=64)
-    variants = make_variants(capture(net), {}, [FLOAT, (32, 8)])
+    variants = trained_variants(capture(net), net.state_dict(), x)
     simulated = quantize(
         net, scheme=QuantScheme(32, 32, act_range="batch", bn="batch"), backend="reference"
     ).train()
     with torch.no_grad():
         torch.testing.assert_close(variants.float_model(x), simulated(x), rtol=1e-4, atol=1e-5)
+
+
+def test_float_has_no_simulation(tiny_ghn, images):
+    ((x, _),) = evaluation_batches(images, 64, limit=64)
+    (variants,) = predicted_variants(capture(Net()), tiny_ghn, [FLOAT, (32, 8)], x)
     assert list(variants.quantized) == [(32, 8)]
 
 
@@ -312,9 +317,9 @@ def setting(monkeypatch, tiny_ghn):
     monkeypatch.setattr(run, "load_images", lambda data, **_: image_set)
     monkeypatch.setattr(run, "_SIDE", 8)
 
-    def open_small(settings, group, index, classes):
+    def open_small(settings, place, images):
         torch.manual_seed(7)
-        return Net(width=4 + 4 * index)
+        return Net(width=4 + 4 * place[1])
 
     monkeypatch.setattr(workers, "open_network", open_small)
     return {"data": "noise.npz", "ghn": tiny_ghn, "split": ["test", "bn_free"], "num_nets": 2,
@@ -512,7 +517,7 @@ def test_places_models_and_states(tmp_path):
         network_places(EvaluationSettings("digits", splits=("mobile",), num_nets=101))
     ten = random_images(64, seed=0, side=32)
     named = EvaluationSettings("digits", splits=(), models=("mobilenet_v2",))
-    model = open_network(named, *network_places(named)[0], images=ten)
+    model = open_network(named, network_places(named)[0], ten)
     assert model.classifier[1].out_features == 10
     assert model.features[0][0].stride == (2, 2)
     adapted = EvaluationSettings(
@@ -521,10 +526,10 @@ def test_places_models_and_states(tmp_path):
     assert adapted.command().endswith("--adapt-stem")
     places = network_places(adapted)
     assert places == [("timm:mobilenetv2_050", 0), ("mobilenet_v2", 0)]
-    assert open_network(adapted, *places[0], images=ten).conv_stem.stride == (1, 1)
+    assert open_network(adapted, places[0], ten).conv_stem.stride == (1, 1)
     wrong = EvaluationSettings("digits", splits=(), models=("mobilnet_v2",))
     with pytest.raises(GhnqError, match="did you mean mobilenet_v2"):
-        open_network(wrong, "mobilnet_v2", 0, images=ten)
+        open_network(wrong, ("mobilnet_v2", 0), ten)
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
     assert torch.equal(read_state(tmp_path / "a.pt")[0]["a"], torch.ones(2))
     torch.save({"a": 1}, tmp_path / "b.pt")
