@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ghnq_quant.research.report.history import Curves
 from ghnq_quant.research.table1.evaluation import Evaluation
 from ghnq_quant.research.table1.results import NetworkResult
 from ghnq_quant.research.table1.summary import Summary, layer_sources, layer_values, values_of
@@ -233,7 +234,7 @@ def _plain_log_ticks(axes: Axes, bins: np.ndarray) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def curve_panels(history: dict[str, list[tuple[float, float]]]) -> list[Panel]:
+def curve_panels(history: Curves) -> list[Panel]:
     """Loss and accuracy of a finetuning run by step.
 
     Args:
