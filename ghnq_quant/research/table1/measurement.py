@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ghnq_quant.capture import capture
+from ghnq_quant.capture import Capture, capture
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization.precision import FLOAT, Precision, precision_name
 from ghnq_quant.research.data import Images, evaluation_batches
 from ghnq_quant.research.table1.distributions import describe_layers
-from ghnq_quant.research.table1.results import NetworkResult
+from ghnq_quant.research.table1.results import LayerResult, NetworkResult
 from ghnq_quant.research.table1.settings import BATCH_SIZE, SEED
 from ghnq_quant.research.table1.tally import Tally
 from ghnq_quant.research.table1.variants import (
@@ -78,14 +78,7 @@ def measure_network(
     count = num_evaluated(len(images), num_images)
     first, _ = next(evaluation_batches(images, BATCH_SIZE, limit=count))
     predicted = predicted_variants(captured, ghn, precisions, first)
-    sources = {
-        "predicted": next(v for v in predicted if FLOAT in v.precisions),
-        "initial": initial_variants(captured, SEED + index, first),
-    }
-    if trained is not None:
-        sources["trained"] = trained_variants(captured, trained, first)
-    layers = describe_layers(captured, sources)
-    del sources  # they need not stay in memory while the images run
+    layers = _describe_layers(captured, predicted, trained, index, first)
     tallies = {p: Tally(p, v.folded_weights) for v in predicted for p in v.precisions}
     for x, y in evaluation_batches(images, BATCH_SIZE, limit=count):
         _run_batch(predicted, tallies, x, y)
@@ -99,6 +92,22 @@ def measure_network(
         precisions={precision_name(p): tally.result(count) for p, tally in tallies.items()},
         layers=layers,
     )
+
+
+def _describe_layers(
+    captured: Capture,
+    predicted: Sequence[Variants],
+    trained: Mapping[str, Tensor] | None,
+    index: int,
+    batch: Tensor,
+) -> tuple[LayerResult, ...]:
+    sources = {
+        "predicted": next(v for v in predicted if FLOAT in v.precisions),
+        "initial": initial_variants(captured, SEED + index, batch),
+    }
+    if trained is not None:
+        sources["trained"] = trained_variants(captured, trained, batch)
+    return describe_layers(captured, sources)
 
 
 def _run_batch(
