@@ -13,7 +13,6 @@ from itertools import groupby
 import numpy as np
 
 from ghnq_quant.research.report import plots
-from ghnq_quant.research.report.history import Curves
 from ghnq_quant.research.table1.evaluation import Evaluation
 from ghnq_quant.research.table1.results import NetworkResult
 from ghnq_quant.research.table1.summary import LAYER_METRICS, layer_sources, layer_values
@@ -106,12 +105,12 @@ def source_legend(evaluation: Evaluation) -> dict[str, str]:
     return {plots.SOURCE_TITLES[source]: colour for source, colour in colours.items()}
 
 
-def curve_legend(curves: Curves) -> dict[str, str]:
+def curve_legend(curves: plots.Curves) -> dict[str, str]:
     """Colours of a finetuning run's curves."""
     names = ("training", "validation") if "val_top1" in curves else ("training",)
     return plots.colours(names)
 
 
-def steps(curves: Curves) -> str:
+def steps(curves: plots.Curves) -> str:
     """How many a finetuning run has logged."""
     return f"{max(step for points in curves.values() for step, _ in points):,.0f}"

@@ -11,11 +11,9 @@ from ghnq_quant.errors import GhnqError
 HISTORY_FILE = "history.csv"
 #: Columns that a report plots against ``step``.
 CURVES = ("loss", "top1", "val_top1")
-#: By name, the points (step, value).
-Curves = dict[str, list[tuple[float, float]]]
 
 
-def read_history(path: str | Path) -> Curves:
+def read_history(path: str | Path) -> dict[str, list[tuple[float, float]]]:
     """The curves in ``history.csv``.
 
     Args:
@@ -35,7 +33,7 @@ def read_history(path: str | Path) -> Curves:
         raise GhnqError(f"{path} cannot be read as a training history: {error}") from error
     if rows and "step" not in rows[0]:
         raise GhnqError(f"{path} has no column named step: it is no training history")
-    curves: Curves = {name: [] for name in CURVES}
+    curves: dict[str, list[tuple[float, float]]] = {name: [] for name in CURVES}
     for row in rows:
         step = _number(row["step"])
         for name, points in curves.items():

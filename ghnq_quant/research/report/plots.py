@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ghnq_quant.research.report.history import Curves
 from ghnq_quant.research.table1.evaluation import Evaluation
 from ghnq_quant.research.table1.results import NetworkResult
 from ghnq_quant.research.table1.summary import Summary, layer_sources, layer_values, values_of
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which people with colour blindness tell apart
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+#: Of a finetuning run: by name, the points (step, value).
+Curves = dict[str, list[tuple[float, float]]]
 SOURCE_TITLES = {
     "predicted": "predicted",
     "initial": "PyTorch's initialization",
