@@ -113,7 +113,8 @@ def predicted_beginning(captured: Capture, share: float) -> list[str]:
     """Names of the convolutions that are predicted: the first ``share`` of all, rounded up.
 
     Their order is that of depth: how many convolutions the longest way from the image to each
-    passes through; of equal depth, the one that runs first. The classification layer is not counted.
+    passes through. Those of equal depth, such as the branches of a block, go together. The
+    classification layer is not counted.
 
     Example:
         >>> from ghnq_quant.capture import capture
@@ -132,7 +133,8 @@ def predicted_beginning(captured: Capture, share: float) -> list[str]:
     ]
     convolutions.sort(key=depths.__getitem__)
     count = math.ceil(share * len(convolutions) - 1e-9)
-    return list(dict.fromkeys(str(node.target) for node in convolutions[:count]))
+    deepest = depths[convolutions[count - 1]] if count else 0
+    return list(dict.fromkeys(str(n.target) for n in convolutions if depths[n] <= deepest))
 
 
 def first_convolutions(captured: Capture, predicted: NewValues, share: float) -> NewValues:

@@ -18,11 +18,15 @@ from ghnq_quant.cli import app
 ROOT = Path(__file__).parents[1]
 LANGUAGES = {"python", "bash", "toml", "text", "math", "bibtex"}
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_NOT_RUN = re.compile(r"^\*Not run by the tests: (.+)\.\*\n\s*(?:<!--[^\n]*-->\n)?\Z", re.MULTILINE)
+#: A comment above a block, between them nothing but the marker that ``.ci/run`` looks for.
+_NOT_RUN = re.compile(
+    r"^<!-- Not run by the tests: (.+)\. -->\n\s*(?:<!--[^\n]*-->\n)?\Z", re.MULTILINE
+)
 #: Pages whose commands made the numbers on them.
 _MEASURED = {
     "docs/checkpoints.md": "trains a hypernetwork",
     "docs/coverage.md": "measures 677 models",
+    "docs/experiment_log.md": "trains and evaluates for hours",
     "docs/results.md": "trains and evaluates for hours",
     "docs/training.md": "trains a hypernetwork on CIFAR-10",
 }
@@ -77,7 +81,7 @@ def blocks(page: str) -> list[Block]:
                 text[: match.start(2)].count("\n") + 1,
                 match[1],
                 match[2],
-                mark[1].replace("\n", " ") if mark else _MEASURED.get(page),
+                mark[1] if mark else _MEASURED.get(page),
                 following[2] if following is not None and is_output else None,
             )
         )

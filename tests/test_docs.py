@@ -88,6 +88,13 @@ def test_marked_blocks_parse(block):
     pytest.skip(f"{block} is not run: {block.reason}")
 
 
+@pytest.mark.parametrize("page", pages())
+def test_each_reason_stands_above_a_block(page):
+    written = re.findall(r"^<!-- Not run.*$", (ROOT / page).read_text("utf-8"), re.MULTILINE)
+    marks = [f"<!-- Not run by the tests: {block.reason}. -->" for block in blocks(page)]
+    assert [mark for mark in marks if mark in written] == written
+
+
 def test_pages_that_other_tests_run_exist():
     for page, test in ELSEWHERE.items():
         assert Path(page).name in (ROOT / "tests" / test).read_text()

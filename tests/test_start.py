@@ -94,6 +94,7 @@ def test_the_order_is_that_of_depth_and_the_classifier_is_not_counted() -> None:
     captured = capture(Branches())
     assert predicted_beginning(captured, 1.0) == ["stem", "long.0", "short", "long.1"]
     assert predicted_beginning(captured, 0.75) == ["stem", "long.0", "short"]
+    assert predicted_beginning(captured, 0.5) == ["stem", "long.0", "short"]  # a block's branches
 
 
 def test_a_convolution_without_batch_norm_keeps_its_layers_size(tiny_ghn: GHN) -> None:

@@ -1,4 +1,4 @@
-"""How well real integers agree with the simulation: the table of docs/export.md.
+"""How well real integers agree with the simulation: the table of docs/how-to/export.md.
 
 python docs/examples/agreement.py --data cifar10.npz --bits 8
 """

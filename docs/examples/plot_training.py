@@ -14,7 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ghnq_quant.research.table1.plots import colours
+from ghnq_quant.research.report.plots import colours
 
 #: Rows of the history that a point of the training curve is the mean of.
 WINDOW = 25

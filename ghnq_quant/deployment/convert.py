@@ -19,8 +19,9 @@ def convert(model: QuantModel, *, integer: bool | None = None) -> fx.GraphModule
     Args:
         model: of any backend, trained or calibrated; it is not changed.
         integer: True for torch's integer kernels, on CPU, wherever there are some
-            (docs/export.md); False for simulated quantization in float. By default integer kernels
-            where all weights and activations have 8 bits, and a simulation otherwise.
+            (docs/how-to/export.md); False for simulated quantization in float. By default
+            integer kernels where all weights and activations have 8 bits, and a simulation
+            otherwise.
 
     Returns:
         a ``torch.fx.GraphModule`` in eval mode whose modules have the names they had.

@@ -4,7 +4,7 @@
 
 One by one is meant in two ways. As evaluations, each of which also runs the float network, since the
 error of the logits is measured against it: all at once takes at most 0.7 of their time. And bare:
-each precision's prediction and forward passes alone, without any report.
+each precision's prediction, folded weights and forward passes alone, without any report.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ghnq_quant.quantization.precision import PAPER_PRECISIONS, Precision, parse
 from ghnq_quant.quantization.scheme import FLOAT
 from ghnq_quant.research.data import Images, evaluation_batches
 from ghnq_quant.research.networks import ConvNets250K
-from ghnq_quant.research.table1.protocol import measure_network
-from ghnq_quant.research.table1.variants import predicted_variants
+from ghnq_quant.research.table1.measurement import measure_network
+from ghnq_quant.research.table1.variants import channels_last, predicted_variants
 
 PRECISIONS = parse_precisions(PAPER_PRECISIONS)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -62,12 +62,12 @@ def one_by_one(create: Callable[[], nn.Module], ghn: GHN, images: Images) -> Non
 
 @torch.inference_mode()
 def bare(create: Callable[[], nn.Module], ghn: GHN, images: Images) -> None:
+    first, _ = next(evaluation_batches(images, 64))
     for precision in PRECISIONS:
-        (variant,) = predicted_variants(capture(create()), ghn, [precision]).values()
-        float_alone = precision == FLOAT
-        run = variant.float_logits if float_alone else variant.quantized[precision]
+        (variants,) = predicted_variants(capture(create()), ghn, [precision], first)
+        model = variants.quantized.get(precision, variants.float_model)
         for x, _ in evaluation_batches(images, 64):
-            run(x).argmax(1)
+            model(channels_last(x) if precision == FLOAT else x).argmax(1)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

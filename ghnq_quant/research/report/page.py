@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.files import replacing
-from ghnq_quant.research.report import sections as sections
+from ghnq_quant.research.report import contents, plots
 from ghnq_quant.research.report.history import HISTORY_FILE, read_history
-from ghnq_quant.research.report.html import page
-from ghnq_quant.research.table1.record import RESULTS_FILE, Evaluation
+from ghnq_quant.research.table1 import tables
+from ghnq_quant.research.table1.evaluation import RESULTS_FILE, Evaluation
 
 
 def write_report(runs: Sequence[str | Path], output: str | Path = "report.html") -> Path:
@@ -40,15 +42,24 @@ def write_report(runs: Sequence[str | Path], output: str | Path = "report.html")
             histories[name] = read_history(Path(run) / HISTORY_FILE)
         if (Path(run) / RESULTS_FILE).is_file() or not has_history:
             evaluations[name] = Evaluation.load(run)
-    parts = []
-    if len(evaluations) > 1:
-        parts.append(sections.comparison(evaluations))
-    for name, evaluation in evaluations.items():
-        parts += sections.evaluation_sections(name, evaluation)
-    parts += [sections.training_curve(name, curves) for name, curves in histories.items()]
+    template = _environment().get_template("report.html")
+    page = template.render(
+        evaluations=evaluations, histories=histories, contents=contents, plots=plots, tables=tables
+    )
     with replacing(output) as temporary:
-        temporary.write_text(page("GHN-Q: report", parts), "utf-8")
+        temporary.write_text(page, "utf-8")
     return Path(output)
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
 
 
 def _names(runs: Sequence[str | Path]) -> list[str]:

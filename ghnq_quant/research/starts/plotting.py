@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ghnq_quant.quantization.precision import precision_name
+from ghnq_quant.research.report.plots import colours
 from ghnq_quant.research.starts.record import Comparison
 from ghnq_quant.research.starts.results import Curve
 from ghnq_quant.research.starts.starts import STARTS
 from ghnq_quant.research.starts.tables import accuracy_caption
-from ghnq_quant.research.table1.plots import colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,8 @@ from ghnq_quant.research.table1.distributions import (
     distribution,
     parameter_distributions,
 )
-from ghnq_quant.research.table1.protocol import measure_network
-from ghnq_quant.research.table1.record import Evaluation
+from ghnq_quant.research.table1.evaluation import Evaluation
+from ghnq_quant.research.table1.measurement import measure_network
 from ghnq_quant.research.table1.results import LayerResult, NetworkResult, PrecisionResult
 from ghnq_quant.research.table1.run import evaluate
 from ghnq_quant.research.table1.summary import Summary, summarize

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ghnq_quant.research.table1.quantization_error import finite_or_none
+from ghnq_quant.capture import Capture
+from ghnq_quant.research.table1.results import LayerResult, finite_or_none
+from ghnq_quant.research.table1.variants import Variants
 
 
 @dataclass(frozen=True)
@@ -87,3 +89,30 @@ def parameter_distributions(
         for name, tensor in state.items()
         if name.rpartition(".")[2] == "weight" and tensor.ndim >= 2
     }
+
+
+def describe_layers(captured: Capture, sources: Mapping[str, Variants]) -> tuple[LayerResult, ...]:
+    """Describe the weight of each conv and linear layer as it comes from several sources.
+
+    Args:
+        captured: the network.
+        sources: it with the parameters of each source, by the source's name.
+
+    Returns:
+        in the order of execution.
+    """
+    layers = []
+    for name in next(iter(sources.values())).weights:
+        groups = getattr(captured.modules[name], "groups", 1)
+        shape = captured.modules[name].get_parameter("weight").shape
+        described = {
+            source: _describe(variants.weights[name], variants.folded_weights[name])
+            for source, variants in sources.items()
+        }
+        layers.append(LayerResult(name, tuple(shape), groups > 1 and shape[1] == 1, described))
+    return tuple(layers)
+
+
+def _describe(weight: Tensor, folded: Tensor) -> dict[str, float | None]:
+    values = {**asdict(distribution(weight)), "folded_mismatch": distribution(folded).mismatch}
+    return {k: None if v is None else float(f"{v:.6g}") for k, v in values.items()}

@@ -1,25 +1,33 @@
-"""The networks that are evaluated: those of ConvNets-250K's splits, or named models."""
+"""The networks that are evaluated: which they are, and how each one is opened and measured."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
 
 from ghnq_quant.capture.adapters import create_zoo_model
 from ghnq_quant.errors import GhnqError
+from ghnq_quant.ghn import GHN
 from ghnq_quant.research.data import Images
+from ghnq_quant.research.networks import ConvNets250K
+from ghnq_quant.research.table1.measurement import measure_network
+from ghnq_quant.research.table1.results import NetworkResult
 from ghnq_quant.research.table1.settings import EvaluationSettings
 from ghnq_quant.stem.small_images import adapt_stem
 
+#: A split and a network's index in it, or a model's name and 0.
+Place = tuple[str, int]
 
-def network_places(settings: EvaluationSettings) -> list[tuple[str, int]]:
-    """(split, index) of all networks in their order; (model, 0) of named ones.
+
+def network_places(settings: EvaluationSettings) -> list[Place]:
+    """Where all networks are, in their order.
 
     Raises:
         DataError: there is no such split.
         GhnqError: a split has fewer networks than are asked for.
     """
-    from ghnq_quant.research.networks import ConvNets250K
-
     if settings.models:
         return [(name, 0) for name in settings.models]
     places = []
@@ -32,19 +40,59 @@ def network_places(settings: EvaluationSettings) -> list[tuple[str, int]]:
     return places
 
 
-def open_network(settings: EvaluationSettings, group: str, index: int, images: Images) -> nn.Module:
+def open_network(settings: EvaluationSettings, place: Place, images: Images) -> nn.Module:
     """The network of a place; those of the splits come without initialization.
 
     Args:
+        settings: of the run.
+        place: of the network.
         images: whose classes a named model tells apart, and whose size it is adapted to if wanted.
 
     Raises:
         GhnqError: there is no model of that name, or it cannot be adapted.
     """
-    from ghnq_quant.research.networks import ConvNets250K
-
+    group, index = place
     if settings.models:
         model = create_zoo_model(group, len(images.classes))
         side = min(images.images.shape[2:])
         return adapt_stem(model, side) if settings.adapt_stem else model
     return ConvNets250K(group)[index].build(initialize=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluator:
+    """Measures any of a run's networks, in whichever process.
+
+    Attributes:
+        settings: of the run.
+        ghn: the hypernetwork.
+        images: the data set's whole test part.
+        trained: a ``state_dict`` of the named model.
+        device: that networks run on.
+    """
+
+    settings: EvaluationSettings
+    ghn: GHN
+    images: Images
+    trained: Mapping[str, Tensor] | None
+    device: str
+
+    def prepared(self) -> Evaluator:
+        """The same with its tensors on the device."""
+        ghn, images = self.ghn.to(self.device), self.images.to(self.device)
+        return replace(self, ghn=ghn, images=images)
+
+    def measure(self, place: Place, on_batch: Callable[[], None] = lambda: None) -> NetworkResult:
+        """Measure the network of one place."""
+        group, index = place
+        return measure_network(
+            open_network(self.settings, place, self.images),
+            self.ghn,
+            self.images,
+            self.settings.precisions,
+            group=group,
+            index=index,
+            num_images=self.settings.num_images,
+            trained=self.trained,
+            on_batch=on_batch,
+        )

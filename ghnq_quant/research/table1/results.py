@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -91,3 +92,8 @@ class NetworkResult:
             LayerResult(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"]
         )
         return cls(**{**content, "precisions": precisions, "layers": layers})
+
+
+def finite_or_none(value: float) -> float | None:
+    """None for what JSON has no number for."""
+    return value if math.isfinite(value) else None

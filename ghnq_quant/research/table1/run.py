@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +12,17 @@ from ghnq_quant.ghn import GHN
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
 from ghnq_quant.quantization.precision import PAPER_PRECISIONS, parse_precisions
 from ghnq_quant.research.data import Images, ImageSet, load_images
+from ghnq_quant.research.networks import SCHEMA
 from ghnq_quant.research.runs.journal import Journal
+from ghnq_quant.research.runs.processes import in_processes, one_thread
 from ghnq_quant.research.runs.progress import Progress
 from ghnq_quant.research.runs.provenance import checksum, versions
-from ghnq_quant.research.table1.networks import network_places
-from ghnq_quant.research.table1.protocol import num_evaluated
-from ghnq_quant.research.table1.record import NETWORKS_FILE, Evaluation
+from ghnq_quant.research.table1.evaluation import NETWORKS_FILE, Evaluation
+from ghnq_quant.research.table1.measurement import num_evaluated
+from ghnq_quant.research.table1.networks import Evaluator, Place, network_places
 from ghnq_quant.research.table1.results import NetworkResult
 from ghnq_quant.research.table1.settings import BATCH_SIZE, TABLE_SPLITS, EvaluationSettings
-from ghnq_quant.research.table1.tables import caption, terminal_tables
-from ghnq_quant.research.table1.workers import Job, measured
+from ghnq_quant.research.table1.tables import caption, terminal_tables, write_tables
 from ghnq_quant.state_files import read_state
 
 if TYPE_CHECKING:
@@ -108,9 +110,9 @@ def evaluate(
     image_set = load_images(data, name=data_name, download=download)
     _check_images(image_set.test, hypernetwork, settings)
     identity = _identity(settings, hypernetwork, image_set)
-    job = Job(settings, hypernetwork, image_set.test, state, device)
+    evaluator = Evaluator(settings, hypernetwork, image_set.test, state, device)
     journal = Journal(Path(output) / NETWORKS_FILE, identity, NetworkResult)
-    finished = _measure_missing(job, places, journal, workers, console)
+    finished = _measure_missing(evaluator, places, journal, workers, console)
     facts = {
         "command": settings.command(),
         **identity,
@@ -120,6 +122,7 @@ def evaluate(
     }
     evaluation = Evaluation(facts, finished)
     evaluation.save(output)
+    write_tables(evaluation, output)
     if console is not None:
         for table in terminal_tables(evaluation):
             console.print(table)
@@ -129,8 +132,8 @@ def evaluate(
 
 
 def _measure_missing(
-    job: Job,
-    places: Sequence[tuple[str, int]],
+    evaluator: Evaluator,
+    places: Sequence[Place],
     journal: Journal[NetworkResult],
     workers: int,
     console: Console | None,
@@ -139,10 +142,27 @@ def _measure_missing(
     finished = journal.resume()
     missing = [place for place in places if place not in finished]
     with Progress(len(places), len(places) - len(missing), console) as progress:
-        for result in measured(job, missing, workers, progress.advance):
+        for result in _measured(evaluator, missing, workers, progress.advance):
             journal.append(result)
             finished[result.key] = result
     return tuple(finished[place] for place in places)
+
+
+def _measured(
+    evaluator: Evaluator, places: Sequence[Place], workers: int, advance: Callable[[float], None]
+) -> Iterator[NetworkResult]:
+    """Results as they are finished; ``advance`` is told what was done since, in networks."""
+    if min(workers, len(places)) > 1:
+        for result in in_processes(evaluator, places, workers):
+            advance(1)
+            yield result
+        return
+    count = num_evaluated(len(evaluator.images), evaluator.settings.num_images)
+    share = 1 / math.ceil(count / BATCH_SIZE)
+    with one_thread():
+        evaluator = evaluator.prepared()
+        for place in places:
+            yield evaluator.measure(place, lambda: advance(share))
 
 
 def _checkpoint_name(ghn: GHN | str | Path) -> str:
@@ -172,8 +192,6 @@ def _check_images(images: Images, ghn: GHN, settings: EvaluationSettings) -> Non
 
 def _identity(settings: EvaluationSettings, ghn: GHN, image_set: ImageSet) -> dict[str, Any]:
     """What two runs must share for their numbers to be the same."""
-    from ghnq_quant.research.networks import SCHEMA
-
     test = image_set.test
     return {
         "settings": settings.to_json(),

@@ -57,18 +57,12 @@ def values_of(networks: Iterable[NetworkResult], precision: str, metric: str) ->
 
 
 def summarize_networks(
-    networks: Sequence[NetworkResult], groups: Iterable[str], precisions: Sequence[str]
-) -> dict[str, dict[str, dict[str, Summary]]]:
-    """By group, precision and metric."""
+    networks: Sequence[NetworkResult], precisions: Iterable[str]
+) -> dict[str, dict[str, Summary]]:
+    """By precision and metric."""
     return {
-        group: {
-            precision: {
-                metric: summarize(values_of(members, precision, metric)) for metric in METRICS
-            }
-            for precision in precisions
-        }
-        for group in groups
-        for members in [[n for n in networks if n.group == group]]
+        precision: {metric: summarize(values_of(networks, precision, metric)) for metric in METRICS}
+        for precision in precisions
     }
 
 
@@ -95,19 +89,14 @@ def layer_sources(networks: Iterable[NetworkResult]) -> tuple[str, ...]:
 
 
 def summarize_layers(
-    networks: Sequence[NetworkResult], groups: Iterable[str]
-) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Median and 10th and 90th percentile over all layers, by group, source and metric."""
+    networks: Sequence[NetworkResult],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Median and 10th and 90th percentile over all layers, by source and metric."""
     return {
-        group: {
-            source: {
-                metric: _percentiles(layer_values(members, source, metric))
-                for metric in LAYER_METRICS
-            }
-            for source in layer_sources(members)
+        source: {
+            metric: _percentiles(layer_values(networks, source, metric)) for metric in LAYER_METRICS
         }
-        for group in groups
-        for members in [[n for n in networks if n.group == group]]
+        for source in layer_sources(networks)
     }
 
 

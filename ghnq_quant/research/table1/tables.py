@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ghnq_quant.research.table1.mismatch import MISMATCH_TITLE, mismatch_lines
-from ghnq_quant.research.table1.record import Evaluation
+import numpy as np
+
+from ghnq_quant.files import replacing
+from ghnq_quant.research.table1.evaluation import Evaluation
+from ghnq_quant.research.table1.results import LayerResult
 from ghnq_quant.research.table1.settings import TABLE_SPLITS
 from ghnq_quant.research.table1.summary import METRICS, Summary
 
@@ -33,6 +37,18 @@ ROBUSTNESS = (
     ("weight_snr_db", "Weights' signal-to-noise ratio", "dB"),
     ("output_snr_db", "Logits' signal-to-noise ratio", "dB"),
 )
+MISMATCH_TITLE = (
+    "Range of a weight over the median range of its channels, median over the layers "
+    "(folded: with batch norm folded in, by float statistics of the first batch)"
+)
+
+
+def write_tables(evaluation: Evaluation, folder: str | Path) -> None:
+    """Write ``table.md`` and ``table.csv``."""
+    tables = {"table.md": markdown_page(evaluation), "table.csv": csv_table(evaluation)}
+    for name, text in tables.items():
+        with replacing(Path(folder) / name) as temporary:
+            temporary.write_text(text, "utf-8")
 
 
 def ordered_groups(groups: Sequence[str]) -> list[str]:
@@ -97,7 +113,7 @@ def table_cells(evaluation: Evaluation, metric: str) -> list[list[str]]:
 
 def caption(evaluation: Evaluation) -> str:
     """What the numbers are of: networks, images, data set and checkpoint."""
-    counts = {g: sum(n.group == g for n in evaluation.networks) for g in evaluation.groups}
+    counts = {g: len(evaluation.networks_of(g)) for g in evaluation.groups}
     if len(set(counts.values())) == 1:
         count = next(iter(counts.values()))
         networks = "one network" if count == 1 else f"n = {count} networks a column"
@@ -185,6 +201,41 @@ def markdown(lines: Sequence[Sequence[str]], titles: int = 1) -> str:
     head, *rows = lines
     lines = [head, ["---"] * titles + ["---:"] * (len(head) - titles), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def mismatch_lines(evaluation: Evaluation) -> list[list[str]]:
+    """How far the channels of depthwise layers differ in range, as initialized and as predicted.
+
+    The paper's section 4 asks for it: with one range for the whole tensor, channels of a small range
+    are left few levels, and depthwise layers are known for channels that differ.
+
+    Returns:
+        head and rows of a table, a row for each split or model; empty without depthwise layers.
+    """
+    columns = [
+        (depthwise, metric, source)
+        for depthwise in (True, False)
+        for metric in ("mismatch", "folded_mismatch")
+        for source in ("initial", "predicted")
+    ]
+    head = ["", "depthwise layers"]
+    for depthwise, metric, source in columns:
+        kind, of = "depthwise" if depthwise else "other", ", folded" if "folded" in metric else ""
+        head.append(f"{kind}, {source}{of}")
+    rows = []
+    for group in evaluation.groups:
+        layers = [layer for network in evaluation.networks_of(group) for layer in network.layers]
+        count = sum(layer.depthwise for layer in layers)
+        cells = [_median_cell(layers, *column) for column in columns]
+        rows.append([group, f"{count} of {len(layers)}", *cells])
+    has_depthwise = any(layer.depthwise for n in evaluation.networks for layer in n.layers)
+    return [head, *rows] if has_depthwise else []
+
+
+def _median_cell(layers: Iterable[LayerResult], depthwise: bool, metric: str, source: str) -> str:
+    values = [x.sources[source][metric] for x in layers if x.depthwise == depthwise]
+    known = [v for v in values if v is not None]
+    return f"{np.median(known):.2f}" if known else "–"
 
 
 def csv_table(evaluation: Evaluation) -> str:

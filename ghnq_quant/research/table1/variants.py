@@ -1,14 +1,15 @@
-"""One network as float and at every precision, as the paper's protocol runs it."""
+"""One network with predicted, initial or trained parameters: its models and its layers' weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
 from ghnq_quant.capture import Capture
+from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.prediction import predict_captured, warn_of_kept
 from ghnq_quant.quantization import QuantScheme, emit, load_backend
@@ -18,64 +19,142 @@ from ghnq_quant.quantization.precision import FLOAT, Precision
 
 @dataclass(frozen=True, eq=False)
 class Variants:
-    """A network with one set of parameters.
+    """A network with one set of parameters, as float and at some precisions.
 
     Attributes:
-        captured: the float network, whose parameters the others share.
-        float_model: it, run with the statistics of the batch at hand.
-        quantized: its reference simulations by precision, with batch statistics and batch ranges.
+        precisions: those that it is measured at with these parameters.
+        float_model: the float network, run with the statistics of the batch at hand.
+        quantized: its reference simulations by precision, with batch statistics and batch ranges;
+            none for float.
+        weights: each conv and linear layer's weight, by the layer's name, in the order of
+            execution.
+        folded_weights: what is quantized: the same with batch norm folded in by the float network's
+            statistics of one batch; the weight itself where no batch norm follows.
     """
 
-    captured: Capture
+    precisions: tuple[Precision, ...]
     float_model: nn.Module
     quantized: dict[Precision, nn.Module]
+    weights: dict[str, Tensor]
+    folded_weights: dict[str, Tensor]
 
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """Each conv and linear layer's weight, by the layer's name, in the order of execution."""
-        modules = self.captured.modules
-        return {
-            u.name: modules[u.name].get_parameter("weight") for u in self.captured.quant_plan.units
-        }
 
-    def float_logits(self, batch: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, classes) by the float network."""
-        # in this layout, CPUs take half of the time for convolutions and batch norms
-        logits: Tensor = self.float_model(batch.contiguous(memory_format=torch.channels_last))
-        return logits
+def predicted_variants(
+    captured: Capture, ghn: GHN, precisions: Sequence[Precision], batch: Tensor
+) -> list[Variants]:
+    """The network with the parameters that ``ghn`` predicts.
 
-    def folded_weights(self, batch: Tensor) -> dict[str, Tensor]:
-        """What is quantized: the weights, folded with the float network's statistics of a batch.
+    Args:
+        captured: the network; it is not changed.
+        ghn: one with a precision embedding predicts other parameters for every precision.
+        precisions: (weight, activation) bits.
+        batch: (N, C, H, W), whose statistics are folded into the weights.
 
-        Args:
-            batch: (N, C, H, W)
+    Returns:
+        one for all the precisions, or one for each where the parameters differ.
+    """
+    groups = [tuple(precisions)] if ghn.precision is None else [(p,) for p in precisions]
+    result = []
+    for group in groups:
+        (values,) = predict_captured([captured], ghn, group[0])
+        warn_of_kept(captured, values, stacklevel=2)
+        old = captured.root.parameters()
+        replaced = {id(p): v for p, v in zip(old, values, strict=True) if v is not None}
+        result.append(_variants(_with_parameters(captured, replaced), batch, group))
+    return result
 
-        Returns:
-            by the layer's name; the weight itself where no batch norm follows.
-        """
-        plan, modules = self.captured.quant_plan, self.captured.modules
-        variances: dict[str, Tensor] = {}
-        hooks = [
-            modules[unit.batch_norm].register_forward_pre_hook(
-                _keep_variance(variances, unit.batch_norm)
+
+def initial_variants(captured: Capture, seed: int, batch: Tensor) -> Variants:
+    """The network with PyTorch's own initialization of each of its layers, as float."""
+    old = list(captured.root.parameters())
+    copied = _with_parameters(captured, {id(p): torch.empty_like(p) for p in old})
+    root = copied.root.cpu()  # where random numbers are the same on every machine
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in root.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    root.to(old[0].device)
+    return _variants(copied, batch)
+
+
+def trained_variants(captured: Capture, state: Mapping[str, Tensor], batch: Tensor) -> Variants:
+    """The network with the parameters of a ``state_dict``, as float; other entries are ignored.
+
+    Raises:
+        GhnqError: ``state`` is of another network.
+    """
+    replaced = {}
+    for name, p in captured.root.named_parameters():
+        value = state.get(name)
+        if value is None or value.shape != p.shape:
+            raise GhnqError(
+                f"the trained state_dict is not of this model: {name} has shape {tuple(p.shape)}, "
+                + ("it lacks that" if value is None else f"there it has {tuple(value.shape)}")
             )
-            for unit in plan.units
-            if unit.batch_norm is not None
-        ]
-        try:
-            with torch.inference_mode():
-                self.float_logits(batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        result = self.weights
-        for unit in plan.units:
-            if unit.batch_norm is not None:
-                norm = modules[unit.batch_norm]
-                assert isinstance(norm, nn.BatchNorm2d)
-                variance = variances[unit.batch_norm]
-                result[unit.name] = folded_weight(result[unit.name], norm, variance)
-        return result
+        replaced[id(p)] = value.to(p)
+    return _variants(_with_parameters(captured, replaced), batch)
+
+
+def _with_parameters(captured: Capture, replaced: Mapping[int, Tensor]) -> Capture:
+    """A copy with other values of some parameters, by id; it shares the rest."""
+    memo = {id(p): nn.Parameter(p.detach(), False) for p in captured.root.parameters()}
+    memo.update({key: nn.Parameter(v, requires_grad=False) for key, v in replaced.items()})
+    copied = captured.copied(memo)
+    copied.root.eval()
+    for module in copied.root.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            # so it knows no statistics but those of the batch at hand
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+    return copied
+
+
+def _variants(captured: Capture, batch: Tensor, precisions: Sequence[Precision] = ()) -> Variants:
+    shared = {id(p): p for p in captured.root.parameters()}
+    backend = load_backend("reference")
+    quantized: dict[Precision, nn.Module] = {
+        precision: emit(
+            captured.copied(shared),
+            QuantScheme(*precision, act_range="batch", bn="batch"),
+            backend,
+        )
+        for precision in precisions
+        if precision != FLOAT
+    }
+    modules = captured.modules
+    units = captured.quant_plan.units
+    weights: dict[str, Tensor] = {u.name: modules[u.name].get_parameter("weight") for u in units}
+    float_model = fx.GraphModule(captured.root, captured.graph)
+    folded = _folded_weights(captured, float_model, weights, batch)
+    return Variants(tuple(precisions), float_model, quantized, weights, folded)
+
+
+def _folded_weights(
+    captured: Capture, float_model: nn.Module, weights: Mapping[str, Tensor], batch: Tensor
+) -> dict[str, Tensor]:
+    norms = {
+        unit.name: captured.modules[unit.batch_norm]
+        for unit in captured.quant_plan.units
+        if unit.batch_norm is not None
+    }
+    variances: dict[str, Tensor] = {}
+    hooks = [
+        norm.register_forward_pre_hook(_keep_variance(variances, name))
+        for name, norm in norms.items()
+    ]
+    try:
+        with torch.inference_mode():
+            float_model(channels_last(batch))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    folded = dict(weights)
+    for name, norm in norms.items():
+        assert isinstance(norm, nn.BatchNorm2d)
+        folded[name] = folded_weight(weights[name], norm, variances[name])
+    return folded
 
 
 def _keep_variance(
@@ -89,54 +168,6 @@ def _keep_variance(
     return hook
 
 
-def predicted_variants(
-    captured: Capture, ghn: GHN, precisions: Sequence[Precision]
-) -> dict[tuple[Precision, ...], Variants]:
-    """The network at every precision with parameters that ``ghn`` predicts.
-
-    Args:
-        captured: the network; it is not changed.
-        ghn: one with a precision embedding predicts other parameters for every precision.
-        precisions: (weight, activation) bits.
-
-    Returns:
-        by the precisions that share their parameters: all of them, or each one for itself.
-    """
-    groups = [tuple(precisions)] if ghn.precision is None else [(p,) for p in precisions]
-    result = {}
-    for group in groups:
-        (values,) = predict_captured([captured], ghn, group[0])
-        warn_of_kept(captured, values, stacklevel=2)
-        old = captured.root.parameters()
-        replaced = {id(p): v for p, v in zip(old, values, strict=True) if v is not None}
-        result[group] = make_variants(captured, replaced, group)
-    return result
-
-
-def make_variants(
-    captured: Capture, replaced: dict[int, Tensor], precisions: Sequence[Precision] = ()
-) -> Variants:
-    """A copy of the network with other values of some parameters, by id, and its simulations."""
-    memo = {id(p): nn.Parameter(p.detach(), False) for p in captured.root.parameters()}
-    memo.update({key: nn.Parameter(v, requires_grad=False) for key, v in replaced.items()})
-    copied = captured.copied(memo)
-    _use_batch_statistics(copied.root)
-    shared = {id(p): p for p in memo.values()}
-    backend = load_backend("reference")
-    quantized: dict[Precision, nn.Module] = {
-        precision: emit(
-            copied.copied(shared), QuantScheme(*precision, act_range="batch", bn="batch"), backend
-        )
-        for precision in precisions
-        if precision != FLOAT
-    }
-    return Variants(copied, fx.GraphModule(copied.root, copied.graph), quantized)
-
-
-def _use_batch_statistics(root: nn.Module) -> None:
-    """Eval mode, in which batch norms know no statistics but those of the batch at hand."""
-    root.eval()
-    for module in root.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
+def channels_last(batch: Tensor) -> Tensor:
+    """(N, C, H, W) in the layout in which CPUs run a float network in half of the time."""
+    return batch.contiguous(memory_format=torch.channels_last)

@@ -15,7 +15,7 @@ from ghnq_quant.research.report import write_report
 from ghnq_quant.research.report.history import read_history
 from ghnq_quant.research.runs.journal import Journal
 from ghnq_quant.research.table1 import Evaluation, LayerResult, NetworkResult, PrecisionResult
-from ghnq_quant.research.table1.record import NETWORKS_FILE
+from ghnq_quant.research.table1.evaluation import NETWORKS_FILE
 from ghnq_quant.research.table1.tables import table_cells
 
 HISTORY = """step,seconds,loss,top1,lr,grad_norm,failed,val_top1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ghnq_quant.research.table1.record import Evaluation
+from ghnq_quant.research.table1.evaluation import Evaluation
 from ghnq_quant.research.table1.results import NetworkResult
 from ghnq_quant.research.table1.summary import Summary, layer_sources, layer_values, values_of
 from ghnq_quant.research.table1.tables import group_title, ordered_groups, precision_title
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which people with colour blindness tell apart
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+#: Of a finetuning run: by name, the points (step, value).
+Curves = dict[str, list[tuple[float, float]]]
 SOURCE_TITLES = {
     "predicted": "predicted",
     "initial": "PyTorch's initialization",
@@ -71,7 +73,7 @@ def accuracy_panels(evaluation: Evaluation) -> list[Panel]:
     panels = []
     top = max(n.precisions[p].top1 for n in evaluation.networks for p in evaluation.precisions)
     for group in ordered_groups(evaluation.groups):
-        members = [n for n in evaluation.networks if n.group == group]
+        members = evaluation.networks_of(group)
         panel = Panel(group_title(group), "", "top-1 (%)")
         colour = colours(ordered_groups(evaluation.groups))[group]
         for x, precision in enumerate(evaluation.precisions):
@@ -153,7 +155,7 @@ def scatter_panels(evaluation: Evaluation) -> list[Panel]:
         panel = Panel(precision, "float top-1 (%)", f"{precision} top-1 (%)")
         panel.axes.plot((0, limit), (0, limit), color="0.45", linewidth=1, zorder=1)
         for group in groups:
-            members = [n for n in evaluation.networks if n.group == group]
+            members = evaluation.networks_of(group)
             points = [(n.precisions["float"].top1, n.precisions[precision].top1) for n in members]
             _dots(panel.axes, points, colour[group])
         panel.axes.set(xlim=(0, limit), ylim=(0, limit))
@@ -233,7 +235,7 @@ def _plain_log_ticks(axes: Axes, bins: np.ndarray) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def curve_panels(history: dict[str, list[tuple[float, float]]]) -> list[Panel]:
+def curve_panels(history: Curves) -> list[Panel]:
     """Loss and accuracy of a finetuning run by step.
 
     Args:

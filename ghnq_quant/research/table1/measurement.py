@@ -8,17 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ghnq_quant.capture import capture
+from ghnq_quant.capture import Capture, capture
 from ghnq_quant.ghn import GHN
-from ghnq_quant.quantization import fake_quantize
 from ghnq_quant.quantization.precision import FLOAT, Precision, precision_name
-from ghnq_quant.quantization.scheme import FLOAT_BITS
 from ghnq_quant.research.data import Images, evaluation_batches
-from ghnq_quant.research.table1.layers import layer_results
-from ghnq_quant.research.table1.quantization_error import QuantizationError
-from ghnq_quant.research.table1.results import NetworkResult, PrecisionResult
-from ghnq_quant.research.table1.settings import BATCH_SIZE
-from ghnq_quant.research.table1.variants import Variants, predicted_variants
+from ghnq_quant.research.table1.distributions import describe_layers
+from ghnq_quant.research.table1.results import LayerResult, NetworkResult
+from ghnq_quant.research.table1.settings import BATCH_SIZE, SEED
+from ghnq_quant.research.table1.tally import Tally
+from ghnq_quant.research.table1.variants import (
+    Variants,
+    channels_last,
+    initial_variants,
+    predicted_variants,
+    trained_variants,
+)
 
 
 def num_evaluated(available: int, wanted: int | None) -> int:
@@ -60,81 +64,60 @@ def measure_network(
         images: test images on that device.
         precisions: (weight, activation) bits, float among them.
         group: that the network is of, for the result.
-        index: its number in the group.
+        index: its number in the group; it also seeds the initialization that the predicted
+            parameters are compared with.
         num_images: the first so many; None for all.
         trained: a ``state_dict`` whose distributions are described beside the predicted ones.
         on_batch: called after each batch.
+
+    Raises:
+        GhnqError: the network cannot be captured or predicted, or ``trained`` is of another one.
     """
     start = time.perf_counter()
     captured = capture(model.to(images.labels.device))
-    variants = predicted_variants(captured, ghn, precisions)
     count = num_evaluated(len(images), num_images)
     first, _ = next(evaluation_batches(images, BATCH_SIZE, limit=count))
-    folded = {p: v.folded_weights(first) for p, v in variants.items()}
-    tallies = {p: _Tally(p) for p in precisions}
-    for group_precisions, weights in folded.items():
-        for precision in group_precisions:
-            tallies[precision].add_weights(weights)
+    predicted = predicted_variants(captured, ghn, precisions, first)
+    layers = _describe_layers(captured, predicted, trained, index, first)
+    tallies = {p: Tally(p, v.folded_weights) for v in predicted for p in v.precisions}
     for x, y in evaluation_batches(images, BATCH_SIZE, limit=count):
-        _run_batch(variants, tallies, x, y)
+        _run_batch(predicted, tallies, x, y)
         on_batch()
-    by_float = next(p for p in variants if FLOAT in p)
     return NetworkResult(
         group=group,
         index=index,
         parameters=sum(p.numel() for p in captured.root.parameters()),
         images=count,
         seconds=time.perf_counter() - start,
-        precisions={precision_name(p): tallies[p].result(count) for p in precisions},
-        layers=layer_results(captured, variants[by_float], folded[by_float], first, index, trained),
+        precisions={precision_name(p): tally.result(count) for p, tally in tallies.items()},
+        layers=layers,
     )
 
 
+def _describe_layers(
+    captured: Capture,
+    predicted: Sequence[Variants],
+    trained: Mapping[str, Tensor] | None,
+    index: int,
+    batch: Tensor,
+) -> tuple[LayerResult, ...]:
+    sources = {
+        "predicted": next(v for v in predicted if FLOAT in v.precisions),
+        "initial": initial_variants(captured, SEED + index, batch),
+    }
+    if trained is not None:
+        sources["trained"] = trained_variants(captured, trained, batch)
+    return describe_layers(captured, sources)
+
+
 def _run_batch(
-    variants: Mapping[tuple[Precision, ...], Variants],
-    tallies: Mapping[Precision, _Tally],
-    x: Tensor,
-    y: Tensor,
+    predicted: Sequence[Variants], tallies: Mapping[Precision, Tally], x: Tensor, y: Tensor
 ) -> None:
     with torch.inference_mode():
-        for precisions, variant in variants.items():
-            reference = variant.float_logits(x)
-            for precision in precisions:
+        for variants in predicted:
+            reference = variants.float_model(channels_last(x))
+            for precision in variants.precisions:
                 if precision == FLOAT:
                     tallies[precision].add_logits(reference, y)
                 else:
-                    tallies[precision].add_logits(variant.quantized[precision](x), y, reference)
-
-
-class _Tally:
-    """Adds up what is measured at one precision."""
-
-    def __init__(self, precision: Precision) -> None:
-        self.weight_bits = precision[0]
-        self.top1 = self.top5 = self.nonfinite = 0
-        self.weights, self.outputs = QuantizationError(), QuantizationError()
-
-    def add_weights(self, folded: Mapping[str, Tensor]) -> None:
-        if self.weight_bits != FLOAT_BITS:
-            for weight in folded.values():
-                self.weights.add(weight, fake_quantize(weight, self.weight_bits))
-
-    def add_logits(self, logits: Tensor, labels: Tensor, reference: Tensor | None = None) -> None:
-        finite = logits.isfinite().all(1)
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        self.top1 += int(((logits.argmax(1) == labels) & finite).sum())
-        self.top5 += int(((best == labels[:, None]).any(1) & finite).sum())
-        self.nonfinite += int((~finite).sum())
-        if reference is not None:
-            self.outputs.add(reference, logits)
-
-    def result(self, images: int) -> PrecisionResult:
-        return PrecisionResult(
-            top1=100 * self.top1 / images,
-            top5=100 * self.top5 / images,
-            nonfinite_images=self.nonfinite,
-            weight_mse=self.weights.mse,
-            weight_snr_db=self.weights.snr_db,
-            output_mse=self.outputs.mse,
-            output_snr_db=self.outputs.snr_db,
-        )
+                    tallies[precision].add_logits(variants.quantized[precision](x), y, reference)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ghnq_quant.errors import GhnqError
-from ghnq_quant.files import replacing
 from ghnq_quant.research.runs.journal import read_journal
 from ghnq_quant.research.table1.results import NetworkResult
 from ghnq_quant.research.table1.summary import Summary, summarize_layers, summarize_networks
@@ -35,6 +34,10 @@ class Evaluation:
         """The evaluated splits, or the model's name."""
         return tuple(dict.fromkeys(network.group for network in self.networks))
 
+    def networks_of(self, group: str) -> list[NetworkResult]:
+        """The networks of one split, or the one of that model's name."""
+        return [network for network in self.networks if network.group == group]
+
     @property
     def precisions(self) -> tuple[str, ...]:
         """The names of the precisions, float first."""
@@ -42,7 +45,10 @@ class Evaluation:
 
     def summaries(self) -> dict[str, dict[str, dict[str, Summary]]]:
         """Mean, standard error and maximum by group, precision and metric."""
-        return summarize_networks(self.networks, self.groups, self.precisions)
+        return {
+            group: summarize_networks(self.networks_of(group), self.precisions)
+            for group in self.groups
+        }
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``results.json``: everything but the single layers' distributions."""
@@ -53,17 +59,12 @@ class Evaluation:
         networks = [network.to_json() for network in self.networks]
         for network in networks:
             del network["layers"]
-        layers = summarize_layers(self.networks, self.groups)
+        layers = {group: summarize_layers(self.networks_of(group)) for group in self.groups}
         return {**self.facts, "summary": summaries, "layer_summary": layers, "networks": networks}
 
     def save(self, folder: str | Path) -> None:
-        """Write ``results.json``, ``table.md`` and ``table.csv``."""
-        from ghnq_quant.research.table1.tables import csv_table, markdown_page
-
+        """Write ``results.json``."""
         save_json(self.to_json(), Path(folder) / RESULTS_FILE)
-        for name, text in (("table.md", markdown_page(self)), ("table.csv", csv_table(self))):
-            with replacing(Path(folder) / name) as temporary:
-                temporary.write_text(text, "utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> Evaluation:
