@@ -243,8 +243,8 @@ def finetune(
         typer.Option(
             "--from",
             metavar="CHECKPOINT|RUN|scratch",
-            help="A checkpoint's folder or name, a public GHN-2 file (*.pt), the folder of a run "
-            "(goes on with its optimizer and average), or scratch.",
+            help="A checkpoint's folder or name, a public GHN-2 or GHN-3 file (*.pt), the folder of "
+            "a run (goes on with its optimizer and average), scratch, or scratch-ghn3.",
         ),
     ] = "ghnq-cifar10",
     recipe: Annotated[
@@ -330,7 +330,7 @@ def finetune(
         parse_macs,
     )
 
-    if warmup is None and recipe == "ghnq" and start != "scratch":
+    if warmup is None and recipe == "ghnq" and not start.startswith("scratch"):
         warmup = 200  # for the optimizer's moments; a run that goes on has them, and is past it
     given = {
         "steps": steps,

@@ -14,6 +14,11 @@ from torch import Tensor
 from ghnq_quant.errors import CheckpointError
 from ghnq_quant.ghn import GHN
 
+#: New hypernetworks by the name that a run gives them: GHN-2's encoder, and a small GHN-3.
+SCRATCH: dict[str, dict[str, Any]] = {
+    "scratch": {},
+    "scratch-ghn3": {"encoder": "graphormer", "hid": 64, "layers": 3, "heads": 8},
+}
 #: A run's whole state.
 STATE_FILE = "state.safetensors"
 #: One that was written by ``torch.save``: a dict of ``ghn``, ``opt``, ``ema``, ``step``, ``spent``.
@@ -87,8 +92,9 @@ def starting_point(start: str, num_classes: int, seed: int = 0) -> TrainingState
     """What ``ghnq finetune --from`` names.
 
     Args:
-        start: ``"scratch"``; the folder of a run, which is gone on with, its optimizer and average
-            with it; a checkpoint's folder or name; or a public GHN-2 file (``*.pt``).
+        start: ``"scratch"``, or ``"scratch-ghn3"`` for a small GHN-3; the folder of a run, which is
+            gone on with, its optimizer and average with it; a checkpoint's folder or name; or a public
+            GHN-2 or GHN-3 file (``*.pt``).
         num_classes: of a hypernetwork from scratch.
         seed: of a hypernetwork from scratch.
 
@@ -99,11 +105,12 @@ def starting_point(start: str, num_classes: int, seed: int = 0) -> TrainingState
         >>> starting_point("scratch", num_classes=10).step
         0
     """
-    if start == "scratch":
+    if start in SCRATCH:
         torch.manual_seed(seed)
-        return TrainingState(GHN(num_classes=num_classes))
+        return TrainingState(GHN(num_classes=num_classes, **SCRATCH[start]))
     if start.endswith(".pt"):
-        return TrainingState(GHN.from_ppuda(start, virtual_edges=10))
+        ghn = GHN.from_ghn3(start)
+        return TrainingState(ghn.derived(virtual_edges=10) if ghn.encoder == "gated" else ghn)
     if (Path(start) / STATE_FILE).is_file():
         return read_run_state(Path(start) / STATE_FILE)[0]
     if (Path(start) / _PICKLED_STATE_FILE).is_file():
