@@ -17,6 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from ghnq_quant.ghn.grid import Grid, Shape4d
 
+#: Elements of a weight that is not copied as a whole.
+LARGE = 1 << 21
+
 
 def cpu_decode(
     x: Tensor,
@@ -27,7 +30,9 @@ def cpu_decode(
 ) -> tuple[Tensor, ...]:
     """What ``ConvDecoder`` computes, with weights and biases of its three ``layers``."""
     parameters = [p for layer in layers for p in layer]
-    weights: tuple[Tensor, ...] = _Decode.apply(x, scale, tuple(shapes), grid, *parameters)
+    differentiable = torch.is_grad_enabled()
+    settings = (tuple(shapes), grid, differentiable)
+    weights: tuple[Tensor, ...] = _Decode.apply(x, scale, *settings, *parameters)
     return weights
 
 
@@ -72,6 +77,15 @@ class _Window:
         """(k · units, C) weight and (k · units,) bias."""
         return self.w1.permute(1, 2, 0, 3).flatten(0, 2), self.b1.permute(1, 2, 0).flatten()
 
+    def apply_first(self, x: Tensor) -> Tensor:
+        """(n, C) to (n, k · units); one row of the kernel at a time where the weight is large, of
+        which this makes a copy."""
+        if self.w1.numel() <= LARGE:
+            return F.linear(x, *self.first())
+        w1, b1 = self.w1.permute(1, 2, 0, 3), self.b1.permute(1, 2, 0)
+        rows = (F.linear(x, w.flatten(0, 1), b.flatten()) for w, b in zip(w1, b1, strict=True))
+        return torch.cat(list(rows), dim=1)
+
 
 class _Decode(torch.autograd.Function):
     @staticmethod
@@ -81,22 +95,25 @@ class _Decode(torch.autograd.Function):
         scale: Tensor,
         shapes: tuple[Shape4d, ...],
         grid: Grid,
+        differentiable: bool,
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         weights, saved = [], []
         for rows, kernel, parts in _runs(shapes):
             layers = _Window(parameters, grid, kernel)
             k = kernel[0] * kernel[1]
-            y1 = F.linear(x[rows], *layers.first()).relu_().view((rows.stop - rows.start) * k, -1)
+            y1 = layers.apply_first(x[rows]).relu_().view((rows.stop - rows.start) * k, -1)
             y2 = F.linear(y1, layers.w2, layers.b2).relu_()
-            saved += [y1, y2]
+            if differentiable:
+                saved += [y1, y2]
             for nodes, c_out, c_in in parts:
                 y = y2[nodes.start * k : nodes.stop * k]
                 w3, b3 = layers.w3[:c_out, :c_in], layers.b3[:c_out, :c_in]
                 w = torch.baddbmm(b3.unsqueeze(1), y.expand(c_out, -1, -1), w3.transpose(1, 2))
                 w = w.view(c_out, -1, *kernel, c_in).permute(1, 0, 4, 2, 3)
                 weights.append(_scaled(w, scale[rows][nodes].view(-1, 1, 1, 1, 1)))
-        ctx.save_for_backward(x, scale, *parameters, *saved)
+        if differentiable:
+            ctx.save_for_backward(x, scale, *parameters, *saved)
         ctx.shapes, ctx.grid = shapes, grid
         return tuple(weights)
 
@@ -130,7 +147,7 @@ class _Decode(torch.autograd.Function):
             d.w1 += (d_y1.t() @ x[rows]).view(*kernel, units, -1).permute(2, 0, 1, 3)
             d.b1 += d_y1.sum(0).view(*kernel, units).permute(2, 0, 1)
             torch.mm(d_y1, layers.first()[0], out=d_x[rows])
-        return d_x, None, None, None, *d_parameters
+        return d_x, None, None, None, None, *d_parameters
 
 
 def _scaled(w: Tensor, scale: Tensor) -> Tensor:
