@@ -10,15 +10,6 @@ from torch import fx, nn
 from ghnq_quant.capture.operations import Kind
 from ghnq_quant.errors import CaptureError
 
-#: Operations whose result is quantized although they belong to no unit.
-_QUANTIZED = {
-    Kind.ADD,
-    Kind.MULTIPLY,
-    Kind.AVG_POOL,
-    Kind.GLOBAL_AVG_POOL,
-    Kind.SPATIAL_MEAN,
-}
-
 
 @dataclass(frozen=True)
 class Unit:
@@ -112,7 +103,7 @@ def find_places(
             output = with_activation(position if norm is None else norm)
             units.append((position, norm, output))
             quantized[output] = position
-        elif kind is Kind.INPUT or kind in _QUANTIZED:
+        elif kind.quantized:
             quantized.setdefault(position, position)
     folded = {norm for _, norm, _ in units}
     for position, kind in enumerate(kinds):
