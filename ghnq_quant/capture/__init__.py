@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from ghnq_quant.capture.arch_graph import PRIMITIVES, ArchGraph, Node, ShortestPaths
 from ghnq_quant.capture.build_arch_graph import build_arch_graph
-from ghnq_quant.capture.operations import Kind, classify
+from ghnq_quant.capture.operations import WEIGHTED, Kind, classify
 from ghnq_quant.capture.quant_plan import QuantPlan, QuantPoint, Unit, build_quant_plan
 from ghnq_quant.capture.shapes import propagate_shapes
 from ghnq_quant.capture.tracer import trace
@@ -93,7 +93,7 @@ class Capture:
             pending += [
                 n for n in new if self.kinds[n] not in (Kind.CONV, Kind.LINEAR, Kind.NOT_A_TENSOR)
             ]
-        layers = [n for n in self.kinds if n in seen and self.kinds[n] in (Kind.CONV, Kind.LINEAR)]
+        layers = [n for n in self.kinds if n in seen and self.kinds[n] in WEIGHTED]
         return tuple(dict.fromkeys(str(n.target) for n in layers))
 
     def copied(self, replaced: dict[int, nn.Parameter]) -> Capture:

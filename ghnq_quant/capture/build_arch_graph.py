@@ -8,7 +8,13 @@ import numpy as np
 from torch import fx, nn
 
 from ghnq_quant.capture.arch_graph import ArchGraph, Node, Shape
-from ghnq_quant.capture.operations import Kind, conv_primitive, keeps_dimensions, pooling_window
+from ghnq_quant.capture.operations import (
+    WEIGHTED,
+    Kind,
+    conv_primitive,
+    keeps_dimensions,
+    pooling_window,
+)
 
 _Modules = dict[str, nn.Module]
 _JOINS = (Kind.ADD, Kind.MULTIPLY, Kind.CONCAT)
@@ -93,7 +99,7 @@ def _ancestors_of_output(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _nodes(operation: fx.Node, kind: Kind, modules: _Modules) -> tuple[Node, ...]:
-    if kind in (Kind.CONV, Kind.LINEAR):
+    if kind in WEIGHTED:
         return _layer_nodes(str(operation.target), modules)
     if kind in (Kind.BATCH_NORM, Kind.OTHER_NORM):
         return _norm_nodes(str(operation.target), kind, modules)

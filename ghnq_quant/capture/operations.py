@@ -63,6 +63,10 @@ class Kind(Enum):
     OTHER = "other"
 
 
+#: The kinds of layers whose weight is quantized.
+WEIGHTED = (Kind.CONV, Kind.LINEAR)
+
+
 @dataclass(frozen=True)
 class Operation:
     """One operation and the ways to call it.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ghnq_quant.capture.operations import Kind
+from ghnq_quant.capture.operations import WEIGHTED, Kind
 from ghnq_quant.errors import CaptureError
 
 
@@ -96,7 +96,7 @@ def find_places(
     units = []
     quantized: dict[int, int] = {}
     for position, kind in enumerate(kinds):
-        if kind in (Kind.CONV, Kind.LINEAR):
+        if kind in WEIGHTED:
             norm = users[position][0] if len(users[position]) == 1 else None
             if norm is not None and not (kind is Kind.CONV and can_fold[norm]):
                 norm = None

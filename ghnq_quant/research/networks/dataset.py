@@ -40,7 +40,7 @@ class SampledNetwork:
 
     @cached_property
     def program(self) -> Program:
-        """The primitive operations in the order of execution, with parameters, MACs and depth."""
+        """The instructions in the order of execution, with parameters, MACs and depth."""
         return compile_program(self.description, self.num_classes)
 
     @cached_property
