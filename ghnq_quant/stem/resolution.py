@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ghnq_quant.capture import Capture
 from ghnq_quant.capture.operations import Kind, argument
 
 #: Side of the image that the operations are told apart with: at it, no feature map is 1×1.
@@ -39,6 +40,11 @@ class Resolution:
 
     steps: tuple[Downsampling, ...]
     last: fx.Node
+
+
+def image_shape(captured: Capture, side: int) -> tuple[int, int, int, int]:
+    """(1, C, side, side): the shape of one image that a network takes."""
+    return (1, captured.input_channels, side, side)
 
 
 def find_resolution(

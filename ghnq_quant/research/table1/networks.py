@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from ghnq_quant.capture.adapters import create_zoo_model
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.research.data import Images
 from ghnq_quant.research.table1.settings import EvaluationSettings
 from ghnq_quant.stem.small_images import adapt_stem
+from ghnq_quant.zoos import create_zoo_model
 
 
 def network_places(settings: EvaluationSettings) -> list[tuple[str, int]]:
