@@ -10,6 +10,7 @@ from torch import fx, nn
 from ghnq_quant.capture.arch_graph import ArchGraph, Node, Shape
 from ghnq_quant.capture.operations import (
     WEIGHTED,
+    WINDOWED_POOLS,
     Kind,
     conv_primitive,
     keeps_dimensions,
@@ -105,7 +106,7 @@ def _nodes(operation: fx.Node, kind: Kind, modules: _Modules) -> tuple[Node, ...
         return _norm_nodes(str(operation.target), kind, modules)
     if kind.primitive is None or (kind is Kind.SPATIAL_MEAN and not keeps_dimensions(operation)):
         return ()
-    pools = kind in (Kind.MAX_POOL, Kind.AVG_POOL)
+    pools = kind in WINDOWED_POOLS
     return (Node(kind.primitive, (1, 1, *pooling_window(operation, modules)) if pools else None),)
 
 

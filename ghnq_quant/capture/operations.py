@@ -65,6 +65,8 @@ class Kind(Enum):
 
 #: The kinds of layers whose weight is quantized.
 WEIGHTED = (Kind.CONV, Kind.LINEAR)
+#: The kinds of poolings whose window has a size of its own, and a stride.
+WINDOWED_POOLS = (Kind.MAX_POOL, Kind.AVG_POOL)
 
 
 @dataclass(frozen=True)

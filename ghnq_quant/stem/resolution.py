@@ -8,12 +8,12 @@ from typing import Any
 from torch import fx, nn
 
 from ghnq_quant.capture import Capture
-from ghnq_quant.capture.operations import Kind, argument
+from ghnq_quant.capture.operations import WINDOWED_POOLS, Kind, argument
 
 #: Side of the image that the operations are told apart with: at it, no feature map is 1×1.
 PROBE_SIDE = 224
 
-_STRIDED = (Kind.CONV, Kind.MAX_POOL, Kind.AVG_POOL)
+_STRIDED = (Kind.CONV, *WINDOWED_POOLS)
 
 
 @dataclass(frozen=True)

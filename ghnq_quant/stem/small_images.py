@@ -7,6 +7,7 @@ import copy
 from torch import fx, nn
 
 from ghnq_quant.capture import Capture, Kind, capture
+from ghnq_quant.capture.operations import WINDOWED_POOLS
 from ghnq_quant.errors import CaptureError, GhnqError
 from ghnq_quant.stem.heads import fit_heads
 from ghnq_quant.stem.resolution import (
@@ -132,7 +133,7 @@ class _Steps:
     def _lower_one(self, node: fx.Node, stride: int) -> None:
         kind = self.captured.kinds[node]
         name = str(node.target)
-        pool = kind in (Kind.MAX_POOL, Kind.AVG_POOL)
+        pool = kind in WINDOWED_POOLS
         if node.op != "call_module" or not (pool or kind is Kind.CONV):
             raise CaptureError(
                 f"{_place(node)} lowers the resolution, and is not a convolution or pooling "

@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 from ghnq_quant.capture import ArchGraph, Kind, Node
 from ghnq_quant.capture.build_arch_graph import assemble_graph, weight_nodes
-from ghnq_quant.capture.operations import WEIGHTED
+from ghnq_quant.capture.operations import WEIGHTED, WINDOWED_POOLS
 from ghnq_quant.research.networks.program import Instruction, Program
 
 
@@ -31,7 +31,7 @@ def _nodes(instruction: Instruction) -> tuple[Node, ...]:
     if kind is Kind.BATCH_NORM:
         names = (f"{instruction.name}.weight", f"{instruction.name}.bias")
         return (Node(kind.primitive, (instruction.channels,), names),)
-    pools = kind in (Kind.MAX_POOL, Kind.AVG_POOL)
+    pools = kind in WINDOWED_POOLS
     return (
         Node(kind.primitive, (1, 1, instruction.kernel, instruction.kernel) if pools else None),
     )
