@@ -12,8 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 import ghnq_quant
-from ghnq_quant import cli
-from ghnq_quant.capture import adapters
+from ghnq_quant import cli, zoos
 from ghnq_quant.errors import GhnqError, GhnqWarning
 from ghnq_quant.quantization.layer_report import layer_report, signal_to_noise_db
 from ghnq_quant.research.data import first_epoch, load_images
@@ -157,13 +156,13 @@ def test_init_fails_with_one_clean_line(ghnq, tmp_path, arguments, message):
 
 
 def test_create_model_asks_the_adapters_and_suggests_close_names(monkeypatch):
-    monkeypatch.setattr(adapters, "load_adapters", lambda: {"zoo": Zoo()})
+    monkeypatch.setattr(zoos, "load_adapters", lambda: {"zoo": Zoo()})
     assert cli.create_model("mobilenet_b", 4).out_features == 4
     assert cli.create_model("zoo:mobilenet_b", 4).out_features == 4
     with pytest.raises(GhnqError, match="no model named resnet18 in zoo"):
         cli.create_model("zoo:resnet18", 4)
     with pytest.raises(GhnqError, match="no adapter named other, only zoo"):
-        adapters.create_zoo_model("other:mobilenet_b", 4)
+        zoos.create_zoo_model("other:mobilenet_b", 4)
     with pytest.raises(GhnqError, match="mobilnet_b in zoo: did you mean mobilenet_b, mobilenet_a"):
         cli.create_model("mobilnet_b", 4)
     with pytest.raises(GhnqError, match="give your own as module:callable"):
