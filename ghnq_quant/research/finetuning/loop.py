@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ghnq_quant.errors import DataError, GhnqError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.research.data.batches import Augmentation, balanced_batch, shrink, training_batch
-from ghnq_quant.research.data.images import ImageSet
+from ghnq_quant.research.data.images import ImageSet, hold_out
 from ghnq_quant.research.finetuning.kernel_cache import keep_many_kernels
 from ghnq_quant.research.finetuning.order import TrainingNetworks, precision_index
 from ghnq_quant.research.finetuning.processes import Group, StopRequest, joined_group
@@ -24,7 +24,7 @@ from ghnq_quant.research.finetuning.run_folder import Counters, RunFolder
 from ghnq_quant.research.finetuning.settings import FinetuneSettings
 from ghnq_quant.research.finetuning.state import TrainingState
 from ghnq_quant.research.finetuning.step import StepResult, backward_meta_batch
-from ghnq_quant.research.finetuning.validation import hold_out, validate, validation_networks
+from ghnq_quant.research.finetuning.validation import validate, validation_networks
 from ghnq_quant.research.networks import SampledNetwork
 
 #: A run ends with a message when as many steps in a row gave no usable gradient.

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ghnq_quant.research.starts.settings import CHOICE_SEED, Bits, Trial
+from ghnq_quant.research.runs.seeds import CHOICE_SEED
+from ghnq_quant.research.starts.settings import Bits, Trial
 from ghnq_quant.research.starts.starts import STARTS
 from ghnq_quant.research.table1.summary import Summary, summarize
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from ghnq_quant.errors import DataError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization import load_backend
-from ghnq_quant.research.data import ImageSet, load_images
+from ghnq_quant.research.data import ImageSet, hold_out, load_images
 from ghnq_quant.research.data.foreign import foreign
-from ghnq_quant.research.finetuning.validation import hold_out
 from ghnq_quant.research.runs.journal import Journal
 from ghnq_quant.research.runs.provenance import checksum, versions
+from ghnq_quant.research.runs.seeds import CHOICE_SEED
 from ghnq_quant.research.starts.progress import Progress
 from ghnq_quant.research.starts.record import TRIALS_FILE, Comparison
 from ghnq_quant.research.starts.results import TrialResult, best_lr
-from ghnq_quant.research.starts.settings import CHOICE_SEED, Bits, CompareSettings, Trial
+from ghnq_quant.research.starts.settings import Bits, CompareSettings, Trial
 from ghnq_quant.research.starts.starts import STARTS
 from ghnq_quant.research.starts.tables import accuracy_caption, terminal_tables
 from ghnq_quant.research.starts.training import create_network

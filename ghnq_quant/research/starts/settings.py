@@ -16,8 +16,6 @@ Bits = tuple[int, int]
 
 #: Images in a training batch.
 BATCH_SIZE = 64
-#: Of the trainings that choose the learning rate, whose images and random parameters no other has.
-CHOICE_SEED = 1_000_000
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ghnq_quant.capture import Capture
 from ghnq_quant.errors import GhnqError
+from ghnq_quant.research.runs.seeds import EVALUATION_SEED
 from ghnq_quant.research.table1.distributions import distribution
 from ghnq_quant.research.table1.results import LayerResult
-from ghnq_quant.research.table1.settings import SEED
 from ghnq_quant.research.table1.variants import Variants, make_variants
 
 
@@ -38,7 +38,7 @@ def layer_results(
         GhnqError: ``trained`` is of another network.
     """
     folded = {"predicted": predicted_folded}
-    variants = {"predicted": predicted, "initial": _initialized(captured, SEED + index)}
+    variants = {"predicted": predicted, "initial": _initialized(captured, EVALUATION_SEED + index)}
     if trained is not None:
         variants["trained"] = _loaded(captured, trained)
     for source in list(variants)[1:]:

@@ -16,11 +16,10 @@ from ghnq_quant.quantization.precision import (
     parse_precisions,
     precision_name,
 )
+from ghnq_quant.research.runs.seeds import EVALUATION_SEED
 
 #: Images in a batch, whose statistics batch norm uses (the paper's section 3).
 BATCH_SIZE = 64
-#: The order of the images and the initializations that predicted parameters are compared with.
-SEED = 0
 #: The splits of Table 1 in the paper's order, and the one that its discussion asks for.
 TABLE_SPLITS = ("test", "deep", "wide", "bn_free", "mobile")
 
@@ -114,4 +113,4 @@ class EvaluationSettings:
             models=list(self.models),
             precisions=list(self.precision_names),
         )
-        return {**plain, "batch_size": BATCH_SIZE, "seed": SEED}
+        return {**plain, "batch_size": BATCH_SIZE, "seed": EVALUATION_SEED}

@@ -22,6 +22,7 @@ from ghnq_quant import (
 from ghnq_quant.errors import DataError, GhnqError
 from ghnq_quant.research.data import Images, ImageSet, evaluation_batches, load_images
 from ghnq_quant.research.data.foreign import foreign
+from ghnq_quant.research.runs.seeds import CHOICE_SEED
 from ghnq_quant.research.starts import (
     STARTS,
     CompareSettings,
@@ -33,7 +34,6 @@ from ghnq_quant.research.starts import (
 from ghnq_quant.research.starts.cifar_networks import CIFAR_NETWORKS
 from ghnq_quant.research.starts.results import Curve, TrialResult, best_lr
 from ghnq_quant.research.starts.run import choice_trials, measured_trials
-from ghnq_quant.research.starts.settings import CHOICE_SEED
 from ghnq_quant.research.starts.tables import accuracy_caption, ratio_rows
 from ghnq_quant.research.starts.training import run_trial
 from ghnq_quant.research.table1.summary import summarize
