@@ -15,8 +15,9 @@ from ghnq_quant.research.data.foreign import foreign
 from ghnq_quant.research.runs.journal import Journal
 from ghnq_quant.research.runs.provenance import checksum, versions
 from ghnq_quant.research.runs.seeds import CHOICE_SEED
+from ghnq_quant.research.starts.folder import TRIALS_FILE, save_comparison
 from ghnq_quant.research.starts.progress import Progress
-from ghnq_quant.research.starts.record import TRIALS_FILE, Comparison
+from ghnq_quant.research.starts.record import Comparison
 from ghnq_quant.research.starts.results import TrialResult, best_lr
 from ghnq_quant.research.starts.settings import Bits, CompareSettings, Trial
 from ghnq_quant.research.starts.starts import STARTS
@@ -96,7 +97,7 @@ def compare_init(
             measured_trials(settings, finished),
         )
     comparison = Comparison(settings, {**facts, "versions": versions()}, finished)
-    comparison.save(output)
+    save_comparison(comparison, output)
     if console is not None:
         for table in terminal_tables(comparison):
             console.print(table)

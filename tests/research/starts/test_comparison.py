@@ -145,9 +145,6 @@ def test_starts() -> None:
         "float-first": own,
         "pytorch-fitted": init_quantized(model, BITS, batches, share=0.0, ghn=ghn, **common),
         "ghnq": init_quantized(model, BITS, batches, ghn=ghn, **common),
-        "ghnq-new-classifier": init_quantized(model, BITS, ghn=ghn, **common),
-        "ghnq-half": init_quantized(model, BITS, batches, share=0.5, ghn=ghn, **common),
-        "ghnq-all": init_quantized(model, BITS, batches, share=1.0, ghn=ghn, **common),
         "ghnq-as-predicted": init_quantized(model, BITS, ghn=ghn, as_predicted=True, **common),
     }
     assert wanted.keys() == STARTS.keys()
