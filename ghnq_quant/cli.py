@@ -590,8 +590,9 @@ def coverage(
     """
     from rich.markdown import Markdown
 
-    from ghnq_quant.research.coverage.run import PAGE_FILE, measure_coverage, zoo_models
+    from ghnq_quant.research.coverage.run import PAGE_FILE, measure_coverage
     from ghnq_quant.research.coverage.stages import Measurement
+    from ghnq_quant.research.coverage.zoo import zoo_models
 
     console = Console()
     measure_coverage(

@@ -32,9 +32,9 @@ class Bench:
         """Itself: everything is on the CPU."""
         return self
 
-    def measure(self, trial: Trial) -> TrialResult:
+    def results(self, trial: Trial) -> Iterator[TrialResult]:
         """Train and measure once."""
-        return run_trial(
+        yield run_trial(
             trial,
             self.train,
             self.test,
@@ -53,4 +53,4 @@ def run_trials(bench: Bench, trials: Sequence[Trial], workers: int) -> Iterator[
         return
     with one_thread():
         for trial in trials:
-            yield bench.measure(trial)
+            yield from bench.results(trial)

@@ -53,6 +53,10 @@ class Job:
             on_batch=on_batch,
         )
 
+    def results(self, place: Place) -> Iterator[NetworkResult]:
+        """The same as :class:`ghnq_quant.research.runs.processes.Worker` has it."""
+        yield self.measure(place)
+
     def prepared(self) -> Job:
         """The same with its tensors on the device."""
         ghn, images = self.ghn.to(self.device), self.images.to(self.device)
