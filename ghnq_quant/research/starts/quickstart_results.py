@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from rich.table import Table
 
 from ghnq_quant.files import replacing
+from ghnq_quant.research.runs.command import Option, bits_text, command_line
 from ghnq_quant.research.runs.provenance import versions
 from ghnq_quant.state_files import save_json
 
@@ -28,7 +28,7 @@ class QuickstartSettings:
         data: see :func:`ghnq_quant.research.data.load_images`.
         data_name: the data set's name in the results; None for its own.
         bits: (weight, activation) bits.
-        stem_bits: weight bits of the first layer; None for those of all.
+        stem_bits: weight bits of the first layer.
         backend: a quantization backend's name.
         epochs: passes over the training images.
         seeds: runs from each start.
@@ -37,8 +37,8 @@ class QuickstartSettings:
 
     data: str = "digits"
     data_name: str | None = None
-    bits: tuple[int, int] = (4, 4)
-    stem_bits: int | None = 8
+    bits: Annotated[tuple[int, int], Option(write=bits_text)] = (4, 4)
+    stem_bits: int = 8
     backend: str = "brevitas"
     epochs: int = 3
     seeds: int = 5
@@ -51,17 +51,7 @@ class QuickstartSettings:
 
     def command(self) -> str:
         """The command line that gives these settings."""
-        words = ["ghnq", "quickstart", "--data", self.data]
-        words += ["--bits", "/".join(map(str, self.bits))]
-        if self.stem_bits is not None:
-            words += ["--stem-bits", str(self.stem_bits)]
-        words += ["--backend", self.backend, "--epochs", str(self.epochs)]
-        words += ["--seeds", str(self.seeds)]
-        if self.data_name is not None:
-            words += ["--data-name", self.data_name]
-        if self.max_train is not None:
-            words += ["--max-train", str(self.max_train)]
-        return shlex.join(words)
+        return command_line("quickstart", self)
 
 
 @dataclass(frozen=True)
@@ -102,18 +92,14 @@ class QuickstartResult:
         count = self.settings.seeds
         return f"mean ± standard error, n = {count}" if count > 1 else "one run from each start"
 
-    @property
-    def _stem(self) -> str:
-        bits = self.settings.stem_bits
-        return "" if bits is None else f"\nfirst layer's weight at {bits} bits"
-
     def table(self) -> Table:
         """Accuracy after each epoch, for the terminal."""
         table = Table(
             title=f"{self.data}: top-1 test accuracy in %, {self.settings.precision} "
             f"({self.settings.backend})",
             caption=f"{self._statistic}; {self.seconds:.0f} s\n"
-            f"{self.train_images:,} training and {self.test_images:,} test images{self._stem}\n"
+            f"{self.train_images:,} training and {self.test_images:,} test images\n"
+            f"first layer's weight at {self.settings.stem_bits} bits\n"
             "epoch 0: before training; calibrated before each measurement",
         )
         table.add_column("epoch", justify="right")

@@ -336,7 +336,7 @@ def test_the_files_of_a_run_agree(setting, tmp_path):
     assert content["data"]["name"] == "noise"
     assert content["data"]["images_used"] == 128
     assert content["settings"]["precisions"] == ["float", "W8/A8", "W4/A4"]
-    assert content["command"].startswith("ghnq evaluate --ghn ")
+    assert content["command"].startswith("ghnq evaluate --data ")
     assert {"python", "torch", "ghnq-quant"} <= set(content["versions"])
     assert [(n["group"], n["index"]) for n in content["networks"]] == [
         ("test", 0), ("test", 1), ("bn_free", 0), ("bn_free", 1)
@@ -520,7 +520,7 @@ def test_places_models_and_states(tmp_path):
     adapted = EvaluationSettings(
         "digits", splits=(), models=("timm:mobilenetv2_050", "mobilenet_v2"), adapt_stem=True
     )
-    assert adapted.command().endswith("--adapt-stem")
+    assert "--adapt-stem" in adapted.command().split()
     places = network_places(adapted)
     assert places == [("timm:mobilenetv2_050", 0), ("mobilenet_v2", 0)]
     assert open_network(adapted, *places[0], images=ten).conv_stem.stride == (1, 1)
