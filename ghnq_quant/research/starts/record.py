@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ghnq_quant.quantization.precision import precision_name
+from ghnq_quant.quantization.precision import Precision, precision_name
 from ghnq_quant.research.starts.results import Curve, TrialResult, curve
-from ghnq_quant.research.starts.settings import Bits, CompareSettings, Trial
+from ghnq_quant.research.starts.settings import CompareSettings, Trial
 
 #: The start that all others are compared with.
 BASELINE = "pytorch"
@@ -28,15 +28,15 @@ class Comparison:
     facts: dict[str, Any]
     results: Mapping[Trial, TrialResult]
 
-    def cases(self) -> Iterator[tuple[str, Bits]]:
+    def cases(self) -> Iterator[tuple[str, Precision]]:
         """All networks at all precisions."""
         return ((arch, bits) for arch in self.settings.archs for bits in self.settings.bits)
 
-    def curves(self, arch: str, bits: Bits) -> dict[str, Curve]:
+    def curves(self, arch: str, bits: Precision) -> dict[str, Curve]:
         """By start."""
         return {s: curve(self.results, arch, bits, s) for s in self.settings.starts}
 
-    def ratios(self, arch: str, bits: Bits, start: str) -> dict[int, float | None]:
+    def ratios(self, arch: str, bits: Precision, start: str) -> dict[int, float | None]:
         """What a start saves: steps to the mean accuracy of PyTorch's start, over those that it took.
 
         Returns:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ghnq_quant.errors import DataError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization import load_backend
-from ghnq_quant.quantization.precision import precision_name
+from ghnq_quant.quantization.precision import Precision, precision_name
 from ghnq_quant.research.data import ImageSet, hold_out, load_images
 from ghnq_quant.research.data.foreign import foreign
 from ghnq_quant.research.runs.journal import Journal
@@ -20,11 +20,10 @@ from ghnq_quant.research.runs.seeds import CHOICE_SEED
 from ghnq_quant.research.starts.folder import TRIALS_FILE, save_comparison
 from ghnq_quant.research.starts.record import Comparison
 from ghnq_quant.research.starts.results import TrialResult, best_lr
-from ghnq_quant.research.starts.settings import Bits, CompareSettings, Trial
+from ghnq_quant.research.starts.settings import CompareSettings, Trial
 from ghnq_quant.research.starts.starts import STARTS
 from ghnq_quant.research.starts.tables import accuracy_caption, terminal_tables
-from ghnq_quant.research.starts.training import create_network
-from ghnq_quant.research.starts.workers import Bench, run_trials
+from ghnq_quant.research.starts.trials import Bench, create_network, run_trials
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -170,7 +169,7 @@ def measured_trials(
     return trials
 
 
-def _cases(settings: CompareSettings) -> Iterator[tuple[str, Bits, str]]:
+def _cases(settings: CompareSettings) -> Iterator[tuple[str, Precision, str]]:
     return product(settings.archs, settings.bits, settings.starts)
 
 

@@ -7,14 +7,10 @@ from typing import Annotated, Any
 
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
+from ghnq_quant.quantization.precision import Precision
 from ghnq_quant.quantization.scheme import check_bits
 from ghnq_quant.research.runs.command import Option, bits_text, command_line, each
 from ghnq_quant.research.starts.starts import STARTS
-
-Bits = tuple[int, int]
-
-#: Images in a training batch.
-BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class CompareSettings:
     """
 
     archs: Annotated[tuple[str, ...], Option(name="")]
-    bits: Annotated[tuple[Bits, ...], Option(write=each(bits_text))] = ((4, 4),)
+    bits: Annotated[tuple[Precision, ...], Option(write=each(bits_text))] = ((4, 4),)
     stem_bits: int | None = None
     backend: str = "brevitas"
     steps: tuple[int, ...] = (50, 100, 200, 400)
@@ -90,7 +86,7 @@ class Trial:
     """
 
     arch: str
-    bits: Bits
+    bits: Precision
     start: str
     steps: int
     lr: float
