@@ -7,11 +7,10 @@ from functools import cache, lru_cache
 
 import numpy as np
 
+from ghnq_quant.quantization.precision import Precision
 from ghnq_quant.research.finetuning.functional import FunctionalNetwork
 from ghnq_quant.research.networks import ConvNets250K, SampledNetwork
 from ghnq_quant.research.runs.seeds import Stream, generator
-
-Bits = tuple[int, int]
 
 
 class TrainingNetworks:
@@ -70,7 +69,7 @@ class TrainingNetworks:
             items.append(item)
         return items
 
-    def runner(self, item: SampledNetwork, bits: Bits) -> FunctionalNetwork:
+    def runner(self, item: SampledNetwork, bits: Precision) -> FunctionalNetwork:
         """The network as a function of its parameters, kept where it comes again."""
         return FunctionalNetwork(item.program, bits)
 

@@ -181,7 +181,7 @@ class _Process(Generic[_Task, _Result]):
         self.task, self.result = task, None
         seconds = self.limits.seconds if self.limits else float("inf")
         self.deadline = time.monotonic() + seconds
-        with suppress(BrokenPipeError):  # a process that died is found out when its turn comes
+        with suppress(ConnectionError):  # a process that died is found out when its turn comes
             self.connection.send(task)
 
     def outcome(self) -> Outcome[_Task, _Result] | None:
@@ -194,7 +194,7 @@ class _Process(Generic[_Task, _Result]):
                 if isinstance(message, _Raised):
                     return self._failed(f"{type(message.error).__name__}: {message.error}", message)
                 self.result = message
-        except (EOFError, ConnectionResetError):
+        except (EOFError, ConnectionError):
             self.process.join()
             code = self.process.exitcode or 0
             return self._failed(f"killed by signal {-code}" if code < 0 else f"exit status {code}")
