@@ -56,14 +56,9 @@ def command_line(command: str, settings: DataclassInstance) -> str:
             their names say.
 
     Example:
-        >>> from typing import Annotated
-        >>> @dataclass
-        ... class Settings:
-        ...     bits: Annotated[tuple[int, int], Option(write=bits_text)] = (4, 8)
-        ...     test_images: int | None = 64
-        ...     download: bool = True
-        >>> command_line("evaluate", Settings())
-        'ghnq evaluate --bits 4/8 --test-images 64 --download'
+        >>> from ghnq_quant.research.table1.settings import EvaluationSettings
+        >>> command_line("evaluate", EvaluationSettings("digits", num_nets=5)).split()[:6]
+        ['ghnq', 'evaluate', '--data', 'digits', '--ghn', 'ghnq-cifar10']
     """
     hints = get_type_hints(type(settings), include_extras=True)
     words = ["ghnq", command]

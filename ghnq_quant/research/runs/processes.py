@@ -150,13 +150,12 @@ def _context(limits: Limits | None) -> BaseContext:
     return context
 
 
-class _Raised(NamedTuple):
-    error: Exception
-    trace: str
+class _Ended(NamedTuple):
+    """That a task ended, and where it failed why."""
 
-
-class _Done(NamedTuple):
-    """A task ended; its result was sent before."""
+    failure: str | None = None
+    error: Exception | None = None
+    trace: str = ""
 
 
 class _Process(Generic[_Task, _Result]):
@@ -186,29 +185,30 @@ class _Process(Generic[_Task, _Result]):
 
     def outcome(self) -> Outcome[_Task, _Result] | None:
         """How the task ended; None as long as it goes on."""
+        ended = self._read()
+        if ended is None:
+            if self.limits is None or time.monotonic() < self.deadline:
+                return None
+            self.kill()
+            ended = _Ended(f"took more than {self.limits.seconds:g} s")
+        if ended.failure and self.limits is None:
+            if ended.error is None:
+                raise GhnqError(f"the process that worked on {self.task} ended: {ended.failure}")
+            raise ended.error from RuntimeError(ended.trace)
+        return Outcome(self.task, self.result, ended.failure)
+
+    def _read(self) -> _Ended | None:
         try:
             while self.connection.poll():
                 message = self.connection.recv()
-                if isinstance(message, _Done):
-                    return Outcome(self.task, self.result)
-                if isinstance(message, _Raised):
-                    return self._failed(f"{type(message.error).__name__}: {message.error}", message)
+                if isinstance(message, _Ended):
+                    return message
                 self.result = message
         except (EOFError, ConnectionError):
             self.process.join()
             code = self.process.exitcode or 0
-            return self._failed(f"killed by signal {-code}" if code < 0 else f"exit status {code}")
-        if self.limits and time.monotonic() >= self.deadline:
-            self.kill()
-            return self._failed(f"took more than {self.limits.seconds:g} s")
+            return _Ended(f"killed by signal {-code}" if code < 0 else f"exit status {code}")
         return None
-
-    def _failed(self, reason: str, raised: _Raised | None = None) -> Outcome[_Task, _Result]:
-        if self.limits:
-            return Outcome(self.task, self.result, reason)
-        if raised:
-            raise raised.error from RuntimeError(raised.trace)
-        raise GhnqError(f"the process that worked on {self.task} ended: {reason}")
 
     def end(self) -> None:
         """Let it end, as it has nothing left to do."""
@@ -236,9 +236,10 @@ def _work(worker: Worker[Any, Any], connection: Connection, memory: int | None) 
         try:
             for result in worker.results(task):
                 connection.send(result)
-            connection.send(_Done())
+            connection.send(_Ended())
         except Exception as error:
-            connection.send(_Raised(error, traceback.format_exc()))
+            reason = f"{type(error).__name__}: {error}"
+            connection.send(_Ended(reason, error, traceback.format_exc()))
 
 
 def _end_with_parent() -> None:
