@@ -192,7 +192,7 @@ def quickstart(
     ] = "digits",
     data_name: DataName = None,
     bits: Bits = "4",
-    stem_bits: StemBits = 8,
+    stem_bits: Annotated[int, typer.Option(help="Bits of the first layer's weight.")] = 8,
     backend: Backend = "brevitas",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 3,
     seeds: Annotated[int, typer.Option(min=1, help="Runs from each start.")] = 5,
@@ -590,8 +590,9 @@ def coverage(
     """
     from rich.markdown import Markdown
 
-    from ghnq_quant.research.coverage.run import PAGE_FILE, measure_coverage, zoo_models
+    from ghnq_quant.research.coverage.run import PAGE_FILE, measure_coverage
     from ghnq_quant.research.coverage.stages import Measurement
+    from ghnq_quant.research.coverage.zoo import zoo_models
 
     console = Console()
     measure_coverage(

@@ -95,7 +95,7 @@ class StopRequest:
         signal.signal(number, self._before[number])
 
 
-def in_processes(count: int, work: Callable[..., None], *arguments: Any) -> None:
+def start_group(count: int, work: Callable[..., None], *arguments: Any) -> None:
     """Call ``work(*arguments)`` in ``count`` new processes of one thread that form a group.
 
     Signals to stop are passed on to them. If one fails, the others are ended and its error is raised.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -96,3 +96,7 @@ class Evaluator:
             trained=self.trained,
             on_batch=on_batch,
         )
+
+    def results(self, place: Place) -> Iterator[NetworkResult]:
+        """The same as :class:`ghnq_quant.research.runs.processes.Worker` has it."""
+        yield self.measure(place)

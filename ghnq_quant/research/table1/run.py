@@ -141,7 +141,9 @@ def _measure_missing(
     """What the journal holds of ``places`` and, added to it, what it lacks."""
     finished = journal.resume()
     missing = [place for place in places if place not in finished]
-    with Progress(len(places), len(places) - len(missing), console) as progress:
+    with Progress(
+        len(places), console, unit="network", done=len(places) - len(missing)
+    ) as progress:
         for result in _measured(evaluator, missing, workers, progress.advance):
             journal.append(result)
             finished[result.key] = result

@@ -54,7 +54,7 @@ def test_places_and_models():
     adapted = EvaluationSettings(
         "digits", splits=(), models=("timm:mobilenetv2_050", "mobilenet_v2"), adapt_stem=True
     )
-    assert adapted.command().endswith("--adapt-stem")
+    assert "--adapt-stem" in adapted.command().split()
     places = network_places(adapted)
     assert places == [("timm:mobilenetv2_050", 0), ("mobilenet_v2", 0)]
     assert open_network(adapted, places[0], ten).conv_stem.stride == (1, 1)
