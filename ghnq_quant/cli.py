@@ -78,9 +78,9 @@ def init(
     else is new. Saves the state_dict. Prints one line a layer: how many of its parameters were
     predicted or fitted, and how well its weight survives quantization.
     """
+    from ghnq_quant.files import check_state_path, save_state
     from ghnq_quant.quantization.layer_report import layer_table
     from ghnq_quant.research.data import first_epoch, load_images
-    from ghnq_quant.state_files import check_state_path, save_state
 
     check_state_path(output)
     precision = parse_precision(bits)
@@ -137,7 +137,7 @@ def export(
 
     Needs the extra onnx: pip install "ghnq-quant[onnx]".
     """
-    from ghnq_quant.state_files import load_state, read_state
+    from ghnq_quant.files import load_state, read_state
 
     state, noted = read_state(weights)
     model = create_model(arch, num_classes or int(noted.get("num_classes", 10)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich import progress as bars
 
-from ghnq_quant.quantization.precision import precision_name
+from ghnq_quant.quantization.scheme import precision_name
 from ghnq_quant.research.starts.results import TrialResult
 
 if TYPE_CHECKING:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import ghnq_quant
 from ghnq_quant.errors import GhnqError
+from ghnq_quant.files import read_json, save_json, save_state
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization import QuantModel
 from ghnq_quant.research.data.batches import (
@@ -35,7 +36,6 @@ from ghnq_quant.research.data.batches import (
 )
 from ghnq_quant.research.data.images import Images, ImageSet, load_images
 from ghnq_quant.research.starts.quickstart_results import QuickstartResult, QuickstartSettings
-from ghnq_quant.state_files import read_json, save_json, save_state
 
 BATCH_SIZE = 64
 # Of 0.002, 0.003, 0.005 and 0.01 with Adam: all are good for PyTorch's initialization on the digits at

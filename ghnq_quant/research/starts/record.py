@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ghnq_quant.files import replacing
-from ghnq_quant.quantization.precision import precision_name
+from ghnq_quant.files import replacing, save_json
+from ghnq_quant.quantization.scheme import precision_name
 from ghnq_quant.research.starts.results import Curve, TrialResult, curve
 from ghnq_quant.research.starts.settings import Bits, CompareSettings, Trial
-from ghnq_quant.state_files import save_json
 
 TRIALS_FILE = "trials.jsonl"
 RESULTS_FILE = "results.json"

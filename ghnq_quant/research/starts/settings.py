@@ -8,8 +8,7 @@ from typing import Any
 
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
-from ghnq_quant.quantization.precision import precision_name
-from ghnq_quant.quantization.scheme import check_bits
+from ghnq_quant.quantization.scheme import check_bits, precision_name
 from ghnq_quant.research.starts.starts import STARTS
 
 Bits = tuple[int, int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from ghnq_quant.quantization.precision import precision_name
+from ghnq_quant.quantization.scheme import precision_name
 from ghnq_quant.research.starts.record import BASELINE, Comparison
 from ghnq_quant.research.starts.settings import Bits
 from ghnq_quant.research.starts.starts import STARTS

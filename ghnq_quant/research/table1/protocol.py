@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from ghnq_quant.capture import capture
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization import fake_quantize
-from ghnq_quant.quantization.precision import FLOAT, Precision, precision_name
-from ghnq_quant.quantization.scheme import FLOAT_BITS
+from ghnq_quant.quantization.scheme import FLOAT, FLOAT_BITS, Precision, precision_name
 from ghnq_quant.research.data import Images, evaluation_batches
 from ghnq_quant.research.table1.layers import layer_results
 from ghnq_quant.research.table1.quantization_error import QuantizationError

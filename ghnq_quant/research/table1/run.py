@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghnq_quant.errors import DataError, GhnqError
+from ghnq_quant.files import read_state
 from ghnq_quant.ghn import GHN
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
-from ghnq_quant.quantization.precision import PAPER_PRECISIONS, parse_precisions
 from ghnq_quant.research.data import Images, ImageSet, load_images
 from ghnq_quant.research.runs.journal import Journal
 from ghnq_quant.research.runs.progress import Progress
@@ -18,10 +18,15 @@ from ghnq_quant.research.table1.networks import network_places
 from ghnq_quant.research.table1.protocol import num_evaluated
 from ghnq_quant.research.table1.record import NETWORKS_FILE, Evaluation
 from ghnq_quant.research.table1.results import NetworkResult
-from ghnq_quant.research.table1.settings import BATCH_SIZE, TABLE_SPLITS, EvaluationSettings
+from ghnq_quant.research.table1.settings import (
+    BATCH_SIZE,
+    PAPER_PRECISIONS,
+    TABLE_SPLITS,
+    EvaluationSettings,
+    parse_precisions,
+)
 from ghnq_quant.research.table1.tables import caption, terminal_tables
 from ghnq_quant.research.table1.workers import Job, measured
-from ghnq_quant.state_files import read_state
 
 if TYPE_CHECKING:
     from rich.console import Console

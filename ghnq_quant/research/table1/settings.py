@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
-from ghnq_quant.quantization.precision import (
-    FLOAT,
-    PAPER_PRECISIONS,
-    Precision,
-    parse_precisions,
-    precision_name,
-)
+from ghnq_quant.quantization.scheme import FLOAT, Precision, parse_precision, precision_name
 
 #: Images in a batch, whose statistics batch norm uses (the paper's section 3).
 BATCH_SIZE = 64
@@ -23,6 +17,20 @@ BATCH_SIZE = 64
 SEED = 0
 #: The splits of Table 1 in the paper's order, and the one that its discussion asks for.
 TABLE_SPLITS = ("test", "deep", "wide", "bn_free", "mobile")
+#: Its rows.
+PAPER_PRECISIONS = ("float", "W8/A8", "W4/A8", "W4/A4", "W2/A2")
+
+
+def parse_precisions(names: Iterable[str]) -> tuple[Precision, ...]:
+    """Several precisions without repetition, float first: everything else is compared with it.
+
+    Float is put in where it is not named.
+
+    Example:
+        >>> parse_precisions(["W4/A4", "W8/A8"])
+        ((32, 32), (4, 4), (8, 8))
+    """
+    return tuple(dict.fromkeys((FLOAT, *(parse_precision(name) for name in names))))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from torch import nn
 from ghnq_quant import GHN, QuantScheme, predict_parameters, quantize
 from ghnq_quant.capture import capture
 from ghnq_quant.errors import CheckpointError, DataError, GhnqError, SchemeError
-from ghnq_quant.quantization.precision import FLOAT, parse_precisions
+from ghnq_quant.files import read_state, save_state
+from ghnq_quant.quantization.scheme import FLOAT
 from ghnq_quant.research.data import Images, ImageSet, evaluation_batches
 from ghnq_quant.research.runs.journal import Journal
 from ghnq_quant.research.table1 import (
@@ -36,9 +37,8 @@ from ghnq_quant.research.table1.mismatch import mismatch_lines
 from ghnq_quant.research.table1.networks import network_places, open_network
 from ghnq_quant.research.table1.protocol import num_evaluated
 from ghnq_quant.research.table1.quantization_error import QuantizationError
-from ghnq_quant.research.table1.settings import EvaluationSettings
+from ghnq_quant.research.table1.settings import EvaluationSettings, parse_precisions
 from ghnq_quant.research.table1.variants import make_variants
-from ghnq_quant.state_files import read_state, save_state
 
 PRECISIONS = parse_precisions(["float", "W8/A8", "W4/A8", "W2/A2"])
 
