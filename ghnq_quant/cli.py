@@ -21,6 +21,7 @@ from torch import nn
 import ghnq_quant
 from ghnq_quant.cli_options import Backend, Bits, Checkpoint, StemBits, example, optional_ghn
 from ghnq_quant.errors import GhnqError, GhnqWarning
+from ghnq_quant.extras import EXTRA_OF, how_to_install
 from ghnq_quant.quantization.scheme import parse_precision
 from ghnq_quant.research.cli import app as laboratory
 from ghnq_quant.zoos import create_model
@@ -180,6 +181,13 @@ def main() -> None:
         app()
     except GhnqError as error:
         _print_line(stderr, "[red]error:[/red]", str(error))
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF:
+            raise
+        text = f"this needs {package}, which is not installed: {how_to_install(package)}"
+        _print_line(stderr, "[red]error:[/red]", text)
         sys.exit(1)
     finally:
         warnings.showwarning = show_other

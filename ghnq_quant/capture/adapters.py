@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ghnq_quant.capture.computed_weight import ComputedWeight
 from ghnq_quant.errors import GhnqError
+from ghnq_quant.extras import how_to_install
 
 
 @runtime_checkable
@@ -180,8 +181,14 @@ def adapters_in_use() -> tuple[Adapter, ...]:
 
 
 def has_zoo_prefix(name: str) -> bool:
-    """Whether a model's name begins with an installed adapter's, as ``timm:resnet18`` does."""
-    return name.partition(":")[0] in load_adapters() and ":" in name
+    """Whether a model's name begins with an adapter's, as ``timm:resnet18`` does."""
+    zoo, colon, _ = name.partition(":")
+    return bool(colon) and zoo in (*load_adapters(), *_missing_zoos())
+
+
+def _missing_zoos() -> list[str]:
+    """The adapters that :func:`load_adapters` leaves out."""
+    return [entry.name for entry in _entries() if _load(entry) is None]
 
 
 def create_zoo_model(name: str, num_classes: int) -> nn.Module:
@@ -196,7 +203,8 @@ def create_zoo_model(name: str, num_classes: int) -> nn.Module:
     zoo, _, rest = name.rpartition(":")
     if zoo:
         if zoo not in adapters:
-            raise GhnqError(f"{name}: no adapter named {zoo}, only {', '.join(adapters)}")
+            hint = f": {how_to_install(zoo)}" if zoo in _missing_zoos() else ""
+            raise GhnqError(f"{name}: no adapter named {zoo}, only {', '.join(adapters)}{hint}")
         adapters, name = {zoo: adapters[zoo]}, rest
     for zoo in sorted(adapters, key=lambda zoo: zoo != "torchvision"):
         model = adapters[zoo].create_model(name, num_classes)
@@ -205,4 +213,6 @@ def create_zoo_model(name: str, num_classes: int) -> nn.Module:
     names = {name for adapter in adapters.values() for name in adapter.model_names()}
     close = difflib.get_close_matches(name, sorted(names), n=5)
     hint = f"did you mean {', '.join(close)}?" if close else "or give your own as module:callable"
+    if missing := _missing_zoos():
+        hint += f"; for more models: {', '.join(map(how_to_install, missing))}"
     raise GhnqError(f"no model named {name} in {', '.join(adapters) or 'any adapter'}: {hint}")
