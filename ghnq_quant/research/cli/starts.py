@@ -43,7 +43,8 @@ def quickstart(
     network, images, order and budget for both. Saves a table (JSON), the curves (PNG) and the
     trained model. Takes under two minutes on two cores with the default images.
     """
-    from ghnq_quant.research.starts.quickstart import QuickstartSettings, run_quickstart
+    from ghnq_quant.research.starts.quickstart import run_quickstart
+    from ghnq_quant.research.starts.quickstart_results import QuickstartSettings
 
     settings = QuickstartSettings(
         data=data,
