@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -18,6 +20,8 @@ CLI = "ghnq_quant.cli"
 COMMANDS = (CLI, "ghnq_quant.research.cli")
 #: What the library does without, or imports where it is used.
 FOREIGN = {"brevitas", "timm", "torchvision", "torchao", "matplotlib", "sklearn", "pandas"}
+#: What ``import ghnq_quant`` leaves for when it is used, since each takes a tenth of a second or more.
+HEAVY = FOREIGN | {"scipy", "sympy", "torch._dynamo", "onnx", "rich"}
 MOST_LINES = 400
 
 
@@ -79,22 +83,24 @@ def imported_files(name: str) -> set[str]:
     return {t if t in files() else t.rpartition(".")[0] for t in targets} & set(files())
 
 
-def lines(names: Iterable[str], wrong: Callable[[Import], bool]) -> list[str]:
-    """Where the files import what is wrong there."""
+def check(names: Iterable[str], wrong: Callable[[Import], bool]) -> None:
+    """Fail with a line for each import that is wrong there."""
     found = ((files()[name], i) for name in names for i in imports(name) if wrong(i))
-    return [f"{path.relative_to(ROOT)}:{i.line} imports {i.target}" for path, i in found]
+    lines = [f"{path.relative_to(ROOT)}:{i.line} imports {i.target}" for path, i in found]
+    if lines:
+        pytest.fail("\n".join(lines), pytrace=False)
 
 
 def test_the_library_does_without_the_laboratory():
     names = [name for name in library() if name != CLI]
-    assert not lines(names, lambda i: is_in(i.target, "ghnq_quant.research"))
+    check(names, lambda i: is_in(i.target, "ghnq_quant.research"))
 
 
 def test_the_library_imports_no_toolkit_and_no_zoo():
     def is_foreign(i: Import) -> bool:
         return not i.in_function and not i.for_types and i.target.partition(".")[0] in FOREIGN
 
-    assert not lines(library(), is_foreign)
+    check(library(), is_foreign)
 
 
 def test_no_files_import_each_other():
@@ -102,15 +108,21 @@ def test_no_files_import_each_other():
     try:
         TopologicalSorter({name: imported_files(name) for name in files()}).prepare()
     except CycleError as error:
-        pytest.fail(" is imported by ".join(error.args[1]))
+        pytest.fail(" is imported by ".join(error.args[1]), pytrace=False)
 
 
 def test_functions_import_nothing_of_ours():
     ours = {name.partition(".")[0] for name in files()}
     names = [name for name in files() if not is_in(name, *COMMANDS)]
-    assert not lines(names, lambda i: i.in_function and is_in(i.target, *ours))
+    check(names, lambda i: i.in_function and is_in(i.target, *ours))
 
 
 def test_no_file_is_long():
     lengths = {str(p.relative_to(ROOT)): p.read_text().count("\n") for p in files().values()}
     assert not {path: length for path, length in lengths.items() if length > MOST_LINES}
+
+
+def test_the_package_is_imported_without_what_is_heavy():
+    code = f"import sys, ghnq_quant; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
