@@ -202,9 +202,10 @@ def create_zoo_model(name: str, num_classes: int) -> nn.Module:
     adapters = load_adapters()
     zoo, _, rest = name.rpartition(":")
     if zoo:
+        if zoo in _missing_zoos():
+            raise GhnqError(f"{name} needs {zoo}, which is not installed: {how_to_install(zoo)}")
         if zoo not in adapters:
-            hint = f": {how_to_install(zoo)}" if zoo in _missing_zoos() else ""
-            raise GhnqError(f"{name}: no adapter named {zoo}, only {', '.join(adapters)}{hint}")
+            raise GhnqError(f"{name}: no adapter named {zoo}, only {', '.join(adapters)}")
         adapters, name = {zoo: adapters[zoo]}, rest
     for zoo in sorted(adapters, key=lambda zoo: zoo != "torchvision"):
         model = adapters[zoo].create_model(name, num_classes)
