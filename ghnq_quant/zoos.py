@@ -10,8 +10,9 @@ import sys
 
 from torch import nn
 
-from ghnq_quant.capture.adapters import load_adapters
+from ghnq_quant.capture.adapters import load_adapters, missing_zoos
 from ghnq_quant.errors import GhnqError
+from ghnq_quant.extras import how_to_install
 
 
 def create_model(arch: str, num_classes: int) -> nn.Module:
@@ -34,8 +35,9 @@ def create_model(arch: str, num_classes: int) -> nn.Module:
 
 
 def _has_zoo_prefix(name: str) -> bool:
-    """Whether a model's name begins with an installed adapter's, as ``timm:resnet18`` does."""
-    return name.partition(":")[0] in load_adapters() and ":" in name
+    """Whether a model's name begins with an adapter's, as ``timm:resnet18`` does."""
+    zoo, colon, _ = name.partition(":")
+    return bool(colon) and zoo in (*load_adapters(), *missing_zoos())
 
 
 def create_zoo_model(name: str, num_classes: int) -> nn.Module:
@@ -49,6 +51,8 @@ def create_zoo_model(name: str, num_classes: int) -> nn.Module:
     adapters = load_adapters()
     zoo, _, rest = name.rpartition(":")
     if zoo:
+        if zoo in missing_zoos():
+            raise GhnqError(f"{name} needs {zoo}, which is not installed: {how_to_install(zoo)}")
         if zoo not in adapters:
             raise GhnqError(f"{name}: no adapter named {zoo}, only {', '.join(adapters)}")
         adapters, name = {zoo: adapters[zoo]}, rest
@@ -59,6 +63,8 @@ def create_zoo_model(name: str, num_classes: int) -> nn.Module:
     names = {name for adapter in adapters.values() for name in adapter.model_names()}
     close = difflib.get_close_matches(name, sorted(names), n=5)
     hint = f"did you mean {', '.join(close)}?" if close else "or give your own as module:callable"
+    if missing := missing_zoos():
+        hint += f"; for more models: {', '.join(map(how_to_install, missing))}"
     raise GhnqError(f"no model named {name} in {', '.join(adapters) or 'any adapter'}: {hint}")
 
 

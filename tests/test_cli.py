@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch import nn
 
 import ghnq_quant
 from ghnq_quant import cli, zoos
+from ghnq_quant.capture import adapters
 from ghnq_quant.errors import GhnqError, GhnqWarning
 from ghnq_quant.quantization.layer_report import layer_report, signal_to_noise_db
 from ghnq_quant.research.data import first_epoch, load_images
@@ -248,6 +250,23 @@ def test_quickstart_with_missing_images_is_one_clean_line(ghnq, tmp_path):
     assert (code, out) == (1, "")
     assert err.startswith("error: no image set at nowhere: give 'digits'")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_names_the_extra_that_brings_it(ghnq, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    code, out, err = ghnq("quickstart", "--epochs", "1")
+    assert (code, out) == (1, "")
+    command = "pip install 'ghnq-quant[research]'"
+    assert err == f"error: this needs sklearn, which is not installed: {command}\n"
+
+
+def test_a_zoo_that_is_not_installed_is_named(monkeypatch):
+    entries = (EntryPoint("torchvision", "torchvision:Adapter", "ghnq_quant.adapters"),)
+    monkeypatch.setattr(adapters, "_entries", lambda: entries)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    for name in ("resnet18", "torchvision:resnet18"):
+        with pytest.raises(GhnqError, match=r"pip install 'ghnq-quant\[torchvision\]'"):
+            cli.create_model(name, 4)
 
 
 def test_warnings_of_the_package_are_one_line(ghnq, monkeypatch):

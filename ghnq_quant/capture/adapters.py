@@ -140,3 +140,8 @@ def adapters_in_use() -> tuple[Adapter, ...]:
     """The adapters of the packages that this process has imported: no model needs another."""
     loaded = (_load(entry) for entry in _entries() if entry.name in sys.modules)
     return tuple(adapter for adapter in loaded if adapter is not None)
+
+
+def missing_zoos() -> list[str]:
+    """The adapters that :func:`load_adapters` leaves out."""
+    return [entry.name for entry in _entries() if _load(entry) is None]

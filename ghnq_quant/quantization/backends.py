@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ghnq_quant.capture import Capture
 from ghnq_quant.errors import BackendError
+from ghnq_quant.extras import how_to_install
 from ghnq_quant.quantization.affine import QuantParams
 from ghnq_quant.quantization.scheme import ActRange, BatchNormMode, QuantScheme
 
@@ -74,6 +75,6 @@ def load_backend(name: str) -> Backend | ModelBackend:
         missing = error.name or name
         raise BackendError(
             f"backend {name!r} needs the package {missing!r}, which is not installed: "
-            f"pip install {missing.partition('.')[0]}"
+            f"{how_to_install(missing)}"
         ) from error
     return backend

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.fx.graph_module import _format_import_block
-from torch.package import sys_importer
+from torch.package.importer import sys_importer
 
 from ghnq_quant.capture import Capture, QuantPlan, Unit
 from ghnq_quant.capture.computed_weight import ComputedWeight, keep_computing

@@ -71,7 +71,7 @@ class QATConvBatchNorm2d(QuantizedWeight, intrinsic_qat.ConvBn2d):
     _load_from_state_dict = nn.Module._load_from_state_dict  # torch.ao's own expects a batch norm
 
     @property
-    def bn(self) -> nn.BatchNorm2d:
+    def bn(self) -> nn.BatchNorm2d:  # type: ignore[override]
         if not self._batch_norm:
             raise AttributeError("the layer knows its batch norm from its first call on")
         return self._batch_norm[0]

@@ -7,7 +7,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from ghnq_quant.quantization.precision import Precision
+from ghnq_quant.quantization.scheme import Precision
 from ghnq_quant.research.finetuning.functional import FunctionalNetwork
 from ghnq_quant.research.networks import ConvNets250K, SampledNetwork
 from ghnq_quant.research.runs.seeds import Stream, generator

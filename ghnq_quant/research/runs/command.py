@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from ghnq_quant.quantization.precision import Precision, precision_name
+from ghnq_quant.quantization.scheme import Precision, precision_name
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ghnq_quant.files import replacing
+from ghnq_quant.files import replacing, save_json
 from ghnq_quant.research.starts.plotting import plot_curves
 from ghnq_quant.research.starts.record import Comparison
 from ghnq_quant.research.starts.tables import markdown_page
-from ghnq_quant.state_files import save_json
 
 TRIALS_FILE = "trials.jsonl"
 RESULTS_FILE = "results.json"

@@ -16,6 +16,7 @@ from torch import nn
 
 import ghnq_quant
 from ghnq_quant.errors import GhnqError
+from ghnq_quant.files import read_json, save_json, save_state
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization import QuantModel
 from ghnq_quant.research.data import ImageSet, first_epoch, load_images
@@ -31,7 +32,6 @@ from ghnq_quant.research.starts.training import (
     seeded,
     training_batches,
 )
-from ghnq_quant.state_files import read_json, save_json, save_state
 
 # Of 0.002, 0.003, 0.005 and 0.01 with Adam: all are good for PyTorch's initialization on the digits at
 # 4 bits; without clipping, or above, GHN-Q's start diverges.

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from ghnq_quant.files import replacing
+from ghnq_quant.files import replacing, save_json
 from ghnq_quant.research.runs.command import Option, bits_text, command_line
 from ghnq_quant.research.runs.provenance import versions
 from ghnq_quant.research.table1.summary import Summary, summarize
-from ghnq_quant.state_files import save_json
 
 _COLORS = {"GHN-Q": "#1f5fa8", "PyTorch": "#d9731a"}
 _LABELS = {"GHN-Q": "GHN-Q's start", "PyTorch": "PyTorch's initialization"}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ghnq_quant.quantization.precision import Precision, precision_name
+from ghnq_quant.quantization.scheme import Precision, precision_name
 from ghnq_quant.research.starts.results import Curve, TrialResult, curve
 from ghnq_quant.research.starts.settings import CompareSettings, Trial
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ghnq_quant.quantization.precision import Precision
+from ghnq_quant.quantization.scheme import Precision
 from ghnq_quant.research.runs.seeds import CHOICE_SEED
 from ghnq_quant.research.starts.settings import Trial
 from ghnq_quant.research.starts.starts import STARTS

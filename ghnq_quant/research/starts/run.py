@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ghnq_quant.errors import DataError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization import load_backend
-from ghnq_quant.quantization.precision import Precision, precision_name
+from ghnq_quant.quantization.scheme import Precision, precision_name
 from ghnq_quant.research.data import ImageSet, hold_out, load_images
 from ghnq_quant.research.data.foreign import foreign
 from ghnq_quant.research.runs.journal import Journal

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from ghnq_quant.quantization.precision import Precision, precision_name
+from ghnq_quant.quantization.scheme import Precision, precision_name
 from ghnq_quant.research.starts.record import BASELINE, Comparison
 from ghnq_quant.research.starts.starts import STARTS
 from ghnq_quant.research.table1.tables import markdown, mean_cell

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ghnq_quant.capture import Capture, capture
 from ghnq_quant.ghn import GHN
-from ghnq_quant.quantization.precision import FLOAT, Precision, precision_name
+from ghnq_quant.quantization.scheme import FLOAT, Precision, precision_name
 from ghnq_quant.research.data import Images, evaluation_batches
 from ghnq_quant.research.runs.seeds import EVALUATION_SEED
 from ghnq_quant.research.table1.distributions import describe_layers

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
-from ghnq_quant.quantization.precision import (
-    FLOAT,
-    PAPER_PRECISIONS,
-    Precision,
-    parse_precisions,
-    precision_name,
-)
+from ghnq_quant.quantization.scheme import FLOAT, Precision, parse_precision, precision_name
 from ghnq_quant.research.runs.command import Option, command_line, each
 from ghnq_quant.research.runs.seeds import EVALUATION_SEED
 
@@ -21,6 +16,20 @@ from ghnq_quant.research.runs.seeds import EVALUATION_SEED
 BATCH_SIZE = 64
 #: The splits of Table 1 in the paper's order, and the one that its discussion asks for.
 TABLE_SPLITS = ("test", "deep", "wide", "bn_free", "mobile")
+#: Its rows.
+PAPER_PRECISIONS = ("float", "W8/A8", "W4/A8", "W4/A4", "W2/A2")
+
+
+def parse_precisions(names: Iterable[str]) -> tuple[Precision, ...]:
+    """Several precisions without repetition, float first: everything else is compared with it.
+
+    Float is put in where it is not named.
+
+    Example:
+        >>> parse_precisions(["W4/A4", "W8/A8"])
+        ((32, 32), (4, 4), (8, 8))
+    """
+    return tuple(dict.fromkeys((FLOAT, *(parse_precision(name) for name in names))))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ from table1_setting import Net
 
 from ghnq_quant import GHN
 from ghnq_quant.errors import DataError, GhnqError
+from ghnq_quant.files import save_state
 from ghnq_quant.research.runs.journal import Journal
 from ghnq_quant.research.table1 import Evaluation, NetworkResult, evaluate, networks
 from ghnq_quant.research.table1.tables import mismatch_lines
-from ghnq_quant.state_files import save_state
 
 
 def save_noise(path: Path, side: int) -> Path:

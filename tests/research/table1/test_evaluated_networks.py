@@ -7,10 +7,10 @@ import torch
 from table1_setting import random_images
 
 from ghnq_quant.errors import CheckpointError, GhnqError, SchemeError
-from ghnq_quant.quantization.precision import FLOAT, parse_precisions
+from ghnq_quant.files import read_state
+from ghnq_quant.quantization.scheme import FLOAT
 from ghnq_quant.research.table1.networks import network_places, open_network
-from ghnq_quant.research.table1.settings import EvaluationSettings
-from ghnq_quant.state_files import read_state
+from ghnq_quant.research.table1.settings import EvaluationSettings, parse_precisions
 
 
 @pytest.mark.parametrize(
