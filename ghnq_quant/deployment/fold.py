@@ -40,7 +40,7 @@ def fold(model: QuantModel) -> fx.GraphModule:
             f"{type(model).__name__} is of a toolkit that makes and converts whole models: use the "
             "toolkit's own conversion (docs/how-to/torch_ao.md)"
         )
-    graph, backend = copy.deepcopy(model.graph), model.backend
+    graph, backend = _Tracer().trace(model), model.backend
     units = {unit.name: unit for unit in model.plan.units}
     modules: dict[str, Any] = {}
     for node in list(graph.nodes):
@@ -96,3 +96,13 @@ def _check_statistics(norm: nn.modules.batchnorm._BatchNorm, name: str) -> None:
     if not has_running_statistics(norm):  # type: ignore[arg-type]
         hint = _TRAIN if norm.track_running_stats else "it needs track_running_stats=True"
         raise ConversionError(f"batch norm {name!r} has no running statistics: {hint}")
+
+
+class _Tracer(fx.Tracer):
+    """Keeps every module whole; notes down which one each node calls, after which exporters name
+    what a node needs."""
+
+    proxy_buffer_attributes = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
