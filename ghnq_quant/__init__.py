@@ -6,6 +6,8 @@
 >>> qat = ghnq_quant.init_quantized(model, bits=4, data=loader)
 """
 
+from importlib.metadata import version
+
 from ghnq_quant.torchvision_ops import define_missing_operators
 
 define_missing_operators()  # before anything, the user's next line too, imports torchvision
@@ -27,7 +29,7 @@ from ghnq_quant.ghn import GHN  # noqa: E402
 from ghnq_quant.quantization import QuantScheme, calibrate  # noqa: E402
 from ghnq_quant.stem import adapt_stem  # noqa: E402
 
-__version__ = "0.1.0"
+__version__ = version("ghnq-quant")
 
 __all__ = [
     "GHN",

@@ -9,14 +9,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ghnq_quant.cli_options import example
 from ghnq_quant.errors import CheckpointError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.ghn.ghn3_checkpoints import find_public_file
+from ghnq_quant.verification import verify_checkpoint as verify
 
 app = typer.Typer()
 
 
-@app.command(epilog="\b\nExample:\n  ghnq convert-checkpoint ghn3xlm16.pt -o ghn3-xl")
+@app.command(epilog=example("ghnq convert-checkpoint ghn3xlm16.pt -o ghn3-xl"))
 def convert_checkpoint(
     source: Annotated[
         str,
@@ -49,7 +51,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-@app.command(epilog="\b\nExample:\n  ghnq verify-checkpoint ghn3-xl --model resnet18,resnet50")
+@app.command(epilog=example("ghnq verify-checkpoint ghn3-xl --model resnet18,resnet50"))
 def verify_checkpoint(
     checkpoint: Annotated[
         str, typer.Argument(metavar="FOLDER|FILE", help="A converted checkpoint, or the file.")
@@ -64,8 +66,6 @@ def verify_checkpoint(
     ghn3xlm16.pt and ghn2.pt, for 74 torchvision models of 1000 classes. The seven transformers among
     them are not read. Exits with 1 if a norm is off by more than 0.01.
     """
-    from ghnq_quant.verification import verify_checkpoint as verify
-
     console = Console()
     different, count = [], 0
     for result in verify(

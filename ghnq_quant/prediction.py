@@ -67,18 +67,10 @@ def _keep_classifier_of_other_classes(
 
 
 def _by_parameter(root: nn.Module, predicted: dict[str, Tensor]) -> NewValues:
-    first: dict[int, str] = {}  # of a tied parameter the first use counts
-    parameters = dict(root.named_parameters(remove_duplicate=False))
-    for name, p in parameters.items():
-        if name in predicted:
-            first.setdefault(id(p), name)
     by_id: dict[int, Tensor] = {}
-    # in the order of decoding: those that share memory are together, and free it one after another
-    for name in list(predicted):
-        value = predicted.pop(name)
-        p = parameters[name]
-        if first[id(p)] == name:
-            by_id[id(p)] = _own_memory(value, p, name)
+    for name, p in root.named_parameters(remove_duplicate=False):
+        if name in predicted and id(p) not in by_id:  # a tied parameter: its first use counts
+            by_id[id(p)] = _own_memory(predicted.pop(name), p, name)
     return [by_id.get(id(p)) for p in root.parameters()]
 
 

@@ -1,7 +1,8 @@
-"""Float models by the names that commands take."""
+"""Float models by name, from the zoos whose adapters are installed."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import os
@@ -9,8 +10,9 @@ import sys
 
 from torch import nn
 
-from ghnq_quant.capture.adapters import create_zoo_model, has_zoo_prefix
+from ghnq_quant.capture.adapters import load_adapters, missing_zoos
 from ghnq_quant.errors import GhnqError
+from ghnq_quant.extras import how_to_install
 
 
 def create_model(arch: str, num_classes: int) -> nn.Module:
@@ -27,9 +29,43 @@ def create_model(arch: str, num_classes: int) -> nn.Module:
         GhnqError: no such model (with the closest names), module or callable, or the callable
             returned something else than a module.
     """
-    if ":" in arch and not has_zoo_prefix(arch):
+    if ":" in arch and not _has_zoo_prefix(arch):
         return _call_by_name(arch, num_classes)
     return create_zoo_model(arch, num_classes)
+
+
+def _has_zoo_prefix(name: str) -> bool:
+    """Whether a model's name begins with an adapter's, as ``timm:resnet18`` does."""
+    zoo, colon, _ = name.partition(":")
+    return bool(colon) and zoo in (*load_adapters(), *missing_zoos())
+
+
+def create_zoo_model(name: str, num_classes: int) -> nn.Module:
+    """A zoo's float model by its name there: torchvision's, else another installed adapter's.
+
+    A prefix names the zoo: ``timm:resnet18``.
+
+    Raises:
+        GhnqError: no zoo has a model of that name; the message tells the closest names.
+    """
+    adapters = load_adapters()
+    zoo, _, rest = name.rpartition(":")
+    if zoo:
+        if zoo in missing_zoos():
+            raise GhnqError(f"{name} needs {zoo}, which is not installed: {how_to_install(zoo)}")
+        if zoo not in adapters:
+            raise GhnqError(f"{name}: no adapter named {zoo}, only {', '.join(adapters)}")
+        adapters, name = {zoo: adapters[zoo]}, rest
+    for zoo in sorted(adapters, key=lambda zoo: zoo != "torchvision"):
+        model = adapters[zoo].create_model(name, num_classes)
+        if model is not None:
+            return model
+    names = {name for adapter in adapters.values() for name in adapter.model_names()}
+    close = difflib.get_close_matches(name, sorted(names), n=5)
+    hint = f"did you mean {', '.join(close)}?" if close else "or give your own as module:callable"
+    if missing := missing_zoos():
+        hint += f"; for more models: {', '.join(map(how_to_install, missing))}"
+    raise GhnqError(f"no model named {name} in {', '.join(adapters) or 'any adapter'}: {hint}")
 
 
 def _call_by_name(arch: str, num_classes: int) -> nn.Module:

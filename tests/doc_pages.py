@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomllib
 import typer
 
 from ghnq_quant.cli import app
@@ -31,13 +31,17 @@ _MEASURED = {
     "docs/training.md": "trains a hypernetwork on CIFAR-10",
 }
 _HARMLESS = {".ci/run", "cd", "git", "mkdocs", "mypy", "python", "python3", "ruff", ".", "twine"}
-_HARMLESS |= {"nvidia-cuda-mps-control"}
+_HARMLESS |= {"nvidia-cuda-mps-control", "pre-commit"}
 
 
 def pages() -> list[str]:
-    """README and all pages but the tables that ``ghnq evaluate`` writes."""
+    """README, CONTRIBUTING and all pages but the tables that ``ghnq evaluate`` writes."""
     docs = (p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
-    return ["README.md", *sorted(p for p in docs if not p.startswith("docs/results/"))]
+    return [
+        "README.md",
+        "CONTRIBUTING.md",
+        *sorted(p for p in docs if not p.startswith("docs/results/")),
+    ]
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import fields
+from importlib.metadata import EntryPoint
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +16,14 @@ from safetensors import safe_open
 from torch import nn
 
 import ghnq_quant
-from ghnq_quant import cli
+from ghnq_quant import cli, zoos
 from ghnq_quant.capture import adapters
 from ghnq_quant.errors import GhnqError, GhnqWarning
 from ghnq_quant.quantization.layer_report import layer_report, signal_to_noise_db
 from ghnq_quant.research.data import first_epoch, load_images
+from ghnq_quant.research.starts import CompareSettings
+from ghnq_quant.research.starts.quickstart_results import QuickstartSettings
+from ghnq_quant.research.table1.settings import EvaluationSettings
 
 TINY = """
 from torch import nn
@@ -157,13 +164,13 @@ def test_init_fails_with_one_clean_line(ghnq, tmp_path, arguments, message):
 
 
 def test_create_model_asks_the_adapters_and_suggests_close_names(monkeypatch):
-    monkeypatch.setattr(adapters, "load_adapters", lambda: {"zoo": Zoo()})
+    monkeypatch.setattr(zoos, "load_adapters", lambda: {"zoo": Zoo()})
     assert cli.create_model("mobilenet_b", 4).out_features == 4
     assert cli.create_model("zoo:mobilenet_b", 4).out_features == 4
     with pytest.raises(GhnqError, match="no model named resnet18 in zoo"):
         cli.create_model("zoo:resnet18", 4)
     with pytest.raises(GhnqError, match="no adapter named other, only zoo"):
-        adapters.create_zoo_model("other:mobilenet_b", 4)
+        zoos.create_zoo_model("other:mobilenet_b", 4)
     with pytest.raises(GhnqError, match="mobilnet_b in zoo: did you mean mobilenet_b, mobilenet_a"):
         cli.create_model("mobilnet_b", 4)
     with pytest.raises(GhnqError, match="give your own as module:callable"):
@@ -178,22 +185,64 @@ def test_create_model_gives_the_number_of_classes_to_a_callable_that_takes_it():
 # quickstart and the rest
 
 
-def test_quickstart_passes_every_setting_on(ghnq, monkeypatch):
-    from ghnq_quant.research.starts import quickstart
-    from ghnq_quant.research.starts.quickstart_results import QuickstartSettings
-
-    settings = QuickstartSettings("a folder", "true name", (4, 8), 6, "reference", 2, 1, 100)
+def received(
+    ghnq: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> QuickstartSettings | CompareSettings | EvaluationSettings:
+    """The settings that the command line written for ``settings`` gives a run."""
+    run = {
+        QuickstartSettings: "starts.quickstart.run_quickstart",
+        CompareSettings: "starts.compare_init",
+        EvaluationSettings: "table1.run.network_places",
+    }[type(settings)]
     calls = []
-    monkeypatch.setattr(quickstart, "run_quickstart", lambda *a, **k: calls.append((a, k)))
-    import shlex
 
-    code, _, _ = ghnq(*shlex.split(settings.command())[1:], "-o", "out")
-    assert code == 0
-    (arguments, keywords), = calls  # fmt: skip
-    assert arguments == (settings, Path("out"))
-    assert keywords["ghn"] is None
+    def stop(given: object, *_: object, **__: object) -> None:
+        calls.append(given)
+        raise GhnqError("that is enough")
+
+    monkeypatch.setattr(f"ghnq_quant.research.{run}", stop)
+    assert ghnq(*shlex.split(settings.command())[1:], "-o", "out")[2] == "error: that is enough\n"
+    return calls[0]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        [
+            QuickstartSettings(),
+            QuickstartSettings("a folder", "true name", (4, 8), 6, "reference", 2, 1, 100),
+        ],
+        [
+            CompareSettings(("resnet8",)),
+            CompareSettings(
+                ("resnet8", "vgg7"), ((4, 8), (32, 32)), 8, "reference", (10, 20), 2,
+                ("ghnq", "pytorch"), (0.1, 1e-05), 30, "a folder", True, "true name", 5, 128, "mine",
+            ),
+        ],
+        [
+            EvaluationSettings("digits"),
+            EvaluationSettings("a folder", "true name", "ghnq-cifar10-qat", ("test", "mobile"),
+                               precisions=((32, 32), (4, 8)), num_nets=3, num_images=64),
+            EvaluationSettings("digits", splits=(), models=("resnet18",), adapt_stem=True,
+                               trained="state.pt"),
+        ],
+    ],
+)  # fmt: skip
+def test_a_written_command_gives_the_settings_it_was_written_of(ghnq, monkeypatch, written):
+    for settings in written:
+        assert received(ghnq, monkeypatch, settings) == settings
+    for field in fields(written[0]):
+        values = {getattr(settings, field.name) for settings in written}
+        assert len(values) > 1, field.name  # no field is left out
+
+
+def test_the_commands_defaults_are_those_of_the_settings(ghnq, monkeypatch):
+    calls = []
+    for run in ("starts.quickstart.run_quickstart", "starts.compare_init"):
+        monkeypatch.setattr(f"ghnq_quant.research.{run}", lambda s, *_, **__: calls.append(s))
     assert ghnq("quickstart")[0] == 0
-    assert calls[1][0][0] == QuickstartSettings()
+    assert ghnq("compare-init", "resnet8", "-o", "out")[0] == 0
+    assert calls == [QuickstartSettings(), CompareSettings(("resnet8",))]
 
 
 def test_quickstart_with_missing_images_is_one_clean_line(ghnq, tmp_path):
@@ -201,6 +250,23 @@ def test_quickstart_with_missing_images_is_one_clean_line(ghnq, tmp_path):
     assert (code, out) == (1, "")
     assert err.startswith("error: no image set at nowhere: give 'digits'")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_names_the_extra_that_brings_it(ghnq, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    code, out, err = ghnq("quickstart", "--epochs", "1")
+    assert (code, out) == (1, "")
+    command = "pip install 'ghnq-quant[research]'"
+    assert err == f"error: this needs sklearn, which is not installed: {command}\n"
+
+
+def test_a_zoo_that_is_not_installed_is_named(monkeypatch):
+    entries = (EntryPoint("torchvision", "torchvision:Adapter", "ghnq_quant.adapters"),)
+    monkeypatch.setattr(adapters, "_entries", lambda: entries)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    for name in ("resnet18", "torchvision:resnet18"):
+        with pytest.raises(GhnqError, match=r"pip install 'ghnq-quant\[torchvision\]'"):
+            cli.create_model(name, 4)
 
 
 def test_warnings_of_the_package_are_one_line(ghnq, monkeypatch):

@@ -7,10 +7,10 @@ import importlib
 import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-import tomllib
 import torch
 import typer
 from doc_pages import LANGUAGES, ROOT, Block, blocks, check_command, commands, pages, parse_ghnq
@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from ghnq_quant.cli import app
 
 #: Pages whose Python another file runs, on other data.
-ELSEWHERE = {"docs/how-to/timm.md": "test_timm_training.py"}
+ELSEWHERE = {"docs/how-to/timm.md": "integrations/test_timm_training.py"}
 MARKED = [block for page in pages() for block in blocks(page) if block.reason]
 
 
@@ -100,7 +100,7 @@ def test_pages_that_other_tests_run_exist():
         assert Path(page).name in (ROOT / "tests" / test).read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
 def test_links_from_outside_of_the_site_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text("utf-8")):
         assert target.startswith("https://") or (ROOT / target).exists(), target

@@ -25,7 +25,7 @@ import ghnq_quant
 from ghnq_quant.quantization import QuantModel
 from ghnq_quant.research.data import Images, load_images, training_batch
 from ghnq_quant.research.networks import ConvNets250K
-from ghnq_quant.research.starts.quickstart import SmallMobileNet
+from ghnq_quant.research.starts.small_mobilenet import SmallMobileNet
 
 IMAGES, BATCH = 1000, 100
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import ghnq_quant
 from ghnq_quant.capture import capture
 from ghnq_quant.research.networks.drawing import draw_graph
-from ghnq_quant.research.starts.quickstart import SmallMobileNet
+from ghnq_quant.research.starts.small_mobilenet import SmallMobileNet
 
 #: Layers whose weights are shown.
 STEM, DEPTHWISE, WIDE = "stem.0", "blocks.2.layers.1.0", "blocks.4.layers.2"

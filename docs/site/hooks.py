@@ -1,10 +1,12 @@
-"""What the site does beyond its plugins: equations without JavaScript, and each command's help."""
+"""What the site does beyond its plugins: equations without JavaScript, each command's help, and the
+repository's CONTRIBUTING.md."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
@@ -23,7 +25,10 @@ def _math(source: str, *_: Any, **__: Any) -> str:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put every command's help in the place of the line ``<!-- commands -->``."""
+    """Put every command's help in the place of the line ``<!-- commands -->``, and CONTRIBUTING.md in
+    that of the page with the line ``<!-- contributing -->``."""
+    if "<!-- contributing -->" in markdown:
+        return Path("CONTRIBUTING.md").read_text("utf-8").replace("](docs/", "](")
     if "<!-- commands -->" not in markdown:
         return markdown
     return markdown.replace("<!-- commands -->", "\n".join(_sections()))

@@ -6,18 +6,14 @@ the import name of the package whose layers it knows, its value the adapter's cl
 
 from __future__ import annotations
 
-import difflib
 import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, TypeVar, runtime_checkable
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghnq_quant.capture.computed_weight import ComputedWeight
-from ghnq_quant.errors import GhnqError
 
 
 @runtime_checkable
@@ -42,18 +38,6 @@ class Adapter(Protocol):
 
     def convolutional_models(self) -> dict[str, list[str]]:
         """Those of convolutional classifiers, by family: what ``ghnq coverage`` measures."""
-
-
-@runtime_checkable
-class HeadAdapter(Protocol):
-    """What :func:`ghnq_quant.adapt_stem` asks of an adapter that knows heads of fixed size."""
-
-    def fit_head(self, module: nn.Module, side: int) -> None:
-        """Let a head that enlarges feature maps of ``side`` by ``side`` read them as they are.
-
-        ``module`` is any of the network's modules that read such maps; it is changed in place, to
-        compute what it did before, and left alone where it is no such head.
-        """
 
 
 class Surrounded(nn.Module):
@@ -86,27 +70,6 @@ class BatchNormThen(NormThen, nn.BatchNorm2d):
 
 class GroupNormThen(NormThen, nn.GroupNorm):
     """A group norm, then its child modules."""
-
-
-def enlarged_input_folded(weight: Tensor, side: int) -> Tensor:
-    """The weight that makes of small feature maps what ``weight`` makes of them enlarged.
-
-    Enlarging by adaptive average pooling is linear, so it can be a part of the weight.
-
-    Args:
-        weight: (C_out, C_in, S, S), of a layer that reads feature maps of S×S as a whole.
-        side: of the feature maps before they are enlarged to S×S.
-
-    Returns:
-        (C_out, C_in, side, side)
-
-    Example:
-        >>> enlarged_input_folded(torch.ones(4, 8, 7, 7), 1)[0, 0]
-        tensor([[49.]])
-    """
-    size = weight.shape[-1]
-    enlarge = F.adaptive_avg_pool1d(torch.eye(side, dtype=weight.dtype, device=weight.device), size)
-    return torch.einsum("ochw,ih,jw->ocij", weight, enlarge, enlarge)
 
 
 class _RowWeight(ComputedWeight):
@@ -179,30 +142,6 @@ def adapters_in_use() -> tuple[Adapter, ...]:
     return tuple(adapter for adapter in loaded if adapter is not None)
 
 
-def has_zoo_prefix(name: str) -> bool:
-    """Whether a model's name begins with an installed adapter's, as ``timm:resnet18`` does."""
-    return name.partition(":")[0] in load_adapters() and ":" in name
-
-
-def create_zoo_model(name: str, num_classes: int) -> nn.Module:
-    """A zoo's float model by its name there: torchvision's, else another installed adapter's.
-
-    A prefix names the zoo: ``timm:resnet18``.
-
-    Raises:
-        GhnqError: no zoo has a model of that name; the message tells the closest names.
-    """
-    adapters = load_adapters()
-    zoo, _, rest = name.rpartition(":")
-    if zoo:
-        if zoo not in adapters:
-            raise GhnqError(f"{name}: no adapter named {zoo}, only {', '.join(adapters)}")
-        adapters, name = {zoo: adapters[zoo]}, rest
-    for zoo in sorted(adapters, key=lambda zoo: zoo != "torchvision"):
-        model = adapters[zoo].create_model(name, num_classes)
-        if model is not None:
-            return model
-    names = {name for adapter in adapters.values() for name in adapter.model_names()}
-    close = difflib.get_close_matches(name, sorted(names), n=5)
-    hint = f"did you mean {', '.join(close)}?" if close else "or give your own as module:callable"
-    raise GhnqError(f"no model named {name} in {', '.join(adapters) or 'any adapter'}: {hint}")
+def missing_zoos() -> list[str]:
+    """The adapters that :func:`load_adapters` leaves out."""
+    return [entry.name for entry in _entries() if _load(entry) is None]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -131,8 +129,3 @@ class ArchGraph:
     @cached_property
     def _paths(self) -> dict[int, ShortestPaths]:
         return {}
-
-    def canonical_form(self) -> str:
-        """A text, equal for graphs of the same nodes and edges, whatever the parameters' names."""
-        nodes: list[Sequence[object]] = [(n.primitive, n.shape) for n in self.nodes]
-        return json.dumps([nodes, sorted(self.edges.tolist())], separators=(",", ":"))

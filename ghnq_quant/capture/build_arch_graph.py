@@ -2,116 +2,128 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch import fx, nn
 
-from ghnq_quant.capture.arch_graph import ArchGraph, Node
-from ghnq_quant.capture.operations import Kind, keeps_dimensions, pooling_window
+from ghnq_quant.capture.arch_graph import ArchGraph, Node, Shape
+from ghnq_quant.capture.operations import (
+    WEIGHTED,
+    WINDOWED_POOLS,
+    Kind,
+    conv_primitive,
+    keeps_dimensions,
+    pooling_window,
+)
 
 _Modules = dict[str, nn.Module]
+_JOINS = (Kind.ADD, Kind.MULTIPLY, Kind.CONCAT)
 
 
-def build_arch_graph(graph: fx.Graph, kinds: dict[fx.Node, Kind], modules: _Modules) -> ArchGraph:
-    """Keep the operations that GHN-2 has a primitive for and contract all others.
+def assemble_graph(
+    kinds: Sequence[Kind], inputs: Sequence[Sequence[int]], chains: Sequence[tuple[Node, ...]]
+) -> ArchGraph:
+    """The graph of a network of any representation, with what has no node contracted.
 
     A contracted operation's inputs become the inputs of its consumers. An addition, concatenation
     or product is kept where it still joins more than one node once everything else is contracted.
+
+    Args:
+        kinds: what each operation does, in the order of execution; the last is the output.
+        inputs: positions of the operations whose results each one reads.
+        chains: the nodes that stand for each operation, one behind the other.
+
+    Example:
+        >>> kinds = [Kind.INPUT, Kind.CONV, Kind.ACTIVATION, Kind.OUTPUT]
+        >>> conv = weight_nodes("0", (8, 3, 3, 3), bias=True)
+        >>> assemble_graph(kinds, [[], [0], [1], [2]], [(Node("input"),), conv, (), ()]).counts()
+        {'input': 1, 'conv': 1, 'bias': 1}
     """
-    return _Builder(kinds, modules).build(graph)
-
-
-class _Builder:
-    def __init__(self, kinds: dict[fx.Node, Kind], modules: _Modules) -> None:
-        self.kinds = kinds
-        self.modules = modules
-        self.nodes: list[Node] = []
-        self.edges: list[tuple[int, int]] = []
-        self.classifier: tuple[int | None, int | None] = (None, None)
-        #: graph nodes that stand for the value of each operation
-        self.sources: dict[fx.Node, list[int]] = {}
-
-    def build(self, graph: fx.Graph) -> ArchGraph:
-        used = _ancestors_of_output(graph)
-        for operation in graph.nodes:
-            if operation.op == "output":
-                self._find_classifier(operation)
-            elif operation in used:
-                self.sources[operation] = self._visit(operation)
-        edges = np.array(self.edges, dtype=np.int64).reshape(-1, 2)
-        return ArchGraph(tuple(self.nodes), edges, *self.classifier)
-
-    def _visit(self, operation: fx.Node) -> list[int]:
-        kind = self.kinds[operation]
-        sources = self._inputs(operation)
-        if kind is Kind.INPUT:
-            return self._add(Node("input"), []) if not self.nodes else [0]
+    nodes: list[Node] = []
+    edges: list[tuple[int, int]] = []
+    results: list[list[int]] = []  # of each operation the nodes that stand for its result
+    for kind, own_inputs, chain in zip(kinds, inputs, chains, strict=True):
+        sources = list(dict.fromkeys(node for i in own_inputs for node in results[i]))
         if kind is Kind.NOT_A_TENSOR:
-            return []
-        if kind in (Kind.CONV, Kind.LINEAR):
-            return self._add_weight(str(operation.target), sources)
-        if kind in (Kind.BATCH_NORM, Kind.OTHER_NORM):
-            return self._add_norm(str(operation.target), kind, sources)
-        if kind in (Kind.MAX_POOL, Kind.AVG_POOL):
-            shape = (1, 1, *pooling_window(operation, self.modules))
-            return self._add(Node(kind.value, shape), sources)
-        if kind is Kind.GLOBAL_AVG_POOL or (
-            kind is Kind.SPATIAL_MEAN and keeps_dimensions(operation)
-        ):
-            return self._add(Node("glob_avg"), sources)
-        joins = {Kind.ADD: "sum", Kind.CONCAT: "concat", Kind.MULTIPLY: "cse"}
-        if kind in joins and len(sources) > 1:
-            return self._add(Node(joins[kind]), sources)
-        return sources
+            sources = []
+        elif kind is Kind.INPUT and nodes:
+            sources, chain = [0], ()  # all arguments are one input
+        elif kind in _JOINS and len(sources) < 2:
+            chain = ()
+        for node in chain:
+            edges.extend((source, len(nodes)) for source in sources)
+            sources = [len(nodes)]
+            nodes.append(node)
+        results.append(sources)
+    edge_array = np.array(edges, dtype=np.int64).reshape(-1, 2)
+    return ArchGraph(tuple(nodes), edge_array, *_find_classifier(nodes, results[-1]))
 
-    def _inputs(self, operation: fx.Node) -> list[int]:
-        merged = (s for n in operation.all_input_nodes for s in self.sources.get(n, ()))
-        return list(dict.fromkeys(merged))
 
-    def _add(self, node: Node, sources: list[int]) -> list[int]:
-        position = len(self.nodes)
-        self.nodes.append(node)
-        self.edges.extend((source, position) for source in sources)
-        return [position]
-
-    def _add_weight(self, name: str, sources: list[int]) -> list[int]:
-        module = self.modules[name]
-        assert isinstance(module, (nn.Conv2d, nn.Linear))
-        primitive = "conv"
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
-            primitive = "dil_conv" if min(module.dilation) > 1 else "sep_conv"
-        shape = tuple(module.weight.shape)
-        sources = self._add(Node(primitive, shape, (f"{name}.weight",)), sources)
-        if module.bias is not None:
-            bias = Node("bias", tuple(module.bias.shape), (f"{name}.bias",))
-            sources = self._add(bias, sources)
-        return sources
-
-    def _add_norm(self, name: str, kind: Kind, sources: list[int]) -> list[int]:
-        module = self.modules[name]
-        names = tuple(
-            f"{name}.{p}" for p in ("weight", "bias") if getattr(module, p, None) is not None
-        )
-        if f"{name}.weight" not in names or module.weight.dim() != 1:  # type: ignore[operator]
-            return sources
-        primitive = "bn" if kind is Kind.BATCH_NORM else "ln"
-        assert isinstance(module.weight, nn.Parameter)
-        return self._add(Node(primitive, tuple(module.weight.shape), names), sources)
-
-    def _find_classifier(self, output: fx.Node) -> None:
-        """The linear layer whose nodes are the graph's last and only end."""
-        ends = self._inputs(output)
-        if len(ends) != 1 or ends[0] != len(self.nodes) - 1:
-            return
-        last, before = self.nodes[-1], self.nodes[-2]
+def _find_classifier(nodes: list[Node], ends: list[int]) -> tuple[int | None, int | None]:
+    """The linear layer whose nodes are the graph's last and only end."""
+    if len(nodes) > 1 and ends == [len(nodes) - 1]:
+        last, before = nodes[-1], nodes[-2]
         if last.primitive == "bias" and len(before.shape or ()) == 2:
-            self.classifier = (len(self.nodes) - 2, len(self.nodes) - 1)
-        elif last.primitive == "conv" and len(last.shape or ()) == 2:
-            self.classifier = (len(self.nodes) - 1, None)
+            return len(nodes) - 2, len(nodes) - 1
+        if last.primitive == "conv" and len(last.shape or ()) == 2:
+            return len(nodes) - 1, None
+    return None, None
+
+
+def weight_nodes(
+    name: str, shape: Shape, *, bias: bool, groups: int = 1, dilation: int = 1
+) -> tuple[Node, ...]:
+    """The nodes of a conv or linear layer whose weight has ``shape``."""
+    weight = Node(conv_primitive(groups, dilation), shape, (f"{name}.weight",))
+    return (weight, Node("bias", shape[:1], (f"{name}.bias",))) if bias else (weight,)
+
+
+def build_arch_graph(graph: fx.Graph, kinds: dict[fx.Node, Kind], modules: _Modules) -> ArchGraph:
+    """The graph of what a traced network's output depends on."""
+    used = _ancestors_of_output(graph)
+    nodes = [node for node in graph.nodes if node in used]
+    position = {node: i for i, node in enumerate(nodes)}
+    return assemble_graph(
+        [kinds[node] for node in nodes],
+        [[position[n] for n in node.all_input_nodes] for node in nodes],
+        [_nodes(node, kinds[node], modules) for node in nodes],
+    )
 
 
 def _ancestors_of_output(graph: fx.Graph) -> set[fx.Node]:
     used: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         if node.op == "output" or node in used:
-            used.update(node.all_input_nodes)
+            used.update((node, *node.all_input_nodes))
     return used
+
+
+def _nodes(operation: fx.Node, kind: Kind, modules: _Modules) -> tuple[Node, ...]:
+    if kind in WEIGHTED:
+        return _layer_nodes(str(operation.target), modules)
+    if kind in (Kind.BATCH_NORM, Kind.OTHER_NORM):
+        return _norm_nodes(str(operation.target), kind, modules)
+    if kind.primitive is None or (kind is Kind.SPATIAL_MEAN and not keeps_dimensions(operation)):
+        return ()
+    pools = kind in WINDOWED_POOLS
+    return (Node(kind.primitive, (1, 1, *pooling_window(operation, modules)) if pools else None),)
+
+
+def _layer_nodes(name: str, modules: _Modules) -> tuple[Node, ...]:
+    layer = modules[name]
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    shape, bias = tuple(layer.weight.shape), layer.bias is not None
+    if isinstance(layer, nn.Linear):
+        return weight_nodes(name, shape, bias=bias)
+    return weight_nodes(name, shape, bias=bias, groups=layer.groups, dilation=min(layer.dilation))
+
+
+def _norm_nodes(name: str, kind: Kind, modules: _Modules) -> tuple[Node, ...]:
+    norm = modules[name]
+    names = tuple(f"{name}.{p}" for p in ("weight", "bias") if getattr(norm, p, None) is not None)
+    if f"{name}.weight" not in names or norm.weight.dim() != 1:  # type: ignore[operator]
+        return ()
+    assert isinstance(norm.weight, nn.Parameter)
+    assert kind.primitive is not None
+    return (Node(kind.primitive, tuple(norm.weight.shape), names),)

@@ -1,33 +1,60 @@
-"""What each node of a traced graph does, in the few kinds that its two readings tell apart."""
+"""The one table of operations, and which of them each node of a traced graph is.
+
+What the package knows of an operation stands here: how networks call it, what it is to the
+hypernetwork, and whether its result is quantized. All others read it.
+"""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 
 class Kind(Enum):
-    """The kinds of operation that :class:`ArchGraph` and :class:`QuantPlan` are derived from."""
+    """What an operation does, as far as :class:`ArchGraph` and :class:`QuantPlan` tell it apart.
 
-    INPUT = "input"
-    CONV = "conv"
-    LINEAR = "linear"
-    BATCH_NORM = "batch_norm"
-    OTHER_NORM = "other_norm"
+    Attributes:
+        value: its name in a plan.
+        primitive: of the node that stands for it in the hypernetwork's graph, None where it has
+            none. A grouped convolution has another: see :func:`conv_primitive`.
+        quantized: whether its result is quantized although it belongs to no unit.
+
+    Example:
+        >>> Kind.ADD.value, Kind.ADD.primitive, Kind.ADD.quantized
+        ('add', 'sum', True)
+    """
+
+    primitive: str | None
+    quantized: bool
+
+    def __new__(cls, value: str, primitive: str | None = None, quantized: bool = False) -> Kind:
+        kind = object.__new__(cls)
+        kind._value_ = value
+        kind.primitive = primitive
+        kind.quantized = quantized
+        return kind
+
+    INPUT = "input", "input", True
+    CONV = "conv", "conv"
+    LINEAR = "linear", "conv"
+    BATCH_NORM = "batch_norm", "bn"
+    OTHER_NORM = "other_norm", "ln"
     ACTIVATION = "activation"
-    ADD = "add"
-    MULTIPLY = "mul"
-    CONCAT = "cat"
-    MAX_POOL = "max_pool"
-    AVG_POOL = "avg_pool"
-    GLOBAL_AVG_POOL = "adaptive_avg_pool"
-    SPATIAL_MEAN = "mean"
+    ADD = "add", "sum", True
+    MULTIPLY = "mul", "cse", True
+    CONCAT = "cat", "concat"
+    MAX_POOL = "max_pool", "max_pool"
+    AVG_POOL = "avg_pool", "avg_pool", True
+    GLOBAL_AVG_POOL = "adaptive_avg_pool", "glob_avg", True
+    SPATIAL_MEAN = "mean", "glob_avg", True
     #: Keeps every value (dropout is the identity in eval), so a quantized tensor stays quantized.
     RESHAPE = "reshape"
     #: An integer or a shape, not a tensor of activations.
@@ -36,75 +63,135 @@ class Kind(Enum):
     OTHER = "other"
 
 
-_ACTIVATION_NAMES = (
-    *("ReLU", "ReLU6", "LeakyReLU", "PReLU", "RReLU", "ELU", "SELU", "CELU", "GELU", "SiLU"),
-    *("Mish", "Hardswish", "Hardsigmoid", "Hardtanh", "Sigmoid", "Tanh", "Softplus"),
-    *("Softsign", "LogSigmoid", "Threshold"),
-)
-_ACTIVATION_FUNCTIONS = (
-    *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "elu", "elu_", "selu"),
-    *("celu", "gelu", "silu", "mish", "hardswish", "hardsigmoid", "hardtanh", "sigmoid"),
-    *("tanh", "softplus", "threshold", "clamp", "clamp_", "clip", "sigmoid_", "tanh_"),
-)
-_RESHAPE_METHODS = (
-    *("flatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose"),
-    *("contiguous", "chunk", "split", "expand", "repeat", "clone", "detach", "unbind", "to"),
-    *("float",),
-)
-
-_MODULES: tuple[tuple[tuple[type[nn.Module], ...], Kind], ...] = (
-    ((nn.Conv2d,), Kind.CONV),
-    ((nn.Linear,), Kind.LINEAR),
-    ((nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm), Kind.BATCH_NORM),
-    ((nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.RMSNorm), Kind.OTHER_NORM),
-    (tuple(getattr(nn, name) for name in _ACTIVATION_NAMES), Kind.ACTIVATION),
-    ((nn.MaxPool2d,), Kind.MAX_POOL),
-    ((nn.AvgPool2d,), Kind.AVG_POOL),
-    ((nn.AdaptiveAvgPool2d,), Kind.GLOBAL_AVG_POOL),
-    (
-        (
-            *(nn.Identity, nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle),
-            *(nn.PixelUnshuffle, nn.ZeroPad2d, nn.modules.dropout._DropoutNd),
-        ),
-        Kind.RESHAPE,
-    ),
-)
+#: The kinds of layers whose weight is quantized.
+WEIGHTED = (Kind.CONV, Kind.LINEAR)
+#: The kinds of poolings whose window has a size of its own, and a stride.
+WINDOWED_POOLS = (Kind.MAX_POOL, Kind.AVG_POOL)
 
 
-def _functions() -> dict[Callable[..., Any], Kind]:
-    kinds: dict[Callable[..., Any], Kind] = {
-        **dict.fromkeys((operator.add, operator.iadd, torch.add), Kind.ADD),
-        **dict.fromkeys((operator.sub, operator.isub, torch.sub), Kind.ADD),
-        **dict.fromkeys((operator.mul, operator.imul, torch.mul), Kind.MULTIPLY),
-        **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), Kind.CONCAT),
-        **dict.fromkeys((F.max_pool2d, torch.max_pool2d), Kind.MAX_POOL),
-        F.avg_pool2d: Kind.AVG_POOL,
-        F.adaptive_avg_pool2d: Kind.GLOBAL_AVG_POOL,
-        torch.mean: Kind.SPATIAL_MEAN,
-        **dict.fromkeys((F.dropout, F.dropout2d, F.pad, operator.getitem), Kind.RESHAPE),
-        **dict.fromkeys((F.pixel_shuffle, F.channel_shuffle), Kind.RESHAPE),
-    }
-    for name in _ACTIVATION_FUNCTIONS:
-        for owner in (torch, F):
-            if hasattr(owner, name):
-                kinds[getattr(owner, name)] = Kind.ACTIVATION
-    for name in _RESHAPE_METHODS:
-        if hasattr(torch, name):
-            kinds[getattr(torch, name)] = Kind.RESHAPE
-    return kinds
+@dataclass(frozen=True)
+class Operation:
+    """One operation and the ways to call it.
+
+    Attributes:
+        kind: what it does.
+        modules: its layers, and with them their subclasses.
+        functions: that compute it.
+        methods: names of a tensor's methods that do.
+    """
+
+    kind: Kind
+    modules: tuple[type[nn.Module], ...] = ()
+    functions: tuple[Callable[..., Any], ...] = ()
+    methods: tuple[str, ...] = ()
 
 
-_FUNCTIONS = _functions()
-_METHODS: dict[str, Kind] = {
-    **dict.fromkeys(("add", "add_", "sub", "sub_"), Kind.ADD),
-    **dict.fromkeys(("mul", "mul_"), Kind.MULTIPLY),
-    **dict.fromkeys(_ACTIVATION_FUNCTIONS, Kind.ACTIVATION),
-    **dict.fromkeys(_RESHAPE_METHODS, Kind.RESHAPE),
-    **dict.fromkeys(("size", "dim", "numel", "ndimension", "item"), Kind.NOT_A_TENSOR),
-    "mean": Kind.SPATIAL_MEAN,
+def _named(
+    names: str,
+    kind: Kind,
+    *modules: type[nn.Module],
+    functions: tuple[Callable[..., Any], ...] = (),
+) -> Operation:
+    """With the functions of ``torch`` and ``torch.nn.functional``, and the methods, of these names."""
+    listed = names.split()
+    found = [getattr(owner, name, None) for owner in (torch, F) for name in listed]
+    methods = tuple(name for name in listed if hasattr(Tensor, name))
+    return Operation(kind, modules, (*functions, *(f for f in found if callable(f))), methods)
+
+
+#: Where a layer is a subclass of another's, as ReLU6 of Hardtanh, it stands first.
+OPERATIONS: dict[str, Operation] = {
+    "conv": Operation(Kind.CONV, (nn.Conv2d,)),
+    "linear": Operation(Kind.LINEAR, (nn.Linear,)),
+    "batch_norm": Operation(Kind.BATCH_NORM, (nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm)),
+    "layer_norm": Operation(Kind.OTHER_NORM, (nn.LayerNorm,)),
+    "group_norm": Operation(Kind.OTHER_NORM, (nn.GroupNorm,)),
+    "instance_norm": Operation(Kind.OTHER_NORM, (nn.InstanceNorm2d,)),
+    "rms_norm": Operation(Kind.OTHER_NORM, (nn.RMSNorm,)),
+    "relu": _named("relu relu_", Kind.ACTIVATION, nn.ReLU),
+    "relu6": _named("relu6", Kind.ACTIVATION, nn.ReLU6),
+    "leaky_relu": _named("leaky_relu leaky_relu_", Kind.ACTIVATION, nn.LeakyReLU),
+    "prelu": _named("prelu", Kind.ACTIVATION, nn.PReLU),
+    "rrelu": Operation(Kind.ACTIVATION, (nn.RReLU,)),
+    "elu": _named("elu elu_", Kind.ACTIVATION, nn.ELU),
+    "selu": _named("selu", Kind.ACTIVATION, nn.SELU),
+    "celu": _named("celu", Kind.ACTIVATION, nn.CELU),
+    "gelu": _named("gelu", Kind.ACTIVATION, nn.GELU),
+    "silu": _named("silu", Kind.ACTIVATION, nn.SiLU),
+    "mish": _named("mish", Kind.ACTIVATION, nn.Mish),
+    "hardswish": _named("hardswish", Kind.ACTIVATION, nn.Hardswish),
+    "hardsigmoid": _named("hardsigmoid", Kind.ACTIVATION, nn.Hardsigmoid),
+    "hardtanh": _named("hardtanh", Kind.ACTIVATION, nn.Hardtanh),
+    "clamp": _named("clamp clamp_ clip", Kind.ACTIVATION),
+    "sigmoid": _named("sigmoid sigmoid_", Kind.ACTIVATION, nn.Sigmoid),
+    "log_sigmoid": Operation(Kind.ACTIVATION, (nn.LogSigmoid,)),
+    "tanh": _named("tanh tanh_", Kind.ACTIVATION, nn.Tanh),
+    "softplus": _named("softplus", Kind.ACTIVATION, nn.Softplus),
+    "softsign": Operation(Kind.ACTIVATION, (nn.Softsign,)),
+    "threshold": _named("threshold", Kind.ACTIVATION, nn.Threshold),
+    "max_pool": _named("max_pool2d", Kind.MAX_POOL, nn.MaxPool2d),
+    "avg_pool": _named("avg_pool2d", Kind.AVG_POOL, nn.AvgPool2d),
+    "adaptive_avg_pool": _named("adaptive_avg_pool2d", Kind.GLOBAL_AVG_POOL, nn.AdaptiveAvgPool2d),
+    "mean": _named("mean", Kind.SPATIAL_MEAN),
+    "add": _named("add add_", Kind.ADD, functions=(operator.add, operator.iadd)),
+    "sub": _named("sub sub_", Kind.ADD, functions=(operator.sub, operator.isub)),
+    "mul": _named("mul mul_", Kind.MULTIPLY, functions=(operator.mul, operator.imul)),
+    "cat": _named("cat concat concatenate", Kind.CONCAT),
+    "identity": Operation(Kind.RESHAPE, (nn.Identity,)),
+    "dropout": Operation(Kind.RESHAPE, (_DropoutNd,), (F.dropout, F.dropout2d)),
+    "flatten": _named("flatten", Kind.RESHAPE, nn.Flatten),
+    "unflatten": Operation(Kind.RESHAPE, (nn.Unflatten,)),
+    "view": _named("view", Kind.RESHAPE),
+    "reshape": _named("reshape", Kind.RESHAPE),
+    "squeeze": _named("squeeze", Kind.RESHAPE),
+    "unsqueeze": _named("unsqueeze", Kind.RESHAPE),
+    "permute": _named("permute", Kind.RESHAPE),
+    "transpose": _named("transpose", Kind.RESHAPE),
+    "contiguous": _named("contiguous", Kind.RESHAPE),
+    "split": _named("chunk split unbind", Kind.RESHAPE, functions=(operator.getitem,)),
+    "expand": _named("expand repeat", Kind.RESHAPE),
+    "copy": _named("clone detach to float", Kind.RESHAPE),
+    "pad": Operation(Kind.RESHAPE, (nn.ZeroPad2d,), (F.pad,)),
+    "channel_shuffle": _named("channel_shuffle", Kind.RESHAPE, nn.ChannelShuffle),
+    "pixel_shuffle": _named("pixel_shuffle", Kind.RESHAPE, nn.PixelShuffle),
+    "pixel_unshuffle": Operation(Kind.RESHAPE, (nn.PixelUnshuffle,)),
+    "size": Operation(Kind.NOT_A_TENSOR, methods=("size", "dim", "numel", "ndimension", "item")),
 }
+_BY_FUNCTION = {f: op for op in OPERATIONS.values() for f in op.functions}
+_BY_METHOD = {name: op for op in OPERATIONS.values() for name in op.methods}
+_WITH_MODULES = tuple(op for op in OPERATIONS.values() if op.modules)
 _TENSOR_ATTRIBUTES = {"T", "mT", "H", "mH", "data", "real"}
 _ARITHMETIC = {Kind.ADD, Kind.MULTIPLY, Kind.RESHAPE, Kind.OTHER, Kind.CONCAT}
+
+
+def conv_primitive(groups: int, dilation: int) -> str:
+    """Primitive of a convolution: of a grouped one ``sep_conv``, or ``dil_conv`` if dilated too."""
+    if groups == 1:
+        return "conv"
+    return "dil_conv" if dilation > 1 else "sep_conv"
+
+
+def find_operation(node: fx.Node, modules: dict[str, nn.Module]) -> Operation | None:
+    """The operation that a node calls, None where the table has none of its kind."""
+    if node.op == "call_module":
+        return _operation_of(modules[str(node.target)])
+    if node.op == "call_function":
+        return _BY_FUNCTION.get(node.target)  # type: ignore[arg-type]
+    return _BY_METHOD.get(str(node.target)) if node.op == "call_method" else None
+
+
+def _operation_of(module: nn.Module) -> Operation | None:
+    return next((op for op in _WITH_MODULES if isinstance(module, op.modules)), None)
+
+
+def module_kind(module: nn.Module) -> Kind:
+    """What a call of ``module``, kept whole, does."""
+    operation = _operation_of(module)
+    if operation is not None:
+        return operation.kind
+    weight = module._parameters.get("weight")
+    is_norm = weight is not None and weight.dim() == 1  # a zoo's own
+    return Kind.OTHER_NORM if is_norm else Kind.OTHER
 
 
 def classify(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, Kind]:
@@ -124,39 +211,26 @@ def classify(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, Ki
     return kinds
 
 
-def _tensor_operands(node: fx.Node, kinds: dict[fx.Node, Kind]) -> int:
-    operands = [*node.args[:2], node.kwargs.get("other")]
-    return sum(isinstance(a, fx.Node) and kinds[a] is not Kind.NOT_A_TENSOR for a in operands)
-
-
 def _classify_node(node: fx.Node, modules: dict[str, nn.Module]) -> Kind:
     if node.op == "placeholder":
         return Kind.INPUT
     if node.op == "output":
         return Kind.OUTPUT
     if node.op == "call_module":
-        module = modules[str(node.target)]
-        return module_kind(module)
-    if node.op == "call_function":
-        if node.target is getattr:
-            return Kind.RESHAPE if node.args[1] in _TENSOR_ATTRIBUTES else Kind.NOT_A_TENSOR
-        kind = _FUNCTIONS.get(node.target, Kind.OTHER)  # type: ignore[arg-type]
-    elif node.op == "call_method":
-        kind = _METHODS.get(str(node.target), Kind.OTHER)
-    else:
+        return module_kind(modules[str(node.target)])
+    if node.target is getattr:
+        return Kind.RESHAPE if node.args[1] in _TENSOR_ATTRIBUTES else Kind.NOT_A_TENSOR
+    operation = find_operation(node, modules)
+    if operation is None:
         return Kind.OTHER
-    if kind is Kind.SPATIAL_MEAN and not _is_spatial(argument(node, 1, "dim", None)):
+    if operation.kind is Kind.SPATIAL_MEAN and not _is_spatial(argument(node, 1, "dim", None)):
         return Kind.OTHER
-    return kind
+    return operation.kind
 
 
-def module_kind(module: nn.Module) -> Kind:
-    """What a call of ``module``, kept whole, does."""
-    kind = next((kind for types, kind in _MODULES if isinstance(module, types)), Kind.OTHER)
-    weight = module._parameters.get("weight")
-    if kind is Kind.OTHER and weight is not None and weight.dim() == 1:
-        return Kind.OTHER_NORM  # a zoo's own
-    return kind
+def _tensor_operands(node: fx.Node, kinds: dict[fx.Node, Kind]) -> int:
+    operands = [*node.args[:2], node.kwargs.get("other")]
+    return sum(isinstance(a, fx.Node) and kinds[a] is not Kind.NOT_A_TENSOR for a in operands)
 
 
 def _is_spatial(dims: Any) -> bool:

@@ -7,17 +7,8 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ghnq_quant.capture.operations import Kind
+from ghnq_quant.capture.operations import WEIGHTED, Kind
 from ghnq_quant.errors import CaptureError
-
-#: Operations whose result is quantized although they belong to no unit.
-_QUANTIZED = {
-    Kind.ADD,
-    Kind.MULTIPLY,
-    Kind.AVG_POOL,
-    Kind.GLOBAL_AVG_POOL,
-    Kind.SPATIAL_MEAN,
-}
 
 
 @dataclass(frozen=True)
@@ -105,14 +96,14 @@ def find_places(
     units = []
     quantized: dict[int, int] = {}
     for position, kind in enumerate(kinds):
-        if kind in (Kind.CONV, Kind.LINEAR):
+        if kind in WEIGHTED:
             norm = users[position][0] if len(users[position]) == 1 else None
             if norm is not None and not (kind is Kind.CONV and can_fold[norm]):
                 norm = None
             output = with_activation(position if norm is None else norm)
             units.append((position, norm, output))
             quantized[output] = position
-        elif kind is Kind.INPUT or kind in _QUANTIZED:
+        elif kind.quantized:
             quantized.setdefault(position, position)
     folded = {norm for _, norm, _ in units}
     for position, kind in enumerate(kinds):

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from ghnq_quant.deployment.fold import fold
 from ghnq_quant.errors import ConversionError
+from ghnq_quant.extras import how_to_install
 from ghnq_quant.files import replacing
 from ghnq_quant.quantization.model import QuantModel
 
@@ -71,8 +72,9 @@ def _load(format: str) -> Exporter:
 
         exporter: Exporter = entries[format].load()
     except ImportError as error:
+        missing = error.name or format
         raise ConversionError(
-            f"format {format!r} needs the package {error.name!r}, which is not installed: "
-            "pip install 'ghnq-quant[onnx]'"
+            f"format {format!r} needs the package {missing!r}, which is not installed: "
+            f"{how_to_install(missing)}"
         ) from error
     return exporter

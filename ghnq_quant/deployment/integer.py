@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
-from ghnq_quant.capture.operations import Kind, classify
+from ghnq_quant.capture.operations import OPERATIONS, Kind, Operation, classify, find_operation
 from ghnq_quant.deployment.integer_layers import (
     IntegerAdd,
     IntegerLayer,
@@ -20,17 +17,17 @@ from ghnq_quant.deployment.integer_layers import (
 )
 from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d, FoldedLinear
 
-_RELU = (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
-_RELU6 = (nn.ReLU6, F.relu6)
-#: Methods and functions that move elements of a quantized tensor about, and have kernels for it.
-_MOVES = (
-    *("flatten", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "contiguous"),
-    *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute),
-    *(torch.transpose, nn.Flatten),
-)
-_POINTWISE: dict[Any, type[IntegerAdd | IntegerMultiply]] = {
-    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), IntegerAdd),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), IntegerMultiply),
+#: Operations with kernels for a quantized tensor, whose scale and zero point their result keeps.
+_STAY_QUANTIZED = [
+    OPERATIONS[name]
+    for name in (
+        *("relu", "max_pool", "flatten", "reshape", "squeeze", "unsqueeze", "permute"),
+        *("transpose", "contiguous"),
+    )
+]
+_POINTWISE: dict[Operation | None, type[IntegerAdd | IntegerMultiply]] = {
+    OPERATIONS["add"]: IntegerAdd,
+    OPERATIONS["mul"]: IntegerMultiply,
 }
 
 
@@ -83,19 +80,17 @@ class _Rewrite:
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
-    def _what(self, node: fx.Node) -> Any:
-        """What a node calls: a module's class, a function, or a method's name."""
-        return type(self._module(node)) if node.op == "call_module" else node.target
+    def _operation(self, node: fx.Node) -> Operation | None:
+        return find_operation(node, self.modules)
 
     def _stays_quantized(self, node: fx.Node) -> bool:
         """Whether the node works on a quantized tensor as it is."""
         source = node.args[0] if node.args else None
         if source not in self.scales:
             return False
-        what, kind = self._what(node), self.kinds[node]
-        if kind is Kind.NOT_A_TENSOR:
+        if self.kinds[node] is Kind.NOT_A_TENSOR:
             return True  # its size
-        if what in _RELU or what in _MOVES or kind is Kind.MAX_POOL:
+        if self._operation(node) in _STAY_QUANTIZED:
             self.scales[node] = self.scales[source]
             return True
         return False
@@ -121,17 +116,17 @@ class _Rewrite:
             return None
         if isinstance(layer, (FoldedConv2d, FoldedLinear)):
             return IntegerLayer(layer, quantizer, *bounds), covered
-        pointwise = _POINTWISE.get(self._what(node))
+        pointwise = _POINTWISE.get(self._operation(node))
         if pointwise is None or node.kwargs or list(node.args) != sources:
             return None
         return pointwise(quantizer.qparams), covered
 
     def _clamp(self, node: fx.Node) -> tuple[float, float] | None:
         """The bounds of an activation function that does nothing but clamp."""
-        what, module = self._what(node), self._module(node)
-        if what in _RELU:
+        operation, module = self._operation(node), self._module(node)
+        if operation is OPERATIONS["relu"]:
             return 0.0, math.inf
-        if what in _RELU6:
+        if operation is OPERATIONS["relu6"]:
             return 0.0, 6.0
         if isinstance(module, nn.Hardtanh):
             return float(module.min_val), float(module.max_val)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 class MLP(nn.Module):
@@ -31,3 +37,17 @@ def takes_fast_path(x: Tensor) -> bool:
     Those are for other devices and for ``torch.compile``, which cannot look into the fast ones.
     """
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def not_compiled(function: Callable[..., T]) -> Callable[..., T]:
+    """Keeps ``torch.compile`` out of ``function``, as ``torch.compiler.disable`` does, which asks for
+    the compiler at once: a second of every ``import ghnq_quant``."""
+
+    @wraps(function)
+    def called(*arguments: Any) -> T:
+        if torch.compiler.is_compiling():
+            result: T = torch.compiler.disable(function)(*arguments)
+            return result
+        return function(*arguments)
+
+    return called

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ghnq_quant.capture import ArchGraph
-from ghnq_quant.ghn.layers import MLP, takes_fast_path, weight_and_bias
+from ghnq_quant.ghn.layers import MLP, not_compiled, takes_fast_path, weight_and_bias
 from ghnq_quant.ghn.numpy_sweep import numpy_sweep
 
 #: Graphs are swept together up to as many nodes: what a sweep gathers from is quadratic in them.
@@ -63,7 +63,7 @@ def schedule(
         yield _side_by_side(together, virtual_edges, dtype)
 
 
-@torch.compiler.disable
+@not_compiled
 def _side_by_side(graphs: Sequence[ArchGraph], virtual_edges: int, dtype: torch.dtype) -> Schedule:
     levels = np.concatenate([graph.levels for graph in graphs])
     n = len(levels)

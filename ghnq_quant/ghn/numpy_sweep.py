@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -69,6 +68,8 @@ class _Swept:
     """
 
     def __init__(self, h0: Array, gather: Array, sizes: tuple[int, ...], *weights: Array) -> None:
+        from scipy.special import expit  # takes a fifth of a second, as torch takes one
+
         self.h0, self.gather, self.sizes, self.weights = h0, gather, sizes, weights
         w1, b1, w2, b2, w_ih, b_ih, w_hh, b_hh = weights
         n, c = h0.shape

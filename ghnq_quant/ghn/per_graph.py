@@ -7,9 +7,8 @@ from functools import wraps
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-import torch
-
 from ghnq_quant.capture import ArchGraph
+from ghnq_quant.ghn.layers import not_compiled
 
 T = TypeVar("T")
 
@@ -18,7 +17,7 @@ def once_per_graph(make: Callable[..., T]) -> Callable[..., T]:
     """Remembers what ``make(graph, *settings)`` returned, for as long as the graph lives."""
     made: WeakKeyDictionary[ArchGraph, dict[tuple[Hashable, ...], T]] = WeakKeyDictionary()
 
-    @torch.compiler.disable
+    @not_compiled
     @wraps(make)
     def remembered(graph: ArchGraph, *settings: Hashable) -> T:
         of_graph = made.setdefault(graph, {})

@@ -13,6 +13,8 @@ from ghnq_quant.errors import SchemeError
 ActRange = Literal["ema", "batch"]
 BatchNormMode = Literal["running", "batch"]
 Bits = int | tuple[int, int]
+#: (weight bits, activation bits)
+Precision = tuple[int, int]
 
 #: Bit width that stands for no quantization.
 FLOAT_BITS = 32
@@ -121,3 +123,13 @@ def parse_precision(text: str) -> tuple[int, int]:
     if match is None:
         raise SchemeError(f"precision {text!r}: write it as float, 4, 4/8 or W4/A8")
     return as_pair((int(match[1]), int(match[2] or match[1])), f"precision {text!r}")
+
+
+def precision_name(precision: Precision) -> str:
+    """The name as in the paper's Table 1, which :func:`parse_precision` reads.
+
+    Example:
+        >>> precision_name((4, 8)), precision_name((32, 32))
+        ('W4/A8', 'float')
+    """
+    return "float" if precision == FLOAT else f"W{precision[0]}/A{precision[1]}"

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import fx, nn
 
-from ghnq_quant.capture.operations import Kind, argument
+from ghnq_quant.capture import Capture
+from ghnq_quant.capture.operations import WINDOWED_POOLS, Kind, argument
 
 #: Side of the image that the operations are told apart with: at it, no feature map is 1×1.
 PROBE_SIDE = 224
 
-_STRIDED = (Kind.CONV, Kind.MAX_POOL, Kind.AVG_POOL)
+_STRIDED = (Kind.CONV, *WINDOWED_POOLS)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Resolution:
 
     steps: tuple[Downsampling, ...]
     last: fx.Node
+
+
+def image_shape(captured: Capture, side: int) -> tuple[int, int, int, int]:
+    """(1, C, side, side): the shape of one image that a network takes."""
+    return (1, captured.input_channels, side, side)
 
 
 def find_resolution(

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 from torch import fx, nn
 
 from ghnq_quant.capture import Capture, Kind, capture
-from ghnq_quant.capture.adapters import HeadAdapter, adapters_in_use, enlarged_input_folded
+from ghnq_quant.capture.operations import WINDOWED_POOLS
 from ghnq_quant.errors import CaptureError, GhnqError
-from ghnq_quant.stem.resolution import PROBE_SIDE, Downsampling, Resolution, find_resolution
+from ghnq_quant.stem.heads import fit_heads
+from ghnq_quant.stem.resolution import (
+    PROBE_SIDE,
+    Downsampling,
+    Resolution,
+    find_resolution,
+    image_shape,
+)
 
 #: Kernel of a stem whose stride was lowered; smaller ones stay.
 _STEM_KERNEL = 3
-_FLATTEN = ("flatten", "reshape", "view", "dropout")
 
 
 def adapt_stem(model: nn.Module, image_size: int = 32, *, min_size: int = 4) -> nn.Module:
@@ -63,12 +68,12 @@ def adapt_stem(model: nn.Module, image_size: int = 32, *, min_size: int = 4) -> 
                 break
             steps.lower(step, stride)
     steps.check(min_size)
-    _fit_head(adapted, image_size)
+    fit_heads(adapted, image_size)
     return adapted
 
 
 def _resolution(captured: Capture) -> Resolution:
-    shapes = captured.shapes(_image_shape(captured, PROBE_SIDE))
+    shapes = captured.shapes(image_shape(captured, PROBE_SIDE))
     return find_resolution(captured.graph, captured.kinds, captured.modules, shapes)
 
 
@@ -96,7 +101,7 @@ class _Steps:
         """Side of the last convolution's feature maps; 0 where the network does not run."""
         try:
             captured = capture(self.adapted)
-            shapes = captured.shapes(_image_shape(captured, self.image_size))
+            shapes = captured.shapes(image_shape(captured, self.image_size))
         except CaptureError as error:
             self.failure = error
             return 0
@@ -128,7 +133,7 @@ class _Steps:
     def _lower_one(self, node: fx.Node, stride: int) -> None:
         kind = self.captured.kinds[node]
         name = str(node.target)
-        pool = kind in (Kind.MAX_POOL, Kind.AVG_POOL)
+        pool = kind in WINDOWED_POOLS
         if node.op != "call_module" or not (pool or kind is Kind.CONV):
             raise CaptureError(
                 f"{_place(node)} lowers the resolution, and is not a convolution or pooling "
@@ -157,10 +162,6 @@ def _place(node: fx.Node) -> str:
     return f"{what} in the forward of {f'module {scope!r}' if scope else 'the model'}"
 
 
-def _image_shape(captured: Capture, side: int) -> tuple[int, int, int, int]:
-    return (1, captured.input_channels, side, side)
-
-
 def _shrink_kernel(conv: nn.Conv2d, stride: int, stem: bool) -> None:
     """Make the kernel fit a smaller stride."""
     old, padding = conv.kernel_size, conv.padding
@@ -178,62 +179,3 @@ def _shrink_kernel(conv: nn.Conv2d, stride: int, stem: bool) -> None:
         height, width = ((side - 1) // 2 * d for side, d in zip(new, conv.dilation, strict=True))
         conv.padding = (height, width)
         conv._reversed_padding_repeated_twice = [width, width, height, height]
-
-
-def _fit_head(model: nn.Module, image_size: int) -> None:
-    """Let layers that read feature maps enlarged to a fixed size read them as they are."""
-    captured = capture(model)
-    shapes = captured.shapes(_image_shape(captured, image_size))
-    for node, kind in captured.kinds.items():
-        if kind is Kind.GLOBAL_AVG_POOL and node.op == "call_module":
-            _fit_linear(model, captured, node, shapes[node.all_input_nodes[0].name])
-    adapters = [a for a in adapters_in_use() if isinstance(a, HeadAdapter)]
-    for name, side in _entry_sides(captured, shapes).items():
-        for adapter in adapters:
-            adapter.fit_head(model.get_submodule(name), side)
-
-
-def _fit_linear(model: nn.Module, captured: Capture, pool: fx.Node, shape: tuple[int, ...]) -> None:
-    channels, side = shape[1], shape[2]
-    sides: Any = captured.modules[str(pool.target)].output_size
-    size = sides if isinstance(sides, int) else sides[0]
-    if size is None or sides not in (size, (size, size)) or size <= side or shape[3] != side:
-        return
-    name = _linear_behind(captured, pool)
-    if name is None or captured.modules[name].in_features != channels * size**2:
-        return
-    linear = model.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
-    weight = linear.weight.detach().unflatten(1, (channels, size, size))
-    folded = enlarged_input_folded(weight, side).flatten(1)
-    linear.weight = nn.Parameter(folded, linear.weight.requires_grad)
-    linear.in_features = folded.shape[1]
-    model.set_submodule(str(pool.target), nn.AdaptiveAvgPool2d(side))
-
-
-def _linear_behind(captured: Capture, pool: fx.Node) -> str | None:
-    """The linear layer that alone reads a pooling's flattened output."""
-    node = pool
-    while len(node.users) == 1:
-        node = next(iter(node.users))
-        if captured.kinds[node] is Kind.LINEAR:
-            return str(node.target)
-        if node.op == "call_module":
-            name = type(captured.modules[str(node.target)]).__name__
-        else:
-            name = getattr(node.target, "__name__", str(node.target))
-        if name.lower() not in (*_FLATTEN, "identity"):
-            return None
-    return None
-
-
-def _entry_sides(captured: Capture, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
-    """The side of the feature maps that each module with operations of its own reads."""
-    sides: dict[str, int] = {}
-    for node in captured.graph.nodes:
-        source = next((shapes[n.name] for n in node.all_input_nodes if n.name in shapes), ())
-        if len(source) == 4:
-            for name in node.meta.get("nn_module_stack", {}):
-                sides.setdefault(name.partition("@")[0], source[2])  # "@1" at a second call
-    sides.pop("", None)
-    return sides

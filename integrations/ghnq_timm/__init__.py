@@ -12,7 +12,7 @@ from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame  # noqa: E402
 from timm.models.vgg import ConvMlp  # noqa: E402
 from torch import nn  # noqa: E402
 
-from ghnq_quant.capture.adapters import enlarged_input_folded  # noqa: E402
+from ghnq_quant.stem.heads import enlarged_input_folded  # noqa: E402
 from ghnq_timm.layers import KEPT_THEN, rewrite  # noqa: E402
 
 __all__ = ["TimmAdapter"]

@@ -22,11 +22,11 @@ from torch import nn
 
 from ghnq_quant import GHN
 from ghnq_quant.capture import capture
-from ghnq_quant.quantization.precision import PAPER_PRECISIONS, Precision, parse_precisions
-from ghnq_quant.quantization.scheme import FLOAT
+from ghnq_quant.quantization.scheme import FLOAT, Precision
 from ghnq_quant.research.data import Images, evaluation_batches
 from ghnq_quant.research.networks import ConvNets250K
 from ghnq_quant.research.table1.measurement import measure_network
+from ghnq_quant.research.table1.settings import PAPER_PRECISIONS, parse_precisions
 from ghnq_quant.research.table1.variants import channels_last, predicted_variants
 
 PRECISIONS = parse_precisions(PAPER_PRECISIONS)

@@ -17,6 +17,7 @@ import ghnq_quant
 from ghnq_quant import CaptureError, GhnqWarning, init_quantized, predict_parameters, quantize
 from ghnq_quant.capture import adapters, capture
 from ghnq_quant.quantization import fake_quantize
+from ghnq_quant.zoos import create_zoo_model
 
 STANDARDIZED = {
     "standardized": (timm.layers.StdConv2d, {}),
@@ -192,7 +193,7 @@ def test_an_adapter_of_a_third_party(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.syspath_prepend(tmp_path)
     adapters._entries.cache_clear()
     try:
-        model = adapters.create_zoo_model("toynet", 10)
+        model = create_zoo_model("toynet", 10)
         x = torch.randn(2, 3, 8, 8)
         torch.testing.assert_close(quantize(model, bits=32)(x), model(x))
         assert ghnq_quant.init_quantized(model, 4)(x).shape == (2, 10)

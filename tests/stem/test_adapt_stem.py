@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ghnq_quant import CaptureError, GhnqError, adapt_stem, predict_parameters
 from ghnq_quant.capture import Kind, capture
-from ghnq_quant.capture.adapters import create_zoo_model, enlarged_input_folded
+from ghnq_quant.stem.heads import enlarged_input_folded
+from ghnq_quant.zoos import create_zoo_model
 
 
 def sides(model: nn.Module, size: int) -> list[int]:

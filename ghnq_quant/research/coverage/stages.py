@@ -6,7 +6,7 @@ import gc
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from ghnq_quant.capture.unchanged import unchanged
 from ghnq_quant.errors import CaptureError, GhnqError, GhnqWarning
 from ghnq_quant.prediction import predict_captured
 from ghnq_quant.quantization import QuantModel, QuantScheme, emit, load_backend
+from ghnq_quant.research.coverage.zoo import Model
 from ghnq_quant.start import first_convolutions, with_values
 
 #: In their order: make the model; trace it, and compare the traced graph with it on one batch;
@@ -66,8 +67,19 @@ class ModelCoverage:
     failed: str | None = None
     reason: str = ""
 
+    @property
+    def key(self) -> Model:
+        """Which model it is."""
+        return Model(self.library, self.family, self.model)
+
     def to_json(self) -> dict[str, Any]:
+        """As plain lists, numbers and texts."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ModelCoverage:
+        """The inverse of :meth:`to_json`."""
+        return cls(**content)
 
 
 @dataclass(frozen=True)
@@ -84,39 +96,42 @@ class Measurement:
     backend: str = "brevitas"
     memory: int = 8 * 2**30
 
-    def measure(
-        self, library: str, family: str, name: str, say: Callable[[ModelCoverage], None]
-    ) -> ModelCoverage:
+    def prepared(self) -> Measurement:
+        """Itself: there is nothing to make ready."""
+        return self
+
+    def results(self, model: Model) -> Iterator[ModelCoverage]:
         """Take a model through all stages.
 
-        Args:
-            say: called before each stage with what is known; should the process die, ``failed``
-                names the stage.
+        Yields:
+            before each stage what is known, so that ``failed`` names the stage should the process
+            die; at last what came of it.
         """
-        found = ModelCoverage(library, family, name)
-        run = _Run(self, found)
+        found = ModelCoverage(*model)
+        runner = _StageRunner(self, found)
         stages: tuple[str, ...] = STAGES
         for stage in STAGES:
             if stage not in stages:
                 continue
             found.failed = stage
-            say(found)
+            yield found
             start = time.perf_counter()
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", GhnqWarning)
-                    getattr(run, stage)()
+                    getattr(runner, stage)()
             except Exception as error:
                 found.reason = _one_line(error)
-                return found
+                break
             found.seconds[stage] = round(time.perf_counter() - start, 3)
             if found.meta:
                 stages = STAGES[:4]
-        found.failed = None
-        return found
+        else:
+            found.failed = None
+        yield found
 
 
-class _Run:
+class _StageRunner:
     """The stages of one model; each leaves what the next one needs."""
 
     def __init__(self, measurement: Measurement, found: ModelCoverage) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ghnq_quant.research.coverage.stages import STAGES, Measurement, ModelCoverage
+from ghnq_quant.research.runs.provenance import package_versions
 
 _INTRODUCTION = """\
 Each model with 10 classes goes through these stages, in a process of its own:
@@ -48,14 +48,8 @@ def coverage_page(
 
 
 def _versions(results: Sequence[ModelCoverage]) -> str:
-    names = ("torch", *dict.fromkeys(r.library for r in results), "brevitas")
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "Versions: " + ", ".join(f"{name} {v}" for name, v in versions.items()) + "."
+    found = package_versions(("torch", *(r.library for r in results), "brevitas"))
+    return "Versions: " + ", ".join(f"{name} {version}" for name, version in found.items()) + "."
 
 
 def _totals(results: Sequence[ModelCoverage]) -> str:

@@ -8,7 +8,7 @@ from ghnq_quant.research.data.batches import (
     training_batch,
     usual_augmentation,
 )
-from ghnq_quant.research.data.images import Images, ImageSet, load_images
+from ghnq_quant.research.data.images import Images, ImageSet, hold_out, load_images
 
 __all__ = [
     "Augmentation",
@@ -17,6 +17,7 @@ __all__ = [
     "balanced_batch",
     "evaluation_batches",
     "first_epoch",
+    "hold_out",
     "load_images",
     "training_batch",
     "usual_augmentation",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ghnq_quant.errors import DataError
 from ghnq_quant.research.data.images import Images
+from ghnq_quant.research.runs.seeds import Stream, generator
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def training_batch(
     index = _step_indices(len(images), step, batch_size, seed).to(images.labels.device)
     batch = images.images[index]
     if augment is not None:
-        batch = _augmented(batch, augment, np.random.default_rng((seed, 1, step)))
+        batch = _augmented(batch, augment, generator(seed, Stream.AUGMENTATION, step))
     return shrink(images.normalize(batch), size), images.labels[index]
 
 
@@ -122,7 +123,7 @@ def balanced_batch(
         >>> labels.bincount().tolist()
         [3, 3, 3, 3, 3, 3, 3, 3, 3, 3]
     """
-    rng = np.random.default_rng((seed, 6, number))
+    rng = generator(seed, Stream.BALANCED_BATCH, number)
     members = images.members
     count, more = divmod(batch_size, len(members))
     counts = np.full(len(members), count)
@@ -160,7 +161,7 @@ def evaluation_batches(
 @lru_cache(maxsize=8)
 def _order(count: int, seed: int, epoch: int) -> Tensor:
     """The order of the images in one epoch; cached because every step of an epoch asks for it."""
-    return torch.from_numpy(np.random.default_rng((seed, 0, epoch)).permutation(count))
+    return torch.from_numpy(generator(seed, Stream.IMAGE_ORDER, epoch).permutation(count))
 
 
 def _step_indices(count: int, step: int, batch_size: int, seed: int) -> Tensor:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ghnq_quant.errors import DataError
+from ghnq_quant.research.runs.seeds import HELD_OUT_SEED
 
 _IMAGE_SUFFIXES = frozenset(
     {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -160,6 +161,23 @@ def load_images(
     if (path / _CIFAR10_FOLDER).is_dir():
         return _load_cifar10(path, name or "CIFAR-10", download=False)
     return _load_folder(path, name or path.resolve().name)
+
+
+def hold_out(images: Images, count: int = 1024) -> tuple[Images, Images]:
+    """Split training images into those to train on and ``count`` (at most a tenth) to validate on.
+
+    The latter are the same in all runs, and come in an order at random.
+
+    Example:
+        >>> from ghnq_quant.research.data import load_images
+        >>> train, val = hold_out(load_images("digits").train)
+        >>> len(train), len(val)
+        (1294, 143)
+    """
+    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+    order = torch.randperm(len(images), generator=generator)
+    count = max(1, min(count, len(images) // 10))
+    return images.select(order[count:]), images.select(order[:count])
 
 
 # The kinds of image sets

@@ -1,49 +1,33 @@
 """A network of the design space as a function of its parameters.
 
-A step of finetuning meets networks that it never sees again, so it runs them without making their
-modules. What is computed is what ``SampledNetwork.build`` and the reference simulation compute in
-train mode.
+A step of finetuning meets networks that it never sees again, so it runs them without making modules
+that hold parameters. What is computed is what ``SampledNetwork.build`` and the reference simulation
+compute in train mode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ghnq_quant.capture import Kind
+from ghnq_quant.capture.operations import WEIGHTED
 from ghnq_quant.capture.quant_plan import find_places
 from ghnq_quant.quantization import fake_quantize
 from ghnq_quant.quantization.batch_norm import conv_batch_statistics_norm, fast_layout
 from ghnq_quant.quantization.convolution import Geometry
 from ghnq_quant.quantization.scheme import FLOAT, FLOAT_BITS
 from ghnq_quant.research.finetuning.small_maps import convolve
-from ghnq_quant.research.networks.program import Operation, Program
+from ghnq_quant.research.networks.network import join, make_layer
+from ghnq_quant.research.networks.program import Instruction, Program
 
 Parameters = Mapping[str, Tensor]
 
-_KINDS = {
-    "input": Kind.INPUT,
-    "conv": Kind.CONV,
-    "linear": Kind.LINEAR,
-    "batch_norm": Kind.BATCH_NORM,
-    "relu": Kind.ACTIVATION,
-    "relu6": Kind.ACTIVATION,
-    "leaky_relu": Kind.ACTIVATION,
-    "max_pool": Kind.MAX_POOL,
-    "avg_pool": Kind.AVG_POOL,
-    "adaptive_avg_pool": Kind.GLOBAL_AVG_POOL,
-    "flatten": Kind.RESHAPE,
-    "add": Kind.ADD,
-    "concat": Kind.CONCAT,
-}
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "leaky_relu": F.leaky_relu,
-}
+_WITH_PARAMETERS = (*WEIGHTED, Kind.BATCH_NORM)
 #: ε of ``nn.BatchNorm2d``.
 _EPS = 1e-5
 
@@ -52,7 +36,7 @@ class FunctionalNetwork:
     """A network of ConvNets-250K as it trains, with the statistics and ranges of the batch.
 
     Args:
-        program: its operations.
+        program: its instructions.
         bits: (weight, activation) precision; at other ones than float it is the reference
             simulation, with batch norm folded on every batch.
 
@@ -66,9 +50,17 @@ class FunctionalNetwork:
     """
 
     def __init__(self, program: Program, bits: tuple[int, int] = FLOAT) -> None:
-        self._operations = program.operations
+        self._instructions = program.instructions
         self._last_reads = program.last_reads()
         self._weight_bits, self._act_bits = bits
+        #: the layers without parameters, by position
+        self._layers = {
+            position: _layer(
+                instruction.kind, instruction.kernel, instruction.stride, instruction.function
+            )
+            for position, instruction in enumerate(program.instructions)
+            if instruction.name and instruction.kind not in _WITH_PARAMETERS
+        }
         #: the batch norm that each convolution folds, by position
         self._folded: dict[int, int] = {}
         self._quantized: set[int] = set()
@@ -76,10 +68,9 @@ class FunctionalNetwork:
             self._plan(program)
 
     def _plan(self, program: Program) -> None:
-        operations = program.operations
-        kinds = [*(_KINDS[op.kind] for op in operations), Kind.OUTPUT]
-        inputs = [*(op.inputs for op in operations), (len(operations) - 1,)]
-        places = find_places(kinds, inputs, [kind is Kind.BATCH_NORM for kind in kinds])
+        kinds = program.kinds
+        can_fold = [kind is Kind.BATCH_NORM for kind in kinds]
+        places = find_places(kinds, program.inputs, can_fold)
         self._folded = {layer: norm for layer, norm, _ in places.units if norm is not None}
         if self._act_bits != FLOAT_BITS:
             self._quantized = set(places.quantized)
@@ -93,13 +84,12 @@ class FunctionalNetwork:
         values: list[Tensor | None] = []
         norms = set(self._folded.values())
         x = images
-        for position, op in enumerate(self._operations):
-            if op.kind != "input" and position not in norms:  # a folded one has the conv's value
-                terms = [values[i] for i in op.inputs]
-                x = self._run(position, op, terms, parameters)  # type: ignore[arg-type]
-            elif position in norms:
-                (source,) = op.inputs
-                x = values[source]  # type: ignore[assignment]
+        for position, instruction in enumerate(self._instructions):
+            terms: list[Tensor] = [values[i] for i in instruction.inputs]  # type: ignore[misc]
+            if position in norms:
+                (x,) = terms  # the convolution has folded it
+            elif instruction.kind is not Kind.INPUT:
+                x = self._run(position, instruction, terms, parameters)
             if position in self._quantized:
                 x = fake_quantize(x, self._act_bits)
             values.append(x)
@@ -108,42 +98,33 @@ class FunctionalNetwork:
         return x
 
     def _run(
-        self, position: int, op: Operation, terms: list[Tensor], parameters: Parameters
+        self, position: int, instruction: Instruction, terms: list[Tensor], parameters: Parameters
     ) -> Tensor:
-        x = terms[0]
-        if op.kind == "conv":
-            return self._convolution(position, op, x, parameters)
-        if op.kind == "batch_norm":
-            gamma, beta = parameters[f"{op.name}.weight"], parameters[f"{op.name}.bias"]
+        kind, name, x = instruction.kind, instruction.name, terms[0]
+        if kind is Kind.CONV:
+            return self._convolution(position, instruction, x, parameters)
+        if kind is Kind.BATCH_NORM:
+            gamma, beta = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
             return torch.batch_norm(x, gamma, beta, None, None, True, 0.0, _EPS, True)
-        if op.kind == "linear":
-            weight = fake_quantize(parameters[f"{op.name}.weight"], self._weight_bits)
-            return F.linear(x, weight, parameters[f"{op.name}.bias"])
-        if op.kind == "add":
-            return terms[0] + terms[1]
-        if op.kind == "concat":
-            return torch.cat(terms, dim=1)
-        if op.kind == "max_pool":
-            even = op.kernel % 2 == 0
-            return F.max_pool2d(x, op.kernel, op.stride, op.padding, ceil_mode=even)
-        if op.kind == "avg_pool":
-            return F.avg_pool2d(x, op.kernel, op.stride, op.padding)
-        if op.kind == "adaptive_avg_pool":
-            return F.adaptive_avg_pool2d(x, op.kernel)
-        if op.kind == "flatten":
-            return x.flatten(1)
-        return _ACTIVATIONS[op.kind](x)
+        if kind is Kind.LINEAR:
+            weight = fake_quantize(parameters[f"{name}.weight"], self._weight_bits)
+            return F.linear(x, weight, parameters[f"{name}.bias"])
+        if position in self._layers:
+            result: Tensor = self._layers[position](x)
+            return result
+        return join(kind, terms)
 
     def _convolution(
-        self, position: int, op: Operation, x: Tensor, parameters: Parameters
+        self, position: int, conv: Instruction, x: Tensor, parameters: Parameters
     ) -> Tensor:
-        weight, bias = parameters[f"{op.name}.weight"], parameters.get(f"{op.name}.bias")
-        geometry = Geometry((op.stride,) * 2, (op.padding,) * 2, (op.dilation,) * 2, op.groups)
+        weight, bias = parameters[f"{conv.name}.weight"], parameters.get(f"{conv.name}.bias")
+        stride, padding, dilation = (conv.stride,) * 2, (conv.padding,) * 2, (conv.dilation,) * 2
+        geometry = Geometry(stride, padding, dilation, conv.groups)
         if position not in self._folded:
             if self._weight_bits == self._act_bits == FLOAT_BITS:
                 return convolve(x, weight, bias, geometry)
             return F.conv2d(x, fake_quantize(weight, self._weight_bits), bias, *geometry)
-        norm = self._operations[self._folded[position]].name
+        norm = self._instructions[self._folded[position]].name
         y, _, _ = conv_batch_statistics_norm(
             fast_layout(x, weight),
             weight,
@@ -155,3 +136,10 @@ class FunctionalNetwork:
             lambda folded: fake_quantize(folded, self._weight_bits),
         )
         return y
+
+
+@cache
+def _layer(kind: Kind, kernel: int, stride: int, function: str) -> nn.Module:
+    """A layer without parameters, which all networks share."""
+    instruction = Instruction(kind, (), 0, 0, 0, "", kernel, stride, function=function)
+    return make_layer(instruction)

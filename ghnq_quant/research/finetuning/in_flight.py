@@ -14,16 +14,16 @@ from typing import TypeVar
 
 import torch
 
-_Job = TypeVar("_Job")
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
 def map_in_flight(
-    work: Callable[[_Job], _Result], jobs: Iterable[_Job], device: torch.device
+    work: Callable[[_Item], _Result], items: Iterable[_Item], device: torch.device
 ) -> list[_Result]:
-    """``work`` of each job, in order; on CPU as many at a time as PyTorch may use threads.
+    """``work`` of each item, in order; on CPU as many at a time as PyTorch may use threads.
 
-    The caller's autocast holds in ``work``. An exception of any job is raised when all have ended.
+    The caller's autocast holds in ``work``. An exception of any item is raised when all have ended.
 
     Example:
         >>> map_in_flight(lambda x: x + 1, [1, 2, 3], torch.device("cpu"))
@@ -31,15 +31,15 @@ def map_in_flight(
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     if threads == 1:
-        return [work(job) for job in jobs]
+        return [work(item) for item in items]
     enabled = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type)
 
-    def run(job: _Job) -> _Result:
+    def run(item: _Item) -> _Result:
         with torch.autocast(device.type, dtype=dtype, enabled=enabled):
-            return work(job)
+            return work(item)
 
-    futures = [_pool(threads).submit(run, job) for job in jobs]
+    futures = [_pool(threads).submit(run, item) for item in items]
     torch.set_num_threads(threads)  # a pool's new threads set what later ones begin with
     return [future.result() for future in futures]
 

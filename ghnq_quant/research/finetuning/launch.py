@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ghnq_quant.research.data.images import load_images
 from ghnq_quant.research.finetuning.loop import finetune
-from ghnq_quant.research.finetuning.processes import in_processes
+from ghnq_quant.research.finetuning.processes import start_group
 from ghnq_quant.research.finetuning.settings import FinetuneSettings
 from ghnq_quant.research.finetuning.state import starting_point
 
@@ -40,7 +40,7 @@ def train_from_names(
         _train(*arguments)
     else:
         os.environ["OMP_NUM_THREADS"] = "1"  # read by each when it starts
-        in_processes(processes, _train, *arguments)
+        start_group(processes, _train, *arguments)
 
 
 def _train(

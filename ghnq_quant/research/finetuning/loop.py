@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from ghnq_quant.errors import DataError, GhnqError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.research.data.batches import Augmentation, balanced_batch, shrink, training_batch
-from ghnq_quant.research.data.images import ImageSet
+from ghnq_quant.research.data.images import ImageSet, hold_out
 from ghnq_quant.research.finetuning.kernel_cache import keep_many_kernels
 from ghnq_quant.research.finetuning.order import TrainingNetworks, precision_index
 from ghnq_quant.research.finetuning.processes import Group, StopRequest, joined_group
-from ghnq_quant.research.finetuning.progress import Progress
+from ghnq_quant.research.finetuning.progress import TrainingProgress
 from ghnq_quant.research.finetuning.run_folder import Counters, RunFolder
 from ghnq_quant.research.finetuning.settings import FinetuneSettings
 from ghnq_quant.research.finetuning.state import TrainingState
 from ghnq_quant.research.finetuning.step import StepResult, backward_meta_batch
-from ghnq_quant.research.finetuning.validation import hold_out, validate, validation_networks
+from ghnq_quant.research.finetuning.validation import validate, validation_networks
 from ghnq_quant.research.networks import SampledNetwork
 
 #: A run ends with a message when as many steps in a row gave no usable gradient.
@@ -88,7 +88,7 @@ def finetune(
         group.wait()
         if exists and not resume:
             raise GhnqError(f"{output} already holds a run: resume it, or choose another folder")
-        return _Run(state, data, settings, folder, group, resume, bf16).run(show_progress)
+        return _Training(state, data, settings, folder, group, resume, bf16).run(show_progress)
 
 
 @dataclass
@@ -107,7 +107,7 @@ class _SinceLastLine:
         self.grad_norm = grad_norm
 
 
-class _Run:
+class _Training:
     def __init__(
         self,
         start: TrainingState,
@@ -149,7 +149,8 @@ class _Run:
         since = _SinceLastLine()
         started = time.monotonic() - counters.seconds
         with (
-            Progress(
+            TrainingProgress(
+                counters,
                 self.total_steps,
                 settings.minutes,
                 shown=show_progress and main,
@@ -157,7 +158,6 @@ class _Run:
             ) as progress,
             StopRequest() as stop,
         ):
-            progress.start(counters)
             if counters.best_step < 0:  # it begins
                 self._log(since, 0.0, progress, validates=True)
             fraction = self._fraction()
@@ -260,7 +260,7 @@ class _Run:
             )
 
     def _log(
-        self, since: _SinceLastLine, fraction: float, progress: Progress, validates: bool
+        self, since: _SinceLastLine, fraction: float, progress: TrainingProgress, validates: bool
     ) -> None:
         counters, settings = self.counters, self.settings
         val_top1 = None

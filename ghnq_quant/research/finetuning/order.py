@@ -7,10 +7,10 @@ from functools import cache, lru_cache
 
 import numpy as np
 
+from ghnq_quant.quantization.scheme import Precision
 from ghnq_quant.research.finetuning.functional import FunctionalNetwork
 from ghnq_quant.research.networks import ConvNets250K, SampledNetwork
-
-Bits = tuple[int, int]
+from ghnq_quant.research.runs.seeds import Stream, generator
 
 
 class TrainingNetworks:
@@ -57,7 +57,7 @@ class TrainingNetworks:
         if self._are_fixed:
             fixed = self.fixed(max_macs, any_size)[:known]
             own = fixed[self._rank :: self._processes] or fixed
-            rng = np.random.default_rng((self._seed, 3, step, self._rank))
+            rng = generator(self._seed, Stream.NETWORKS, step, self._rank)
             return [own[i] for i in rng.integers(len(own), size=count)]
         items = []
         indices = network_indices(len(self._split), step, count * self._processes, self._seed)
@@ -69,7 +69,7 @@ class TrainingNetworks:
             items.append(item)
         return items
 
-    def runner(self, item: SampledNetwork, bits: Bits) -> FunctionalNetwork:
+    def runner(self, item: SampledNetwork, bits: Precision) -> FunctionalNetwork:
         """The network as a function of its parameters, kept where it comes again."""
         return FunctionalNetwork(item.program, bits)
 
@@ -100,16 +100,16 @@ def network_indices(count: int, step: int, batch_size: int, seed: int) -> list[i
 
 def _other_networks(count: int, index: int, seed: int) -> Iterator[int]:
     """An endless row of positions to take in place of ``index``, drawn at random."""
-    rng = np.random.default_rng((seed, 5, index))
+    rng = generator(seed, Stream.REPLACEMENT_NETWORKS, index)
     while True:
         yield int(rng.integers(count))
 
 
 @lru_cache(maxsize=2)
 def _order(count: int, epoch: int, seed: int) -> np.ndarray:
-    return np.random.default_rng((seed, 3, epoch)).permutation(count)
+    return generator(seed, Stream.NETWORKS, epoch).permutation(count)
 
 
 def precision_index(count: int, step: int, seed: int) -> int:
     """Which of ``count`` precisions a step takes, drawn at random."""
-    return int(np.random.default_rng((seed, 4, step)).integers(count))
+    return int(generator(seed, Stream.PRECISION, step).integers(count))

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class StopRequest:
         signal.signal(number, self._before[number])
 
 
-def in_processes(count: int, work: Callable[..., None], *arguments: Any) -> None:
+def start_group(count: int, work: Callable[..., None], *arguments: Any) -> None:
     """Call ``work(*arguments)`` in ``count`` new processes of one thread that form a group.
 
     Signals to stop are passed on to them. If one fails, the others are ended and its error is raised.
@@ -103,7 +103,7 @@ def in_processes(count: int, work: Callable[..., None], *arguments: Any) -> None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = torch.multiprocessing.start_processes(
+    context = start_processes(
         _work_as, (count, port, work, arguments), count, join=False, start_method="spawn"
     )
     assert context is not None

@@ -6,9 +6,9 @@ before; everything random in a run is a function of its seed and step, so the st
 
 from __future__ import annotations
 
-import csv
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ from ghnq_quant.errors import CheckpointError
 from ghnq_quant.files import replacing
 from ghnq_quant.ghn import GHN
 from ghnq_quant.research.finetuning.state import STATE_FILE, TrainingState, read_run_state
-
-HISTORY_COLUMNS = ("step", "seconds", "loss", "top1", "lr", "grad_norm", "failed", "val_top1")
+from ghnq_quant.research.runs.history import HISTORY_FILE, append_history, truncate_history
 
 
 @dataclass
@@ -59,7 +58,7 @@ class RunFolder:
 
     @property
     def history_file(self) -> Path:
-        return self.path / "history.csv"
+        return self.path / HISTORY_FILE
 
     def save_state(
         self, state: TrainingState, counters: Counters, settings: dict[str, Any]
@@ -91,33 +90,12 @@ class RunFolder:
                 + ". Resume it with the same, or start a new run in another folder"
             )
         counters = Counters(**json.loads(metadata["counters"]))
-        self._truncate_history(counters.step)
+        truncate_history(self.history_file, counters.step)
         return state, counters
 
-    def append_history(self, row: dict[str, float | int | None]) -> None:
+    def append_history(self, row: Mapping[str, float | int | None]) -> None:
         """Add one line to ``history.csv``."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        is_new = not self.history_file.exists()
-        with self.history_file.open("a", newline="") as file:
-            writer = csv.DictWriter(file, HISTORY_COLUMNS)
-            if is_new:
-                writer.writeheader()
-            writer.writerow({k: _rounded(v) for k, v in row.items()})
-
-    def read_history(self) -> list[dict[str, str]]:
-        """The lines of ``history.csv``, as texts."""
-        if not self.history_file.exists():
-            return []
-        with self.history_file.open(newline="") as file:
-            return list(csv.DictReader(file))
-
-    def _truncate_history(self, step: int) -> None:
-        """Drop what a killed run wrote after its last saved state."""
-        rows = [r for r in self.read_history() if r["step"].isdigit() and int(r["step"]) <= step]
-        with replacing(self.history_file) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, HISTORY_COLUMNS, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
+        append_history(self.history_file, row)
 
     def save_checkpoint(self, ghn: GHN, name: str) -> Path:
         """Save ``ghn`` as a checkpoint folder of that name, each file replaced as a whole."""
@@ -129,7 +107,3 @@ class RunFolder:
                 file.chmod(0o644)
                 file.replace(target / file.name)
         return target
-
-
-def _rounded(value: float | int | None) -> float | int | None:
-    return float(f"{value:.6g}") if isinstance(value, float) else value

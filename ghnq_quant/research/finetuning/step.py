@@ -64,7 +64,7 @@ def backward_meta_batch(
     """
     predicted = predict(list(graphs), [bits] * len(graphs))
     runs = map_in_flight(
-        lambda job: _run(*job, network_clip, inner_lr),
+        lambda item: _network_gradient(*item, network_clip, inner_lr),
         list(zip(networks, predicted, batches, strict=True)),
         batches[0][0][1].device,
     )
@@ -82,7 +82,7 @@ def backward_meta_batch(
     return StepResult(losses, top1, len(runs) - len(ended))
 
 
-class _Run(NamedTuple):
+class _NetworkGradient(NamedTuple):
     """Of one network, on its device; without use its gradient is zero.
 
     Attributes:
@@ -96,13 +96,13 @@ class _Run(NamedTuple):
     top1: Tensor
 
 
-def _run(
+def _network_gradient(
     network: Network,
     predicted: dict[str, Tensor],
     batches: Sequence[Batch],
     network_clip: float,
     inner_lr: float,
-) -> _Run:
+) -> _NetworkGradient:
     """The loss before the first inner step, and the mean gradient.
 
     Nothing here reads a value back from the device, so that a GPU is never waited for.
@@ -119,7 +119,7 @@ def _run(
             if not _is_out_of_memory(error):
                 raise
             nothing = torch.zeros((), device=device)
-            return _Run(torch.zeros_like(total), nothing.bool(), nothing, nothing)
+            return _NetworkGradient(torch.zeros_like(total), nothing.bool(), nothing, nothing)
         first = first or (loss, top1)
         norm = gradient.norm()
         usable = usable & loss.isfinite() & norm.isfinite()
@@ -128,7 +128,7 @@ def _run(
             # as users clip in training, so that a steep start does not throw a network away
             values = values - gradient * (inner_lr / norm.clamp(min=1.0))
     assert first is not None
-    return _Run(torch.where(usable, total / len(batches), 0.0), usable, *first)
+    return _NetworkGradient(torch.where(usable, total / len(batches), 0.0), usable, *first)
 
 
 def _differentiated(

@@ -12,26 +12,6 @@ from ghnq_quant.research.data.images import Images
 from ghnq_quant.research.finetuning.functional import FunctionalNetwork
 from ghnq_quant.research.networks import ConvNets250K, SampledNetwork
 
-#: So that runs that go on from one another never train on what they are validated on.
-_SAME_FOR_ALL_RUNS = 1
-
-
-def hold_out(images: Images, count: int = 1024) -> tuple[Images, Images]:
-    """Split training images into those to train on and ``count`` (at most a tenth) to validate on.
-
-    The latter are the same in all runs, and come in an order at random.
-
-    Example:
-        >>> from ghnq_quant.research.data import load_images
-        >>> train, val = hold_out(load_images("digits").train)
-        >>> len(train), len(val)
-        (1294, 143)
-    """
-    generator = torch.Generator().manual_seed(_SAME_FOR_ALL_RUNS)
-    order = torch.randperm(len(images), generator=generator)
-    count = max(1, min(count, len(images) // 10))
-    return images.select(order[count:]), images.select(order[:count])
-
 
 def validation_networks(count: int, num_classes: int) -> list[SampledNetwork]:
     """The first ``count`` networks of the split ``val`` that take images of any size."""

@@ -1,9 +1,10 @@
-"""From a description to the operations of the network that it describes."""
+"""From a description to the program of the network that it describes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from ghnq_quant.capture import Kind
 from ghnq_quant.research.networks.architecture import (
     Architecture,
     CellBody,
@@ -23,7 +24,7 @@ _GROUPS = 4
 
 
 def compile_program(architecture: Architecture, num_classes: int = NUM_CLASSES) -> Program:
-    """The operations of ``architecture``, each of which the logits depend on."""
+    """The program of ``architecture``; the logits depend on each of its instructions."""
     builder = ProgramBuilder(architecture.norm, architecture.conv_bias, architecture.activation)
     body = architecture.body
     x = _stem(builder, architecture.stem)
@@ -37,12 +38,12 @@ def compile_program(architecture: Architecture, num_classes: int = NUM_CLASSES) 
     else:
         x = _mobile_body(builder, body, x)
     _head(builder, architecture.head, num_classes, x)
-    return Program(tuple(builder.operations))
+    return Program(tuple(builder.instructions))
 
 
 def _stem(builder: ProgramBuilder, stem: Stem) -> int:
     x = builder.layer(0, "stem", stem.channels, stem.kernel, stem.stride)
-    return builder.pool("max_pool", x, "stem.pool", 3, 2) if stem.pool else x
+    return builder.pool(Kind.MAX_POOL, x, "stem.pool", 3, 2) if stem.pool else x
 
 
 def _head(builder: ProgramBuilder, head: Head, num_classes: int, x: int) -> None:
@@ -60,7 +61,7 @@ def _plain_body(builder: ProgramBuilder, body: PlainBody, x: int) -> int:
         name = f"blocks.{i}"
         x = builder.layer(x, name, block.channels, block.kernel, 1, block.groups, block.dilation)
         if block.pool:
-            x = builder.pool("max_pool", x, f"{name}.pool", 2, 2)
+            x = builder.pool(Kind.MAX_POOL, x, f"{name}.pool", 2, 2)
     return x
 
 
@@ -170,7 +171,7 @@ class _CellCompiler:
         if edge.operation == "skip":
             return x if stride == 1 else self._layer(x, name, channels, 1, stride)
         if edge.operation in ("max_pool", "avg_pool"):
-            return builder.pool(edge.operation, x, f"{name}.pool", kernel, stride)
+            return builder.pool(Kind(edge.operation), x, f"{name}.pool", kernel, stride)
         if edge.operation == "res_conv":
             y = self._layer(x, f"{name}.conv1", channels, kernel, stride)
             y = self._layer(y, f"{name}.conv2", channels, kernel, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,6 @@ from ghnq_quant.capture import ArchGraph
 from ghnq_quant.research.networks.architecture import Architecture
 from ghnq_quant.research.networks.compiling import NUM_CLASSES, compile_program
 from ghnq_quant.research.networks.draws import Draws
-from ghnq_quant.research.networks.graph_cache import GraphCache
 from ghnq_quant.research.networks.graphs import build_graph, canonical_hash
 from ghnq_quant.research.networks.network import ConvNet
 from ghnq_quant.research.networks.program import Program
@@ -40,7 +38,7 @@ class SampledNetwork:
 
     @cached_property
     def program(self) -> Program:
-        """The primitive operations in the order of execution, with parameters, MACs and depth."""
+        """The instructions in the order of execution, with parameters, MACs and depth."""
         return compile_program(self.description, self.num_classes)
 
     @cached_property
@@ -68,8 +66,6 @@ class ConvNets250K:
         split: ``train``, ``val``, ``test``, ``wide``, ``deep``, ``bn_free`` or ``mobile``.
         num_classes: outputs of the networks. ConvNets-250K's have ten, which alone its limits and the
             difference between its splits are about; with another number everything else is the same.
-        cache: folder that keeps each item's description and graph after its first use; processes
-            and splits may share it.
 
     Raises:
         DataError: there is no such split.
@@ -83,17 +79,10 @@ class ConvNets250K:
         >>> model = network.build(initialize=False)
     """
 
-    def __init__(
-        self,
-        split: str,
-        *,
-        num_classes: int = NUM_CLASSES,
-        cache: str | os.PathLike[str] | None = None,
-    ) -> None:
+    def __init__(self, split: str, *, num_classes: int = NUM_CLASSES) -> None:
         self.split = split
         self.num_classes = num_classes
         self._rules = find_split(split)
-        self._cache = None if cache is None else GraphCache(cache, SCHEMA)
 
     def __len__(self) -> int:
         return self._rules.size
@@ -106,14 +95,11 @@ class ConvNets250K:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"split {self.split} has networks 0 to {len(self) - 1}, not {index}")
-        if self._cache is not None:
-            entry = self._cache.load(self.split, index)
-            if entry is not None:
-                return self._item(index, entry[0], graph=entry[1])
         description, program, graph = self._draw(index)
-        if self._cache is not None:
-            self._cache.save(self.split, index, description, graph)
-        return self._item(index, description, program=program, graph=graph)
+        item = SampledNetwork(self.split, int(index), description, self.num_classes)
+        if self.num_classes == NUM_CLASSES:
+            item.__dict__.update(program=program, graph=graph)  # fills the cached properties
+        return item
 
     def __iter__(self) -> Iterator[SampledNetwork]:
         return (self[index] for index in range(len(self)))
@@ -130,14 +116,6 @@ class ConvNets250K:
                 if int(canonical_hash(graph), 16) % NUM_SIDES in self._rules.sides:
                     return description, program, graph
             attempt += 1
-
-    def _item(
-        self, index: int, description: Architecture, **known: Program | ArchGraph
-    ) -> SampledNetwork:
-        item = SampledNetwork(self.split, int(index), description, self.num_classes)
-        if self.num_classes == NUM_CLASSES:
-            item.__dict__.update(known)  # fills the cached properties
-        return item
 
 
 def _fits(program: Program, rules: Split) -> bool:

@@ -4,49 +4,37 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-import numpy as np
-
-from ghnq_quant.capture import ArchGraph, Node
-from ghnq_quant.research.networks.program import Operation, Program
-
-_JOINS = {"add": "sum", "concat": "concat"}
-_POOLS = ("max_pool", "avg_pool")
+from ghnq_quant.capture import ArchGraph, Kind, Node
+from ghnq_quant.capture.build_arch_graph import assemble_graph, weight_nodes
+from ghnq_quant.capture.operations import WEIGHTED, WINDOWED_POOLS
+from ghnq_quant.research.networks.program import Instruction, Program
 
 
 def build_graph(program: Program) -> ArchGraph:
     """What :func:`ghnq_quant.capture.capture` reads off the network's module."""
-    nodes: list[Node] = []
-    edges: list[tuple[int, int]] = []
-    node_of: list[int] = []  # of each operation, the node that stands for its result
-    for op in program.operations:
-        sources = list(dict.fromkeys(node_of[i] for i in op.inputs))
-        for node in _nodes(op, len(sources)):
-            edges.extend((source, len(nodes)) for source in sources)
-            sources = [len(nodes)]
-            nodes.append(node)
-        node_of.append(sources[0])
-    weight, bias = len(nodes) - 2, len(nodes) - 1  # the classifier is the last linear layer
-    return ArchGraph(tuple(nodes), np.array(edges, dtype=np.int64).reshape(-1, 2), weight, bias)
+    chains = [*map(_nodes, program.instructions), ()]
+    return assemble_graph(program.kinds, program.inputs, chains)
 
 
-def _nodes(op: Operation, num_sources: int) -> tuple[Node, ...]:
-    """A chain of nodes; none of an operation that is contracted."""
-    if op.kind in ("conv", "linear"):
-        primitive = "conv"
-        if op.groups > 1:
-            primitive = "dil_conv" if op.dilation > 1 else "sep_conv"
-        weight = Node(primitive, op.weight_shape, (f"{op.name}.weight",))
-        bias = Node("bias", (op.channels,), (f"{op.name}.bias",))
-        return (weight, bias) if op.bias else (weight,)
-    if op.kind == "batch_norm":
-        return (Node("bn", (op.channels,), (f"{op.name}.weight", f"{op.name}.bias")),)
-    if op.kind in _POOLS:
-        return (Node(op.kind, (1, 1, op.kernel, op.kernel)),)
-    if op.kind == "adaptive_avg_pool":
-        return (Node("glob_avg"),)
-    if op.kind in _JOINS and num_sources > 1:
-        return (Node(_JOINS[op.kind]),)
-    return (Node("input"),) if op.kind == "input" else ()
+def _nodes(instruction: Instruction) -> tuple[Node, ...]:
+    kind = instruction.kind
+    if kind in WEIGHTED:
+        return weight_nodes(
+            instruction.name,
+            instruction.weight_shape,
+            bias=instruction.bias,
+            groups=instruction.groups,
+            dilation=instruction.dilation,
+        )
+    if kind.primitive is None:
+        return ()
+    if kind is Kind.BATCH_NORM:
+        names = (f"{instruction.name}.weight", f"{instruction.name}.bias")
+        return (Node(kind.primitive, (instruction.channels,), names),)
+    pools = kind in WINDOWED_POOLS
+    return (
+        Node(kind.primitive, (1, 1, instruction.kernel, instruction.kernel) if pools else None),
+    )
 
 
 def canonical_hash(graph: ArchGraph) -> str:
@@ -57,6 +45,7 @@ def canonical_hash(graph: ArchGraph) -> str:
     made of its primitive, its shape and its predecessors' hashes.
 
     Example:
+        >>> import numpy as np
         >>> graph = ArchGraph((Node("input"), Node("conv", (8, 3, 3, 3))), np.array([[0, 1]]))
         >>> canonical_hash(graph)
         'd4244d52d18b2522'

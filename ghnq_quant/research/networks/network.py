@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ghnq_quant.research.networks.program import Operation, Program
+from ghnq_quant.capture.operations import OPERATIONS, Kind
+from ghnq_quant.research.networks.program import Instruction, Program
 
 
 class ConvNet(nn.Module):
@@ -17,7 +18,7 @@ class ConvNet(nn.Module):
     ``cells.3.node0.op1.norm``; each is called once.
 
     Args:
-        program: the operations.
+        program: its instructions.
         initialize: with False, weights and biases of convolutions and linear layers are
             uninitialized memory, for those who overwrite them; batch norms are always as new.
     """
@@ -25,28 +26,56 @@ class ConvNet(nn.Module):
     def __init__(self, program: Program, initialize: bool = True) -> None:
         super().__init__()
         self._steps = [
-            (op.kind, op.name, op.inputs, dropped)
-            for op, dropped in zip(program.operations, program.last_reads(), strict=True)
+            (instruction.kind, instruction.name, instruction.inputs, dropped)
+            for instruction, dropped in zip(program.instructions, program.last_reads(), strict=True)
         ]
-        for op in program.operations:
-            if op.name:
-                _place(self, op.name, _MODULES[op.kind](op, initialize))
+        for instruction in program.instructions:
+            if instruction.name:
+                _place(self, instruction.name, make_layer(instruction, initialize))
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores of a batch of images."""
         values: dict[int, Tensor] = {}
         for position, (kind, name, inputs, dropped) in enumerate(self._steps):
             terms = [values[i] for i in inputs]
-            if kind == "add":
-                x = terms[0] + terms[1]
-            elif kind == "concat":
-                x = torch.cat(terms, dim=1)
-            elif kind != "input":
+            if name:
                 x = self.get_submodule(name)(terms[0])
+            elif kind is not Kind.INPUT:
+                x = join(kind, terms)
             values[position] = x
             for i in dropped:
                 del values[i]
         return x
+
+
+def join(kind: Kind, terms: Sequence[Tensor]) -> Tensor:
+    """The sum of two tensors, or the concatenation of several along the channels."""
+    return terms[0] + terms[1] if kind is Kind.ADD else torch.cat(list(terms), dim=1)
+
+
+def make_layer(instruction: Instruction, initialize: bool = True) -> nn.Module:
+    """The layer that an instruction calls.
+
+    Args:
+        initialize: see :class:`ConvNet`.
+    """
+    kind, kernel = instruction.kind, instruction.kernel
+    if kind is Kind.CONV:
+        return _conv(instruction, initialize)
+    if kind is Kind.LINEAR:
+        return _linear(instruction, initialize)
+    if kind is Kind.BATCH_NORM:
+        return nn.BatchNorm2d(instruction.channels)
+    if kind is Kind.MAX_POOL:
+        even = kernel % 2 == 0
+        return nn.MaxPool2d(kernel, instruction.stride, instruction.padding, ceil_mode=even)
+    if kind is Kind.AVG_POOL:
+        return nn.AvgPool2d(kernel, instruction.stride, instruction.padding)
+    if kind is Kind.GLOBAL_AVG_POOL:
+        return nn.AdaptiveAvgPool2d(kernel)
+    if kind is Kind.RESHAPE:
+        return nn.Flatten()
+    return OPERATIONS[instruction.function].modules[0]()
 
 
 def _place(root: nn.Module, name: str, module: nn.Module) -> None:
@@ -68,16 +97,16 @@ class _BlankLinear(nn.Linear):
         """Leave the memory as it is."""
 
 
-def _conv(op: Operation, initialize: bool) -> nn.Module:
+def _conv(instruction: Instruction, initialize: bool) -> nn.Module:
     conv = (nn.Conv2d if initialize else _BlankConv2d)(
-        op.in_channels,
-        op.channels,
-        op.kernel,
-        op.stride,
-        padding=op.padding,
-        dilation=op.dilation,
-        groups=op.groups,
-        bias=op.bias,
+        instruction.in_channels,
+        instruction.channels,
+        instruction.kernel,
+        instruction.stride,
+        padding=instruction.padding,
+        dilation=instruction.dilation,
+        groups=instruction.groups,
+        bias=instruction.bias,
     )
     # From here on an ordinary layer, also for those who look at the exact type. (skip_init of
     # torch.nn.utils goes by way of the meta device, which takes longer than the initialization.)
@@ -85,25 +114,9 @@ def _conv(op: Operation, initialize: bool) -> nn.Module:
     return conv
 
 
-def _linear(op: Operation, initialize: bool) -> nn.Module:
-    linear = (nn.Linear if initialize else _BlankLinear)(op.in_channels, op.channels)
+def _linear(instruction: Instruction, initialize: bool) -> nn.Module:
+    linear = (nn.Linear if initialize else _BlankLinear)(
+        instruction.in_channels, instruction.channels
+    )
     linear.__class__ = nn.Linear
     return linear
-
-
-def _max_pool(op: Operation, initialize: bool) -> nn.Module:
-    return nn.MaxPool2d(op.kernel, op.stride, op.padding, ceil_mode=op.kernel % 2 == 0)
-
-
-_MODULES: dict[str, Callable[[Operation, bool], nn.Module]] = {
-    "conv": _conv,
-    "linear": _linear,
-    "batch_norm": lambda op, _: nn.BatchNorm2d(op.channels),
-    "relu": lambda op, _: nn.ReLU(),
-    "relu6": lambda op, _: nn.ReLU6(),
-    "leaky_relu": lambda op, _: nn.LeakyReLU(),
-    "max_pool": _max_pool,
-    "avg_pool": lambda op, _: nn.AvgPool2d(op.kernel, op.stride, op.padding),
-    "adaptive_avg_pool": lambda op, _: nn.AdaptiveAvgPool2d(op.kernel),
-    "flatten": lambda op, _: nn.Flatten(),
-}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ghnq_quant.research.networks.architecture import Architecture, Head, Stem
 from ghnq_quant.research.networks.draws import Draws
-from ghnq_quant.research.networks.sampling_bodies import SAMPLERS, Layout
+from ghnq_quant.research.networks.sampling_bodies import SAMPLERS, Skeleton
 from ghnq_quant.research.networks.sampling_mobilenet import sample_mobilenet
 from ghnq_quant.research.networks.splits import Split
 
@@ -28,13 +28,13 @@ def sample_architecture(split: Split, draws: Draws) -> Architecture:
     if family == "mobilenet":
         return sample_mobilenet(draws, split.norm)
     level = draws.weighted(_STEM_LEVELS[family])
-    layout = _sample_layout(draws, split, level)
+    skeleton = _sample_skeleton(draws, split, level)
     kernel = draws.weighted({3: 80, 5: 12, 7: 8})
     stem_stride = 2 if level == 2 or (level == 1 and draws.chance(70)) else 1
-    stem = Stem(layout.channels[0], kernel, stem_stride, pool=level > (stem_stride == 2))
+    stem = Stem(skeleton.channels[0], kernel, stem_stride, pool=level > (stem_stride == 2))
     return Architecture(
         stem=stem,
-        body=SAMPLERS[family](draws, layout),
+        body=SAMPLERS[family](draws, skeleton),
         head=_sample_head(draws, is_mobile=family == "mobile"),
         norm=split.norm,
         conv_bias=draws.chance(15) or not split.norm,
@@ -42,7 +42,7 @@ def sample_architecture(split: Split, draws: Draws) -> Architecture:
     )
 
 
-def _sample_layout(draws: Draws, split: Split, stem_level: int) -> Layout:
+def _sample_skeleton(draws: Draws, split: Split, stem_level: int) -> Skeleton:
     num_cells = draws.between(*split.cells)
     num_reductions = draws.between(1, min(3, _MAX_LEVEL - stem_level))
     if draws.chance(60):  # evenly, as DARTS has them at 1/3 and 2/3
@@ -56,7 +56,7 @@ def _sample_layout(draws: Draws, split: Split, stem_level: int) -> Layout:
         if i in reductions:
             width = width * draws.weighted(_GROWTH_QUARTERS) // 4 // 4 * 4
         channels.append(width * split.width)
-    return Layout(tuple(channels), tuple(2 if i in reductions else 1 for i in range(num_cells)))
+    return Skeleton(tuple(channels), tuple(2 if i in reductions else 1 for i in range(num_cells)))
 
 
 def _sample_head(draws: Draws, is_mobile: bool) -> Head:

@@ -43,20 +43,20 @@ _WITHOUT_PARAMETERS = ("skip", "max_pool", "avg_pool")
 
 
 @dataclass(frozen=True)
-class Layout:
+class Skeleton:
     """Channels and stride of each cell or block; the stem has the first one's channels."""
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
 
 
-def _sample_cells(draws: Draws, layout: Layout) -> CellBody:
+def _sample_cells(draws: Draws, skeleton: Skeleton) -> CellBody:
     inputs = 2 if draws.chance(70) else 1
     num_nodes = draws.weighted({1: 25, 2: 35, 3: 22, 4: 18})
     return CellBody(
         normal=_sample_wiring(draws, inputs, num_nodes),
         reduction=_sample_wiring(draws, inputs, num_nodes),
-        cells=tuple(map(Cell, layout.channels, layout.strides)),
+        cells=tuple(map(Cell, skeleton.channels, skeleton.strides)),
         output="concat" if draws.chance(75) else "sum",
         residual=draws.chance(35),
         preactivation=draws.chance(40),
@@ -79,12 +79,12 @@ def _sample_node(draws: Draws, num_states: int) -> tuple[Edge, ...]:
     return tuple(Edge(source, *draws.weighted(_EDGE_OPERATIONS)) for source in sources)
 
 
-def _sample_plain(draws: Draws, layout: Layout) -> PlainBody:
+def _sample_plain(draws: Draws, skeleton: Skeleton) -> PlainBody:
     groups = draws.weighted({1: 85, 2: 8, 4: 7})
     kernel = draws.weighted({3: 82, 5: 12, 7: 6})
     pointwise, dilated = 10 * draws.chance(30), 12 * draws.chance(25)
     # A reduction pools behind the block before it; the last block is followed by the head.
-    pools = [stride > 1 for stride in layout.strides[1:]] + [False]
+    pools = [stride > 1 for stride in skeleton.strides[1:]] + [False]
     return PlainBody(
         tuple(
             PlainBlock(
@@ -94,18 +94,18 @@ def _sample_plain(draws: Draws, layout: Layout) -> PlainBody:
                 2 if draws.chance(dilated) else 1,
                 pool,
             )
-            for channels, pool in zip(layout.channels, pools, strict=True)
+            for channels, pool in zip(skeleton.channels, pools, strict=True)
         )
     )
 
 
-def _sample_residual(draws: Draws, layout: Layout) -> ResidualBody:
+def _sample_residual(draws: Draws, skeleton: Skeleton) -> ResidualBody:
     kernel = draws.weighted({3: 88, 5: 12})
     bottleneck = draws.weighted({0: 55, 2: 20, 4: 25})
     groups = draws.weighted({1: 75, 2: 12, 4: 13})
     dilated = 15 * draws.chance(25)
     blocks = []
-    for channels, stride in zip(layout.channels, layout.strides, strict=True):
+    for channels, stride in zip(skeleton.channels, skeleton.strides, strict=True):
         wide = channels * (2 if bottleneck == 4 else 1)
         # a multiple of 4, so that the groups divide it
         inner = max(4, wide // bottleneck // 4 * 4) if bottleneck else 0
@@ -114,18 +114,18 @@ def _sample_residual(draws: Draws, layout: Layout) -> ResidualBody:
     return ResidualBody(tuple(blocks))
 
 
-def _sample_mobile(draws: Draws, layout: Layout) -> MobileBody:
+def _sample_mobile(draws: Draws, skeleton: Skeleton) -> MobileBody:
     expansion = draws.weighted({0: 25, 1: 5, 2: 15, 3: 20, 4: 20, 6: 15})
     kernels = draws.choice([{3: 1}, {3: 1, 5: 1}, {5: 1}, {3: 2, 5: 1, 7: 1}])
     blocks = [
         MobileBlock(channels, stride, draws.weighted(kernels), expansion)
-        for channels, stride in zip(layout.channels, layout.strides, strict=True)
+        for channels, stride in zip(skeleton.channels, skeleton.strides, strict=True)
     ]
-    last = draws.weighted({0: 40, 2: 20, 4: 40}) * layout.channels[-1]
+    last = draws.weighted({0: 40, 2: 20, 4: 40}) * skeleton.channels[-1]
     return MobileBody(tuple(blocks), last)
 
 
-SAMPLERS: dict[str, Callable[[Draws, Layout], Body]] = {
+SAMPLERS: dict[str, Callable[[Draws, Skeleton], Body]] = {
     "cells": _sample_cells,
     "plain": _sample_plain,
     "residual": _sample_residual,

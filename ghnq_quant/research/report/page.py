@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.files import replacing
 from ghnq_quant.research.report import contents, plots
-from ghnq_quant.research.report.history import HISTORY_FILE, read_history
+from ghnq_quant.research.runs.history import HISTORY_FILE, read_curves
 from ghnq_quant.research.table1 import tables
 from ghnq_quant.research.table1.evaluation import RESULTS_FILE, Evaluation
 
@@ -39,7 +39,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path = "report.html")
     for run, name in zip(runs, _names(runs), strict=True):
         has_history = (Path(run) / HISTORY_FILE).is_file()
         if has_history:
-            histories[name] = read_history(Path(run) / HISTORY_FILE)
+            histories[name] = read_curves(Path(run) / HISTORY_FILE)
         if (Path(run) / RESULTS_FILE).is_file() or not has_history:
             evaluations[name] = Evaluation.load(run)
     template = _environment().get_template("report.html")

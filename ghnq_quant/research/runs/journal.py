@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -31,20 +32,21 @@ _R = TypeVar("_R", bound=Result)
 
 
 class Journal(Generic[_R]):
-    """A file with the run's settings in its first line, then a line for each result.
+    """A file with the run's settings in its first line, then a line for each result; of several
+    with the same key the last counts.
 
     Every line is on the disk before the next result is begun, so a killed run loses none; half a
     line at the end is dropped when the run goes on.
 
     Args:
         path: of the file.
-        header: what must be the same for the run to go on.
+        header: what must be the same for the run to go on; None for no such line.
         kind: of the results.
     """
 
-    def __init__(self, path: str | Path, header: Mapping[str, Any], kind: type[_R]) -> None:
+    def __init__(self, path: str | Path, header: Mapping[str, Any] | None, kind: type[_R]) -> None:
         self.path = Path(path)
-        self.header: dict[str, Any] = json.loads(json.dumps(header))
+        self.header: dict[str, Any] | None = json.loads(json.dumps(header))
         self.kind = kind
 
     def resume(self) -> dict[Hashable, _R]:
@@ -54,18 +56,21 @@ class Journal(Generic[_R]):
             GhnqError: the file is of a run with another header, or no such file.
         """
         lines = _whole_lines(self.path)
-        if len(lines) < 2:  # without any result, there is nothing that other settings would spoil
+        start = [] if self.header is None else [_line(self.header)]
+        if len(lines) <= len(start):  # no result yet that other settings would spoil
             with replacing(self.path) as temporary:
-                temporary.write_bytes(_line(self.header))
+                temporary.write_bytes(b"".join(start))
             return {}
-        header, finished = _parse(lines, self.path, self.kind)
-        self._check(header)
+        finished = _results(lines[len(start) :], self.path, self.kind)
+        if self.header is not None:
+            self._check(lines[0], self.header)
         with self.path.open("r+b") as file:
             file.truncate(sum(map(len, lines)))
         return finished
 
-    def _check(self, header: Mapping[str, Any]) -> None:
-        found, now = _flat(header), _flat(self.header)
+    def _check(self, line: bytes, header: Mapping[str, Any]) -> None:
+        with _damage_named(self.path):
+            found, now = _flat(json.loads(line)), _flat(header)
         keys = [k for k in {**now, **found} if found.get(k) != now.get(k)]
         if keys:
             raise GhnqError(
@@ -82,14 +87,16 @@ class Journal(Generic[_R]):
             os.fsync(file.fileno())
 
 
-def read_journal(path: str | Path, kind: type[_R]) -> dict[Hashable, _R]:
+def read_journal(
+    path: str | Path, kind: type[_R], *, has_header: bool = True
+) -> dict[Hashable, _R]:
     """What a :class:`Journal` holds, by key; nothing where there is no such file.
 
     Raises:
         GhnqError: the file is damaged.
     """
     lines = _whole_lines(Path(path))
-    return _parse(lines, Path(path), kind)[1] if lines else {}
+    return _results(lines[1:] if has_header else lines, Path(path), kind)
 
 
 def _whole_lines(path: Path) -> list[bytes]:
@@ -98,17 +105,20 @@ def _whole_lines(path: Path) -> list[bytes]:
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def _parse(
-    lines: list[bytes], path: Path, kind: type[_R]
-) -> tuple[dict[str, Any], dict[Hashable, _R]]:
+def _results(lines: list[bytes], path: Path, kind: type[_R]) -> dict[Hashable, _R]:
+    with _damage_named(path):
+        results = [kind.from_json(json.loads(line)) for line in lines]
+    return {r.key: r for r in results}
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
     try:
-        header, *others = [json.loads(line) for line in lines]
-        results = [kind.from_json(line) for line in others]
+        yield
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise GhnqError(
             f"{path} is damaged ({type(error).__name__}: {error}): delete it to start anew"
         ) from error
-    return header, {r.key: r for r in results}
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,52 +1,102 @@
-"""Measures many things in processes of one thread each."""
+"""Works on many tasks in processes of one thread each, which may be limited in memory and time."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import threading
+import time
+import traceback
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 
-_Place = TypeVar("_Place")
-_PlaceIn = TypeVar("_PlaceIn", contravariant=True)
+from ghnq_quant.errors import GhnqError
+
+_Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
+_TaskIn = TypeVar("_TaskIn", contravariant=True)
 _ResultOut = TypeVar("_ResultOut", covariant=True)
 
 
-class Job(Protocol[_PlaceIn, _ResultOut]):
-    """What every process needs to measure any of a run's things."""
+class Worker(Protocol[_TaskIn, _ResultOut]):
+    """What every process gets to work on any of a run's tasks; it is pickled once for each."""
 
-    def prepared(self) -> Job[_PlaceIn, _ResultOut]:
+    def prepared(self) -> Worker[_TaskIn, _ResultOut]:
         """The same as a process uses it, with its tensors on their device."""
 
-    def measure(self, place: _PlaceIn) -> _ResultOut:
-        """Measure one thing."""
+    def results(self, task: _TaskIn) -> Iterator[_ResultOut]:
+        """What is known of a task: the last is its result, those before it are what remains should
+        the process die."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a process may take; then each task has a process of its own.
+
+    Attributes:
+        memory: bytes of address space; an allocation beyond fails.
+        seconds: after which the process is ended.
+        preload: names of modules that are imported once, before the first process starts.
+    """
+
+    memory: int
+    seconds: float
+    preload: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[_Task, _Result]):
+    """How a task ended.
+
+    Attributes:
+        task: as given.
+        result: the last that was known; None for nothing.
+        failure: None of a task that ended well, else such as «killed by signal 9».
+    """
+
+    task: _Task
+    result: _Result | None
+    failure: str | None = None
 
 
 def in_processes(
-    job: Job[_Place, _Result], places: Sequence[_Place], workers: int
+    worker: Worker[_Task, _Result], tasks: Sequence[_Task], workers: int
 ) -> Iterator[_Result]:
-    """Measure all of ``places`` in as many processes; results come as they are finished."""
-    # new interpreters, because a fork of a process that has run torch's threads may hang
-    context = multiprocessing.get_context("spawn")
-    count = min(workers, len(places))
-    with ProcessPoolExecutor(count, context, _start_worker, (job,)) as pool:
-        futures = [pool.submit(_measure, place) for place in places]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:  # an error, Ctrl-C, or the caller has enough
-            pool.shutdown(wait=False, cancel_futures=True)
+    """Work on all of ``tasks``, so many at a time; results come as they are finished.
+
+    Raises:
+        GhnqError: a process died.
+        Exception: whatever a task raises; no other is begun then.
+    """
+    for outcome in _outcomes(worker, tasks, workers, None):
+        assert outcome.result is not None
+        yield outcome.result
+
+
+def in_limited_processes(
+    worker: Worker[_Task, _Result], tasks: Sequence[_Task], workers: int, limits: Limits
+) -> Iterator[Outcome[_Task, _Result]]:
+    """The same in a process for each task, within limits; what a process dies of concerns no other.
+
+    Raises:
+        GhnqError: the platform cannot fork.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        raise GhnqError("processes with a memory limit need a platform that can fork")
+    return _outcomes(worker, tasks, workers, limits)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread, as in every worker: the number of threads decides how sums are rounded."""
+    """One thread, as in every process: the number of threads decides how sums are rounded."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -55,24 +105,146 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-_job: Job[Any, Any] | None = None
+def _outcomes(
+    worker: Worker[_Task, _Result], tasks: Sequence[_Task], workers: int, limits: Limits | None
+) -> Iterator[Outcome[_Task, _Result]]:
+    context = _context(limits)
+    waiting, running = deque(tasks), list[_Process[_Task, _Result]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.append(_Process(context, worker, waiting.popleft(), limits))
+            first = min(process.deadline for process in running) - time.monotonic()
+            wait([p.connection for p in running], max(first, 0) if limits else None)
+            for process in list(running):
+                outcome = process.outcome()
+                if outcome is None:
+                    continue
+                if waiting and not limits:
+                    process.begin(waiting.popleft())
+                else:
+                    process.end()
+                    running.remove(process)
+                yield outcome
+    finally:  # an error, Ctrl-C, or the caller has enough
+        for process in running:
+            process.kill()
 
 
-def _start_worker(job: Job[Any, Any]) -> None:
-    global _job
+def _context(limits: Limits | None) -> BaseContext:
+    # a fork of a process that has run torch's threads may hang: either new interpreters, or forks of
+    # a server that has imported everything and started no thread
+    if limits is None:
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, *limits.preload])
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+    return context
+
+
+class _Ended(NamedTuple):
+    """That a task ended, and where it failed why."""
+
+    failure: str | None = None
+    error: Exception | None = None
+    trace: str = ""
+
+
+class _Process(Generic[_Task, _Result]):
+    """A process and the task that it works on."""
+
+    def __init__(
+        self,
+        context: Any,
+        worker: Worker[_Task, _Result],
+        task: _Task,
+        limits: Limits | None,
+    ) -> None:
+        self.limits = limits
+        self.connection, child = context.Pipe()
+        memory = None if limits is None else limits.memory
+        self.process = context.Process(target=_work, args=(worker, child, memory), daemon=True)
+        self.process.start()
+        child.close()
+        self.begin(task)
+
+    def begin(self, task: _Task) -> None:
+        self.task, self.result = task, None
+        seconds = self.limits.seconds if self.limits else float("inf")
+        self.deadline = time.monotonic() + seconds
+        with suppress(ConnectionError):  # a process that died is found out when its turn comes
+            self.connection.send(task)
+
+    def outcome(self) -> Outcome[_Task, _Result] | None:
+        """How the task ended; None as long as it goes on."""
+        ended = self._read()
+        if ended is None:
+            if self.limits is None or time.monotonic() < self.deadline:
+                return None
+            self.kill()
+            ended = _Ended(f"took more than {self.limits.seconds:g} s")
+        if ended.failure and self.limits is None:
+            if ended.error is None:
+                raise GhnqError(f"the process that worked on {self.task} ended: {ended.failure}")
+            raise ended.error from RuntimeError(ended.trace)
+        return Outcome(self.task, self.result, ended.failure)
+
+    def _read(self) -> _Ended | None:
+        try:
+            while self.connection.poll():
+                message = self.connection.recv()
+                if isinstance(message, _Ended):
+                    return message
+                self.result = message
+        except (EOFError, ConnectionError):
+            self.process.join()
+            code = self.process.exitcode or 0
+            return _Ended(f"killed by signal {-code}" if code < 0 else f"exit status {code}")
+        return None
+
+    def end(self) -> None:
+        """Let it end, as it has nothing left to do."""
+        self.connection.close()
+        self.process.join()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def _work(worker: Worker[Any, Any], connection: Connection, memory: int | None) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if memory is not None:
+        import resource  # not on every platform
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     torch.set_num_threads(1)
-    _job = job.prepared()
+    worker = worker.prepared()
+    while True:
+        try:
+            task = connection.recv()
+        except EOFError:
+            return
+        try:
+            for result in worker.results(task):
+                connection.send(result)
+            connection.send(_Ended())
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            connection.send(_Ended(reason, error, traceback.format_exc()))
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot stop its workers, which would wait for its next work forever."""
+    """A killed parent cannot stop its processes, which would go on for nobody."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _measure(place: Any) -> Any:
-    assert _job is not None
-    return _job.measure(place)

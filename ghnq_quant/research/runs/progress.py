@@ -1,9 +1,8 @@
-"""An evaluation's live progress: networks done, seconds a network, time left."""
+"""The live progress of a long run: one bar on the terminal."""
 
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich import progress as bars
@@ -13,49 +12,79 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A bar on the terminal.
+    """A bar with what is done, how fast, and the time left.
 
     Args:
-        total: networks of the whole evaluation.
-        done: of them, those that an earlier session finished.
+        total: of the whole run.
         console: None for no bar.
+        unit: what is counted, in the singular.
+        done: of the total, what an earlier session finished.
+        transient: whether the bar disappears at the end.
+
+    Example:
+        >>> with Progress(3, None, unit="network") as progress:
+        ...     progress.advance(1)
     """
 
-    def __init__(self, total: int, done: int, console: Console | None) -> None:
+    def __init__(
+        self,
+        total: float,
+        console: Console | None,
+        *,
+        unit: str,
+        done: float = 0.0,
+        transient: bool = False,
+    ) -> None:
+        self.total, self.unit = total, unit
+        self.done = self.first = done
         self.start = time.perf_counter()
-        self.done = self.first = float(done)
         self.bar = bars.Progress(
-            bars.TextColumn("{task.fields[count]} networks"),
+            bars.TextColumn("{task.fields[count]}"),
             bars.BarColumn(),
             bars.TaskProgressColumn(),
-            bars.TextColumn("{task.fields[rate]}"),
+            bars.TextColumn("{task.fields[state]}"),
             bars.TimeElapsedColumn(),
             bars.TextColumn("left"),
             bars.TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
             disable=console is None,
+            transient=transient,
         )
-        self.total = total
-        self.task = self.bar.add_task("", total=total, completed=done, count="", rate="")
+        self.task = self.bar.add_task("", total=total, count="", state="")
+        self.advance(0)
 
     def __enter__(self) -> Progress:
         self.bar.start()
-        self.advance(0)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def advance(self, networks: float) -> None:
-        """Add so many networks, or a fraction of one."""
-        self.done += networks
-        new = self.done - self.first
-        rate = f"{(time.perf_counter() - self.start) / new:.1f} s a network" if new > 0 else ""
+    def advance(self, amount: float, text: str = "") -> None:
+        """Count so many, or a fraction of one; ``text`` says what came of it."""
+        self.done += amount
+        seconds = time.perf_counter() - self.start
+        state = "  ".join(filter(None, (rate(self.done - self.first, seconds, self.unit), text)))
         # a sum of fractions may end just below a whole number
-        count = f"{int(self.done + 1e-6)}/{self.total}"
-        self.bar.update(self.task, completed=self.done, count=count, rate=rate)
+        self.show(self.done, f"{int(self.done + 1e-6)}/{self.total} {self.unit}s", state)
+
+    def show(self, done: float, count: str, state: str) -> None:
+        """Say it in other words, of a run whose length is not what it counts."""
+        self.done = done
+        self.bar.update(self.task, completed=done, count=count, state=state)
+
+
+def rate(count: float, seconds: float, unit: str) -> str:
+    """How fast it goes; nothing before the first.
+
+    Example:
+        >>> rate(30, 10, "step"), rate(2, 10, "network"), rate(0, 10, "step")
+        ('3.0 steps/s', '5.0 s a network', '')
+    """
+    if count <= 0 or seconds <= 0:
+        return ""
+    return (
+        f"{count / seconds:.1f} {unit}s/s"
+        if count >= seconds
+        else f"{seconds / count:.1f} s a {unit}"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from torch import Tensor
@@ -14,12 +15,15 @@ _PACKAGES = ("ghnq-quant", "torch", "torchvision", "timm", "brevitas", "numpy", 
 
 def versions() -> dict[str, str]:
     """Python's version and those of the installed packages that a result may depend on."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
+    return {"python": platform.python_version(), **package_versions(_PACKAGES)}
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those that are installed."""
+    found = {}
+    for package in dict.fromkeys(packages):
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 

@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ghnq_quant.quantization.precision import precision_name
+from ghnq_quant.quantization.scheme import precision_name
 from ghnq_quant.research.report.plots import colours
 from ghnq_quant.research.starts.record import Comparison
 from ghnq_quant.research.starts.results import Curve

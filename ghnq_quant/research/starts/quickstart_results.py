@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from rich.table import Table
 
-from ghnq_quant.files import replacing
+from ghnq_quant.files import replacing, save_json
+from ghnq_quant.research.runs.command import Option, bits_text, command_line
 from ghnq_quant.research.runs.provenance import versions
-from ghnq_quant.state_files import save_json
+from ghnq_quant.research.table1.summary import Summary, summarize
 
 _COLORS = {"GHN-Q": "#1f5fa8", "PyTorch": "#d9731a"}
 _LABELS = {"GHN-Q": "GHN-Q's start", "PyTorch": "PyTorch's initialization"}
@@ -28,7 +27,7 @@ class QuickstartSettings:
         data: see :func:`ghnq_quant.research.data.load_images`.
         data_name: the data set's name in the results; None for its own.
         bits: (weight, activation) bits.
-        stem_bits: weight bits of the first layer; None for those of all.
+        stem_bits: weight bits of the first layer.
         backend: a quantization backend's name.
         epochs: passes over the training images.
         seeds: runs from each start.
@@ -37,8 +36,8 @@ class QuickstartSettings:
 
     data: str = "digits"
     data_name: str | None = None
-    bits: tuple[int, int] = (4, 4)
-    stem_bits: int | None = 8
+    bits: Annotated[tuple[int, int], Option(write=bits_text)] = (4, 4)
+    stem_bits: int = 8
     backend: str = "brevitas"
     epochs: int = 3
     seeds: int = 5
@@ -51,17 +50,7 @@ class QuickstartSettings:
 
     def command(self) -> str:
         """The command line that gives these settings."""
-        words = ["ghnq", "quickstart", "--data", self.data]
-        words += ["--bits", "/".join(map(str, self.bits))]
-        if self.stem_bits is not None:
-            words += ["--stem-bits", str(self.stem_bits)]
-        words += ["--backend", self.backend, "--epochs", str(self.epochs)]
-        words += ["--seeds", str(self.seeds)]
-        if self.data_name is not None:
-            words += ["--data-name", self.data_name]
-        if self.max_train is not None:
-            words += ["--max-train", str(self.max_train)]
-        return shlex.join(words)
+        return command_line("quickstart", self)
 
 
 @dataclass(frozen=True)
@@ -85,27 +74,14 @@ class QuickstartResult:
     accuracy: dict[str, list[list[float]]]
     seconds: float
 
-    def mean_and_error(self, start: str) -> list[tuple[float, float]]:
-        """Mean and standard error over the seeds, in %, before training and after each epoch.
-
-        One seed alone has no standard error: it is NaN.
-        """
-        runs = np.asarray(self.accuracy[start])
-        count = len(runs)
-        error = (
-            runs.std(0, ddof=1) / math.sqrt(count) if count > 1 else np.full(len(runs[0]), np.nan)
-        )
-        return list(zip(runs.mean(0).tolist(), error.tolist(), strict=True))
+    def summaries(self, start: str) -> list[Summary]:
+        """Over the seeds, in %, before training and after each epoch."""
+        return [summarize(values) for values in zip(*self.accuracy[start], strict=True)]
 
     @property
     def _statistic(self) -> str:
         count = self.settings.seeds
         return f"mean ± standard error, n = {count}" if count > 1 else "one run from each start"
-
-    @property
-    def _stem(self) -> str:
-        bits = self.settings.stem_bits
-        return "" if bits is None else f"\nfirst layer's weight at {bits} bits"
 
     def table(self) -> Table:
         """Accuracy after each epoch, for the terminal."""
@@ -113,24 +89,25 @@ class QuickstartResult:
             title=f"{self.data}: top-1 test accuracy in %, {self.settings.precision} "
             f"({self.settings.backend})",
             caption=f"{self._statistic}; {self.seconds:.0f} s\n"
-            f"{self.train_images:,} training and {self.test_images:,} test images{self._stem}\n"
+            f"{self.train_images:,} training and {self.test_images:,} test images\n"
+            f"first layer's weight at {self.settings.stem_bits} bits\n"
             "epoch 0: before training; calibrated before each measurement",
         )
         table.add_column("epoch", justify="right")
         columns = []
         for start in self.accuracy:
             table.add_column(f"from {_LABELS[start]}", justify="right")
-            columns.append([_plus_minus(*pair) for pair in self.mean_and_error(start)])
+            columns.append([_plus_minus(summary) for summary in self.summaries(start)])
         for epoch, cells in enumerate(zip(*columns, strict=True)):
             table.add_row(str(epoch), *cells)
         return table
 
     def to_json(self) -> dict[str, Any]:
-        """Everything needed to read and repeat the result; NaN becomes None."""
+        """Everything needed to read and repeat the result."""
         summary = {
             start: [
-                {"epoch": epoch, "mean": mean, "standard_error": _or_none(error)}
-                for epoch, (mean, error) in enumerate(self.mean_and_error(start))
+                {"epoch": epoch, "mean": s.mean, "standard_error": s.standard_error}
+                for epoch, s in enumerate(self.summaries(start))
             ]
             for start in self.accuracy
         }
@@ -161,7 +138,9 @@ class QuickstartResult:
         figure = Figure(figsize=(7, 4.4), layout="constrained")
         axes = figure.add_subplot()
         for start, runs in self.accuracy.items():
-            mean, error = np.asarray(self.mean_and_error(start)).T
+            summaries = self.summaries(start)
+            mean = np.array([s.mean for s in summaries])
+            error = np.array([s.standard_error for s in summaries], dtype=float)  # None: NaN
             epochs = np.arange(len(mean))
             color = _COLORS[start]
             axes.plot(epochs, np.asarray(runs).T, color=color, alpha=0.3, linewidth=0.8)
@@ -181,9 +160,6 @@ class QuickstartResult:
         figure.savefig(path, format="png", dpi=150)
 
 
-def _plus_minus(mean: float, error: float) -> str:
-    return f"{mean:.1f}" if math.isnan(error) else f"{mean:.1f} ± {error:.1f}"
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _plus_minus(summary: Summary) -> str:
+    error = summary.standard_error
+    return f"{summary.mean:.1f}" + ("" if error is None else f" ± {error:.1f}")

@@ -1,20 +1,15 @@
-"""A finished comparison: its conditions, every training, and the files of its folder."""
+"""A finished comparison: its conditions and every training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from ghnq_quant.files import replacing
-from ghnq_quant.quantization.precision import precision_name
+from ghnq_quant.quantization.scheme import Precision, precision_name
 from ghnq_quant.research.starts.results import Curve, TrialResult, curve
-from ghnq_quant.research.starts.settings import Bits, CompareSettings, Trial
-from ghnq_quant.state_files import save_json
+from ghnq_quant.research.starts.settings import CompareSettings, Trial
 
-TRIALS_FILE = "trials.jsonl"
-RESULTS_FILE = "results.json"
 #: The start that all others are compared with.
 BASELINE = "pytorch"
 
@@ -33,15 +28,15 @@ class Comparison:
     facts: dict[str, Any]
     results: Mapping[Trial, TrialResult]
 
-    def cases(self) -> Iterator[tuple[str, Bits]]:
+    def cases(self) -> Iterator[tuple[str, Precision]]:
         """All networks at all precisions."""
         return ((arch, bits) for arch in self.settings.archs for bits in self.settings.bits)
 
-    def curves(self, arch: str, bits: Bits) -> dict[str, Curve]:
+    def curves(self, arch: str, bits: Precision) -> dict[str, Curve]:
         """By start."""
         return {s: curve(self.results, arch, bits, s) for s in self.settings.starts}
 
-    def ratios(self, arch: str, bits: Bits, start: str) -> dict[int, float | None]:
+    def ratios(self, arch: str, bits: Precision, start: str) -> dict[int, float | None]:
         """What a start saves: steps to the mean accuracy of PyTorch's start, over those that it took.
 
         Returns:
@@ -71,14 +66,3 @@ class Comparison:
         ]
         trials = [result.to_json() for _, result in sorted(self.results.items())]
         return {**self.facts, "cases": cases, "trials": trials}
-
-    def save(self, folder: str | Path) -> None:
-        """Write ``results.json``, ``table.md`` and ``curves.png``."""
-        from ghnq_quant.research.starts.plotting import plot_curves
-        from ghnq_quant.research.starts.tables import markdown_page
-
-        save_json(self.to_json(), Path(folder) / RESULTS_FILE)
-        with replacing(Path(folder) / "table.md") as temporary:
-            temporary.write_text(markdown_page(self), "utf-8")
-        with replacing(Path(folder) / "curves.png") as temporary:
-            plot_curves(self, temporary)

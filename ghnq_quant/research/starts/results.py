@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ghnq_quant.research.starts.settings import CHOICE_SEED, Bits, Trial
+from ghnq_quant.quantization.scheme import Precision
+from ghnq_quant.research.runs.seeds import CHOICE_SEED
+from ghnq_quant.research.starts.settings import Trial
 from ghnq_quant.research.starts.starts import STARTS
 from ghnq_quant.research.table1.summary import Summary, summarize
 
@@ -92,7 +94,7 @@ def best_lr(results: Iterable[TrialResult], lrs: Sequence[float]) -> float:
     return max(results, key=lambda r: (r.accuracy, -lrs.index(r.trial.lr))).trial.lr
 
 
-def curve(results: Mapping[Trial, TrialResult], arch: str, bits: Bits, start: str) -> Curve:
+def curve(results: Mapping[Trial, TrialResult], arch: str, bits: Precision, start: str) -> Curve:
     """The curve of one network, precision and start from all trainings."""
     mine = [
         r

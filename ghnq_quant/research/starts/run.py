@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 from ghnq_quant.errors import DataError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization import load_backend
-from ghnq_quant.research.data import ImageSet, load_images
+from ghnq_quant.quantization.scheme import Precision, precision_name
+from ghnq_quant.research.data import ImageSet, hold_out, load_images
 from ghnq_quant.research.data.foreign import foreign
-from ghnq_quant.research.finetuning.validation import hold_out
 from ghnq_quant.research.runs.journal import Journal
+from ghnq_quant.research.runs.progress import Progress
 from ghnq_quant.research.runs.provenance import checksum, versions
-from ghnq_quant.research.starts.progress import Progress
-from ghnq_quant.research.starts.record import TRIALS_FILE, Comparison
+from ghnq_quant.research.runs.seeds import CHOICE_SEED
+from ghnq_quant.research.starts.folder import TRIALS_FILE, save_comparison
+from ghnq_quant.research.starts.record import Comparison
 from ghnq_quant.research.starts.results import TrialResult, best_lr
-from ghnq_quant.research.starts.settings import CHOICE_SEED, Bits, CompareSettings, Trial
+from ghnq_quant.research.starts.settings import CompareSettings, Trial
 from ghnq_quant.research.starts.starts import STARTS
 from ghnq_quant.research.starts.tables import accuracy_caption, terminal_tables
-from ghnq_quant.research.starts.training import create_network
-from ghnq_quant.research.starts.workers import Bench, run_trials
+from ghnq_quant.research.starts.trials import Bench, create_network, run_trials
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,15 +81,15 @@ def compare_init(
     facts = _facts(settings, images, hypernetwork)
     journal = Journal(Path(output) / TRIALS_FILE, facts, TrialResult)
     finished = {**known, **{r.trial: r for r in journal.resume().values()}}
-    with Progress(_total_steps(settings), console) as progress:
-        progress.add(finished.values())
+    done = sum(trial.steps for trial in finished)
+    with Progress(_total_steps(settings), console, unit="step", done=done) as progress:
 
         def run(bench: Bench, trials: Sequence[Trial]) -> None:
             missing = [trial for trial in trials if trial not in finished]
             for result in run_trials(bench, missing, workers):
                 journal.append(result)
                 finished[result.trial] = result
-                progress.add([result])
+                progress.advance(result.trial.steps, _told(result))
 
         run(Bench(settings, hypernetwork, fitted, held_out), choice_trials(settings))
         run(
@@ -96,13 +97,18 @@ def compare_init(
             measured_trials(settings, finished),
         )
     comparison = Comparison(settings, {**facts, "versions": versions()}, finished)
-    comparison.save(output)
+    save_comparison(comparison, output)
     if console is not None:
         for table in terminal_tables(comparison):
             console.print(table)
         console.print(accuracy_caption(comparison), markup=False, highlight=False)
         console.print(f"Saved to {output}", markup=False, highlight=False, soft_wrap=True)
     return comparison
+
+
+def _told(result: TrialResult) -> str:
+    trial = result.trial
+    return f"{trial.arch} {precision_name(trial.bits)} {trial.start}: {result.accuracy:.1f} %"
 
 
 def _check(settings: CompareSettings, images: ImageSet, ghn: GHN) -> None:
@@ -163,7 +169,7 @@ def measured_trials(
     return trials
 
 
-def _cases(settings: CompareSettings) -> Iterator[tuple[str, Bits, str]]:
+def _cases(settings: CompareSettings) -> Iterator[tuple[str, Precision, str]]:
     return product(settings.archs, settings.bits, settings.starts)
 
 

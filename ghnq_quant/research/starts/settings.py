@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
-from ghnq_quant.quantization.precision import precision_name
-from ghnq_quant.quantization.scheme import check_bits
+from ghnq_quant.quantization.scheme import Precision, check_bits
+from ghnq_quant.research.runs.command import Option, bits_text, command_line, each
 from ghnq_quant.research.starts.starts import STARTS
-
-Bits = tuple[int, int]
-
-#: Images in a training batch.
-BATCH_SIZE = 64
-#: Of the trainings that choose the learning rate, whose images and random parameters no other has.
-CHOICE_SEED = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -41,18 +33,20 @@ class CompareSettings:
         ghn: the checkpoint's folder or name.
     """
 
-    archs: tuple[str, ...]
-    bits: tuple[Bits, ...] = ((4, 4),)
+    archs: Annotated[tuple[str, ...], Option(name="")]
+    bits: Annotated[tuple[Precision, ...], Option(write=each(bits_text))] = ((4, 4),)
     stem_bits: int | None = None
     backend: str = "brevitas"
     steps: tuple[int, ...] = (50, 100, 200, 400)
     seeds: int = 3
-    starts: tuple[str, ...] = ("pytorch", "pytorch-fitted", "ghnq", "float-first")
-    lrs: tuple[float, ...] = (0.03, 0.1, 0.3)
+    starts: Annotated[tuple[str, ...], Option("--start")] = (
+        "pytorch", "pytorch-fitted", "ghnq", "float-first",
+    )  # fmt: skip
+    lrs: Annotated[tuple[float, ...], Option("--lr")] = (0.03, 0.1, 0.3)
     lr_steps: int = 400
     data: str = "cifar10"
-    data_name: str | None = None
     foreign: bool = False
+    data_name: str | None = None
     images_per_class: int | None = None
     test_images: int = 2000
     ghn: str = DEFAULT_CHECKPOINT
@@ -72,25 +66,7 @@ class CompareSettings:
 
     def command(self) -> str:
         """The command line that gives these settings."""
-        words = ["ghnq", "compare-init", *self.archs]
-        words += [
-            "--bits",
-            ",".join(precision_name(b).replace("W", "").replace("A", "") for b in self.bits),
-        ]
-        if self.stem_bits is not None:
-            words += ["--stem-bits", str(self.stem_bits)]
-        words += ["--backend", self.backend, "--steps", ",".join(map(str, self.steps))]
-        words += ["--seeds", str(self.seeds), "--start", ",".join(self.starts)]
-        words += ["--lr", ",".join(map(str, self.lrs)), "--lr-steps", str(self.lr_steps)]
-        words += ["--data", self.data]
-        if self.foreign:
-            words += ["--foreign"]
-        if self.data_name is not None:
-            words += ["--data-name", self.data_name]
-        if self.images_per_class is not None:
-            words += ["--images-per-class", str(self.images_per_class)]
-        words += ["--test-images", str(self.test_images), "--ghn", self.ghn]
-        return shlex.join(words)
+        return command_line("compare-init", self)
 
     def to_json(self) -> dict[str, Any]:
         """As plain lists, numbers and texts."""
@@ -109,7 +85,7 @@ class Trial:
     """
 
     arch: str
-    bits: Bits
+    bits: Precision
     start: str
     steps: int
     lr: float

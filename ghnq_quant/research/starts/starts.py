@@ -1,4 +1,4 @@
-"""Where quantization-aware training begins: the ways to get a quantized network's first parameters."""
+"""The starts that are compared: ways to get a quantized network's first parameters."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ghnq_quant.quantization import QuantModel
 
 
 @dataclass(frozen=True)
-class Start:
-    """One way to begin.
+class InitMethod:
+    """One way to start.
 
     Attributes:
         title: for tables and plots.
@@ -38,12 +38,22 @@ class Start:
         bits: tuple[int, int],
         data: Iterable[tuple[Tensor, Tensor]],
         *,
-        ghn: GHN,
+        ghn: GHN | None,
         stem_bits: int | None,
         backend: str,
         example_input: Tensor,
     ) -> QuantModel:
-        """A quantized copy of ``model`` with this start's parameters."""
+        """A quantized copy of ``model`` with this start's parameters.
+
+        Args:
+            model: a float network.
+            bits: (weight, activation) bits.
+            data: batches to fit a classifier to.
+            ghn: the hypernetwork; None for the shipped one.
+            stem_bits: weight bits of the first layer; None for those of all.
+            backend: a quantization backend's name.
+            example_input: (1, C, H, W).
+        """
         common: dict[str, Any] = {
             "stem_bits": stem_bits,
             "backend": backend,
@@ -54,13 +64,10 @@ class Start:
         return ghnq_quant.init_quantized(model, bits, data, ghn=ghn, **common, **self.options)
 
 
-STARTS: dict[str, Start] = {
-    "pytorch": Start("PyTorch's"),
-    "pytorch-fitted": Start("PyTorch's, fitted classifier", {"share": 0.0}),
-    "ghnq": Start("GHN-Q", {}),
-    "float-first": Start("float first", float_share=0.5),
-    "ghnq-new-classifier": Start("GHN-Q, new classifier", {"classifier": "new"}),
-    "ghnq-half": Start("GHN-Q, half of the convolutions", {"share": 0.5}),
-    "ghnq-all": Start("GHN-Q, all convolutions", {"share": 1.0}),
-    "ghnq-as-predicted": Start("GHN-Q as predicted", {"as_predicted": True}),
+STARTS: dict[str, InitMethod] = {
+    "pytorch": InitMethod("PyTorch's"),
+    "pytorch-fitted": InitMethod("PyTorch's, fitted classifier", {"share": 0.0}),
+    "ghnq": InitMethod("GHN-Q", {}),
+    "float-first": InitMethod("float first", float_share=0.5),
+    "ghnq-as-predicted": InitMethod("GHN-Q as predicted", {"as_predicted": True}),
 }

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from ghnq_quant.quantization.precision import precision_name
+from ghnq_quant.quantization.scheme import Precision, precision_name
 from ghnq_quant.research.starts.record import BASELINE, Comparison
-from ghnq_quant.research.starts.settings import Bits
 from ghnq_quant.research.starts.starts import STARTS
 from ghnq_quant.research.table1.tables import markdown, mean_cell
 
@@ -54,7 +53,7 @@ def _steps_titles(comparison: Comparison) -> list[str]:
     return [f"{steps} steps" for steps in comparison.settings.steps]
 
 
-def _case_cells(arch: str, bits: Bits, start: str) -> tuple[str, str, str]:
+def _case_cells(arch: str, bits: Precision, start: str) -> tuple[str, str, str]:
     return arch, precision_name(bits), STARTS[start].title
 
 

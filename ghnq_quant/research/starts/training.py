@@ -1,35 +1,30 @@
-"""One training of a comparison: the same recipe whatever the start."""
+"""A training on images and the accuracy that it reaches; the same whatever the start."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ghnq_quant
-from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization import QuantModel
 from ghnq_quant.research.data import (
     Images,
     evaluation_batches,
-    first_epoch,
     training_batch,
     usual_augmentation,
 )
-from ghnq_quant.research.starts.cifar_networks import CIFAR_NETWORKS
-from ghnq_quant.research.starts.results import TrialResult
-from ghnq_quant.research.starts.settings import BATCH_SIZE, Trial
-from ghnq_quant.research.starts.starts import STARTS
-from ghnq_quant.zoos import create_model
 
 #: The images and labels of a step.
 Batch = Callable[[int], tuple[Tensor, Tensor]]
 
+BATCH_SIZE = 64
 CALIBRATION_BATCHES = 8
 WARMUP = 0.1
 MOMENTUM = 0.9
@@ -37,77 +32,76 @@ WEIGHT_DECAY = 5e-4
 GRADIENT_CLIP = 1.0
 
 
-def run_trial(
-    trial: Trial,
-    train: Images,
-    test: Images,
-    ghn: GHN,
-    *,
-    backend: str,
-    stem_bits: int | None = None,
-    data: str,
-    test_images: int | None,
-) -> TrialResult:
-    """Train once and measure.
+@dataclass(frozen=True)
+class Recipe:
+    """What decides a training besides the start, the images and the learning rate.
 
-    SGD with Nesterov's momentum, a linear warm-up over a tenth of the steps and a cosine down to
-    zero, and the gradient's norm clipped to 1.
+    Attributes:
+        optimizer: of parameters and a learning rate.
+        schedule: share of the learning rate by how much of the training is done, in [0, 1).
+    """
+
+    optimizer: Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
+    schedule: Callable[[float], float]
+
+
+def cosine(progress: float) -> float:
+    """From 1 down to 0."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_cosine(progress: float) -> float:
+    """Up for a tenth, then a cosine down to 0."""
+    if progress < WARMUP:
+        return (progress + 0.01) / WARMUP
+    return cosine((progress - WARMUP) / (1 - WARMUP))
+
+
+#: Of comparisons: SGD with Nesterov's momentum.
+SGD = Recipe(
+    partial(torch.optim.SGD, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True),
+    warmup_cosine,
+)
+#: Of the quickstart.
+ADAM = Recipe(torch.optim.Adam, cosine)
+
+
+def seeded(create: Callable[[int], nn.Module], num_classes: int, seed: int) -> nn.Module:
+    """A new network whose parameters are a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return create(num_classes)
+
+
+def training_batches(train: Images, data: str, seed: int) -> Batch:
+    """The augmented batches of a training on ``train``, the training part of ``data``."""
+    augment = usual_augmentation(data)
+    return lambda step: training_batch(train, step, BATCH_SIZE, seed, augment=augment)
+
+
+def optimize(
+    model: nn.Module,
+    batch: Batch,
+    steps: range,
+    lr: float,
+    recipe: Recipe,
+    after_step: Callable[[int], None] = lambda step: None,
+) -> list[float]:
+    """Train for ``steps``, each with its batch; the loss of each.
 
     Args:
-        trial: what to train.
-        train, test: images.
-        ghn: for the starts that predict.
-        backend: of the quantized layers.
-        stem_bits: weight bits of the first layer where they differ.
-        data: what the images are of, as :func:`ghnq_quant.research.data.load_images` takes it.
-        test_images: how many images of ``test`` are used.
+        model: trained in place.
+        batch: the images and labels of a step.
+        steps: rising by one.
+        lr: learning rate.
+        recipe: optimizer and schedule.
+        after_step: called with each step's number when it is done.
     """
-    began = time.perf_counter()
-    start = STARTS[trial.start]
-    augment = usual_augmentation(data)
-
-    def batch(step: int) -> tuple[Tensor, Tensor]:
-        return training_batch(train, step, BATCH_SIZE, trial.seed, augment=augment)
-
-    example = torch.zeros(1, *train.images.shape[1:])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(trial.seed)
-        model = create_network(trial.arch, len(train.classes))
-    float_steps = start.float_steps(trial.steps)
-    _optimize(model, batch, range(float_steps), trial.lr)
-    quantized = start.quantized(
-        model, trial.bits, first_epoch(train, data, trial.seed, BATCH_SIZE),
-        ghn=ghn, stem_bits=stem_bits, backend=backend, example_input=example,
-    )  # fmt: skip
-    first = _accuracy(quantized, train, test, test_images)
-    losses = _optimize(quantized, batch, range(float_steps, trial.steps), trial.lr)
-    accuracy = _accuracy(quantized, train, test, test_images)
-    last = losses[-max(1, trial.steps // 10) :]
-    seconds = time.perf_counter() - began
-    loss = sum(last) / len(last)
-    return TrialResult(trial, first, accuracy, loss if math.isfinite(loss) else None, seconds)
-
-
-def create_network(arch: str, num_classes: int) -> nn.Module:
-    """A network of this comparison, or any that :func:`create_model` makes by its name.
-
-    Raises:
-        GhnqError: there is none of that name.
-    """
-    if arch in CIFAR_NETWORKS:
-        return CIFAR_NETWORKS[arch](num_classes)
-    return create_model(arch, num_classes)
-
-
-def _optimize(model: nn.Module, batch: Batch, steps: range, lr: float) -> list[float]:
-    """Train for ``steps``; the loss of each."""
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
-    )
-    model.train()
+    optimizer = recipe.optimizer(model.parameters(), lr)
     losses = []
     for step in steps:
-        optimizer.param_groups[0]["lr"] = lr * _schedule((step - steps.start) / len(steps))
+        model.train()  # after_step may have measured it
+        optimizer.param_groups[0]["lr"] = lr * recipe.schedule((step - steps.start) / len(steps))
         x, y = batch(step)
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x), y)
@@ -115,24 +109,30 @@ def _optimize(model: nn.Module, batch: Batch, steps: range, lr: float) -> list[f
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
         optimizer.step()
         losses.append(float(loss.detach()))
+        after_step(step)
     return losses
 
 
-def _schedule(progress: float) -> float:
-    if progress < WARMUP:
-        return (progress + 0.01) / WARMUP
-    return 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))
-
-
 @torch.no_grad()
-def _accuracy(model: QuantModel, train: Images, test: Images, test_images: int | None) -> float:
-    batches: itertools.islice[tuple[Tensor, Tensor]] = itertools.islice(
-        evaluation_batches(train, BATCH_SIZE), CALIBRATION_BATCHES
-    )
+def calibrated_accuracy(
+    model: QuantModel, train: Images, test: Images, limit: int | None = None
+) -> float:
+    """Top-1 accuracy in %, after a new estimate of the running statistics and ranges.
+
+    Moving averages of a short training lag behind the weights so far that at 4 bits they hide what
+    was learned.
+
+    Args:
+        model: is left in eval mode.
+        train: the images of the estimate.
+        test: the images of the accuracy.
+        limit: how many of ``test`` are used; None for all.
+    """
+    batches = itertools.islice(evaluation_batches(train, BATCH_SIZE), CALIBRATION_BATCHES)
     ghnq_quant.calibrate(model, batches)
     model.eval()
     right = count = 0
-    for x, y in evaluation_batches(test, limit=test_images):
+    for x, y in evaluation_batches(test, limit=limit):
         right += int((model(x).argmax(1) == y).sum())
         count += len(y)
     return 100 * right / count

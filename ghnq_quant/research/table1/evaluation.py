@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ghnq_quant.errors import GhnqError
+from ghnq_quant.files import read_json, save_json
 from ghnq_quant.research.runs.journal import read_journal
 from ghnq_quant.research.table1.results import NetworkResult
 from ghnq_quant.research.table1.summary import Summary, summarize_layers, summarize_networks
-from ghnq_quant.state_files import read_json, save_json
 
 RESULTS_FILE = "results.json"
 NETWORKS_FILE = "networks.jsonl"

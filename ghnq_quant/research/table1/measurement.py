@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ghnq_quant.capture import Capture, capture
 from ghnq_quant.ghn import GHN
-from ghnq_quant.quantization.precision import FLOAT, Precision, precision_name
+from ghnq_quant.quantization.scheme import FLOAT, Precision, precision_name
 from ghnq_quant.research.data import Images, evaluation_batches
+from ghnq_quant.research.runs.seeds import EVALUATION_SEED
 from ghnq_quant.research.table1.distributions import describe_layers
 from ghnq_quant.research.table1.results import LayerResult, NetworkResult
-from ghnq_quant.research.table1.settings import BATCH_SIZE, SEED
+from ghnq_quant.research.table1.settings import BATCH_SIZE
 from ghnq_quant.research.table1.tally import Tally
 from ghnq_quant.research.table1.variants import (
     Variants,
@@ -103,7 +104,7 @@ def _describe_layers(
 ) -> tuple[LayerResult, ...]:
     sources = {
         "predicted": next(v for v in predicted if FLOAT in v.precisions),
-        "initial": initial_variants(captured, SEED + index, batch),
+        "initial": initial_variants(captured, EVALUATION_SEED + index, batch),
     }
     if trained is not None:
         sources["trained"] = trained_variants(captured, trained, batch)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from ghnq_quant.capture.adapters import create_zoo_model
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.research.data import Images
@@ -16,6 +15,7 @@ from ghnq_quant.research.table1.measurement import measure_network
 from ghnq_quant.research.table1.results import NetworkResult
 from ghnq_quant.research.table1.settings import EvaluationSettings
 from ghnq_quant.stem.small_images import adapt_stem
+from ghnq_quant.zoos import create_zoo_model
 
 #: A split and a network's index in it, or a model's name and 0.
 Place = tuple[str, int]
@@ -96,3 +96,7 @@ class Evaluator:
             trained=self.trained,
             on_batch=on_batch,
         )
+
+    def results(self, place: Place) -> Iterator[NetworkResult]:
+        """The same as :class:`ghnq_quant.research.runs.processes.Worker` has it."""
+        yield self.measure(place)

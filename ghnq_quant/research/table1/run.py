@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghnq_quant.errors import DataError, GhnqError
+from ghnq_quant.files import read_state
 from ghnq_quant.ghn import GHN
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
-from ghnq_quant.quantization.precision import PAPER_PRECISIONS, parse_precisions
 from ghnq_quant.research.data import Images, ImageSet, load_images
 from ghnq_quant.research.networks import SCHEMA
 from ghnq_quant.research.runs.journal import Journal
@@ -21,9 +21,14 @@ from ghnq_quant.research.table1.evaluation import NETWORKS_FILE, Evaluation
 from ghnq_quant.research.table1.measurement import num_evaluated
 from ghnq_quant.research.table1.networks import Evaluator, Place, network_places
 from ghnq_quant.research.table1.results import NetworkResult
-from ghnq_quant.research.table1.settings import BATCH_SIZE, TABLE_SPLITS, EvaluationSettings
+from ghnq_quant.research.table1.settings import (
+    BATCH_SIZE,
+    PAPER_PRECISIONS,
+    TABLE_SPLITS,
+    EvaluationSettings,
+    parse_precisions,
+)
 from ghnq_quant.research.table1.tables import caption, terminal_tables, write_tables
-from ghnq_quant.state_files import read_state
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,7 +146,9 @@ def _measure_missing(
     """What the journal holds of ``places`` and, added to it, what it lacks."""
     finished = journal.resume()
     missing = [place for place in places if place not in finished]
-    with Progress(len(places), len(places) - len(missing), console) as progress:
+    with Progress(
+        len(places), console, unit="network", done=len(places) - len(missing)
+    ) as progress:
         for result in _measured(evaluator, missing, workers, progress.advance):
             journal.append(result)
             finished[result.key] = result

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
-from ghnq_quant.quantization.precision import (
-    FLOAT,
-    PAPER_PRECISIONS,
-    Precision,
-    parse_precisions,
-    precision_name,
-)
+from ghnq_quant.quantization.scheme import FLOAT, Precision, parse_precision, precision_name
+from ghnq_quant.research.runs.command import Option, command_line, each
+from ghnq_quant.research.runs.seeds import EVALUATION_SEED
 
 #: Images in a batch, whose statistics batch norm uses (the paper's section 3).
 BATCH_SIZE = 64
-#: The order of the images and the initializations that predicted parameters are compared with.
-SEED = 0
 #: The splits of Table 1 in the paper's order, and the one that its discussion asks for.
 TABLE_SPLITS = ("test", "deep", "wide", "bn_free", "mobile")
+#: Its rows.
+PAPER_PRECISIONS = ("float", "W8/A8", "W4/A8", "W4/A4", "W2/A2")
+
+
+def parse_precisions(names: Iterable[str]) -> tuple[Precision, ...]:
+    """Several precisions without repetition, float first: everything else is compared with it.
+
+    Float is put in where it is not named.
+
+    Example:
+        >>> parse_precisions(["W4/A4", "W8/A8"])
+        ((32, 32), (4, 4), (8, 8))
+    """
+    return tuple(dict.fromkeys((FLOAT, *(parse_precision(name) for name in names))))
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,13 @@ class EvaluationSettings:
     data: str
     data_name: str | None = None
     ghn: str = DEFAULT_CHECKPOINT
-    splits: tuple[str, ...] = TABLE_SPLITS
-    models: tuple[str, ...] = ()
+    splits: Annotated[tuple[str, ...], Option("--split")] = TABLE_SPLITS
+    models: Annotated[tuple[str, ...], Option("--model")] = ()
     adapt_stem: bool = False
     trained: str | None = None
-    precisions: tuple[Precision, ...] = parse_precisions(PAPER_PRECISIONS)
+    precisions: Annotated[tuple[Precision, ...], Option("--precision", each(precision_name))] = (
+        parse_precisions(PAPER_PRECISIONS)
+    )
     num_nets: int | None = None
     num_images: int | None = None
 
@@ -89,22 +98,7 @@ class EvaluationSettings:
 
     def command(self) -> str:
         """The command line that gives these settings."""
-        words = ["ghnq", "evaluate", "--ghn", self.ghn, "--data", self.data]
-        optional: Sequence[tuple[str, object]] = (
-            ("--data-name", self.data_name),
-            ("--split", ",".join(self.splits) or None),
-            ("--model", ",".join(self.models) or None),
-            ("--trained", self.trained),
-            ("--precision", ",".join(self.precision_names)),
-            ("--num-nets", self.num_nets),
-            ("--num-images", self.num_images),
-        )
-        for option, value in optional:
-            if value is not None:
-                words += [option, str(value)]
-        if self.adapt_stem:
-            words.append("--adapt-stem")
-        return shlex.join(words)
+        return command_line("evaluate", self)
 
     def to_json(self) -> dict[str, Any]:
         """As plain lists, numbers and texts, with what the protocol fixes."""
@@ -114,4 +108,4 @@ class EvaluationSettings:
             models=list(self.models),
             precisions=list(self.precision_names),
         )
-        return {**plain, "batch_size": BATCH_SIZE, "seed": SEED}
+        return {**plain, "batch_size": BATCH_SIZE, "seed": EVALUATION_SEED}

@@ -14,7 +14,7 @@ from ghnq_quant.ghn import GHN
 from ghnq_quant.prediction import predict_captured, warn_of_kept
 from ghnq_quant.quantization import QuantScheme, emit, load_backend
 from ghnq_quant.quantization.batch_norm import folded_weight
-from ghnq_quant.quantization.precision import FLOAT, Precision
+from ghnq_quant.quantization.scheme import FLOAT, Precision
 
 
 @dataclass(frozen=True, eq=False)

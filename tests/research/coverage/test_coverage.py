@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from ghnq_quant import GhnqError
-from ghnq_quant.research.coverage.run import Model, measure_coverage, read_coverage, zoo_models
-from ghnq_quant.research.coverage.stages import STAGES, Measurement
+from ghnq_quant.research.coverage.run import measure_coverage
+from ghnq_quant.research.coverage.stages import STAGES, Measurement, ModelCoverage
+from ghnq_quant.research.coverage.zoo import Model, zoo_models
+from ghnq_quant.research.runs.journal import read_journal
 
 SMALL = (
     "test_byobnet",
@@ -60,7 +62,7 @@ LARGE = (
 def test_the_smallest_model_of_each_module(name: str) -> None:
     (model,) = zoo_models("timm", name)
     memory = 8 * 2**30 if name in SMALL else 0
-    found = Measurement(memory=memory).measure(*model, say=lambda _: None)
+    *_, found = Measurement(memory=memory).results(model)
     assert (found.failed, found.reason) == (None, "")
     assert tuple(found.seconds) == (STAGES if name in SMALL else STAGES[:4])
 
@@ -82,7 +84,8 @@ def test_a_measurement_goes_on_where_it_stopped(tmp_path: Path) -> None:
     page = (tmp_path / "coverage.md").read_text("utf-8")
     assert "**timm: 1 of 2 models pass (50.0 %)**" in page
     assert "no_such_model" in page
-    assert len(read_coverage(tmp_path / "coverage.jsonl")) == 2
+    written = read_journal(tmp_path / "coverage.jsonl", ModelCoverage, has_header=False)
+    assert written == {models[0]: first, models[1]: second}
 
 
 def test_a_model_beyond_the_limit_of_memory_is_told(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from ghnq_quant import GHN, QuantScheme
 from ghnq_quant.capture import capture
 from ghnq_quant.errors import CheckpointError, DataError, GhnqError, SchemeError
 from ghnq_quant.quantization import emit, load_backend
-from ghnq_quant.research.data import Images, ImageSet, load_images
+from ghnq_quant.research.data import Images, ImageSet, hold_out, load_images
 from ghnq_quant.research.data.batches import balanced_batch, training_batch
 from ghnq_quant.research.finetuning import finetune
 from ghnq_quant.research.finetuning.functional import FunctionalNetwork
@@ -37,7 +37,7 @@ from ghnq_quant.research.finetuning.settings import (
 )
 from ghnq_quant.research.finetuning.state import TrainingState, read_run_state, starting_point
 from ghnq_quant.research.finetuning.step import Network, backward_meta_batch
-from ghnq_quant.research.finetuning.validation import hold_out, validate, validation_networks
+from ghnq_quant.research.finetuning.validation import validate, validation_networks
 from ghnq_quant.research.networks import ConvNets250K, SampledNetwork
 
 SETTINGS = FinetuneSettings(

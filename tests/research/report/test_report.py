@@ -12,7 +12,7 @@ import pytest
 
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.research.report import write_report
-from ghnq_quant.research.report.history import read_history
+from ghnq_quant.research.runs.history import read_curves
 from ghnq_quant.research.runs.journal import Journal
 from ghnq_quant.research.table1 import Evaluation, LayerResult, NetworkResult, PrecisionResult
 from ghnq_quant.research.table1.evaluation import NETWORKS_FILE
@@ -133,7 +133,7 @@ def test_the_same_runs_make_the_same_page(tmp_path):
 
 def test_history_leaves_out_what_is_no_number(tmp_path):
     (tmp_path / "history.csv").write_text(HISTORY + "40,")
-    curves = read_history(tmp_path / "history.csv")
+    curves = read_curves(tmp_path / "history.csv")
     assert curves == {
         "loss": [(10.0, 2.31), (30.0, 2.1)],
         "top1": [(10.0, 0.11), (20.0, 0.25), (30.0, 0.3)],
@@ -142,7 +142,7 @@ def test_history_leaves_out_what_is_no_number(tmp_path):
     assert all(math.isfinite(v) for points in curves.values() for _, v in points)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(GhnqError, match="no column named step"):
-        read_history(tmp_path / "other.csv")
+        read_curves(tmp_path / "other.csv")
 
 
 def test_what_cannot_be_reported(tmp_path):

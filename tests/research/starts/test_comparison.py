@@ -22,6 +22,7 @@ from ghnq_quant import (
 from ghnq_quant.errors import DataError, GhnqError
 from ghnq_quant.research.data import Images, ImageSet, evaluation_batches, load_images
 from ghnq_quant.research.data.foreign import foreign
+from ghnq_quant.research.runs.seeds import CHOICE_SEED
 from ghnq_quant.research.starts import (
     STARTS,
     CompareSettings,
@@ -33,9 +34,8 @@ from ghnq_quant.research.starts import (
 from ghnq_quant.research.starts.cifar_networks import CIFAR_NETWORKS
 from ghnq_quant.research.starts.results import Curve, TrialResult, best_lr
 from ghnq_quant.research.starts.run import choice_trials, measured_trials
-from ghnq_quant.research.starts.settings import CHOICE_SEED
 from ghnq_quant.research.starts.tables import accuracy_caption, ratio_rows
-from ghnq_quant.research.starts.training import run_trial
+from ghnq_quant.research.starts.trials import Bench
 from ghnq_quant.research.table1.summary import summarize
 
 BITS = (4, 4)
@@ -145,9 +145,6 @@ def test_starts() -> None:
         "float-first": own,
         "pytorch-fitted": init_quantized(model, BITS, batches, share=0.0, ghn=ghn, **common),
         "ghnq": init_quantized(model, BITS, batches, ghn=ghn, **common),
-        "ghnq-new-classifier": init_quantized(model, BITS, ghn=ghn, **common),
-        "ghnq-half": init_quantized(model, BITS, batches, share=0.5, ghn=ghn, **common),
-        "ghnq-all": init_quantized(model, BITS, batches, share=1.0, ghn=ghn, **common),
         "ghnq-as-predicted": init_quantized(model, BITS, ghn=ghn, as_predicted=True, **common),
     }
     assert wanted.keys() == STARTS.keys()
@@ -170,17 +167,9 @@ def test_stem_bits_are_of_the_first_layers_weight_alone() -> None:
     calibrate(wanted, itertools.islice(evaluation_batches(images.train), 8))
     right = sum((wanted.eval()(x).argmax(1) == y).sum() for x, y in evaluation_batches(images.test))
     trial, ghn = Trial("resnet8", (3, 8), "pytorch", 8, 0.1, 3), GHN.from_pretrained("ghnq-cifar10")
-    data = (images.train, images.test, ghn)
     of_eight, of_three = (
-        run_trial(
-            trial,
-            *data,
-            backend="reference",
-            stem_bits=bits,
-            data="digits",
-            test_images=None,
-        ).first
-        for bits in (8, None)
+        next(Bench(settings, ghn, images.train, images.test).results(trial)).first
+        for settings in (replace(SETTINGS, stem_bits=bits, test_images=2000) for bits in (8, None))
     )
     assert of_eight == pytest.approx(100 * float(right) / len(images.test))
     assert of_three != of_eight

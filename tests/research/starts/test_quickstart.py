@@ -14,12 +14,9 @@ from rich.console import Console
 
 from ghnq_quant.errors import DataError, GhnqError
 from ghnq_quant.research.data import evaluation_batches, load_images
-from ghnq_quant.research.starts.quickstart import (
-    SmallMobileNet,
-    load_quickstart_model,
-    run_quickstart,
-)
+from ghnq_quant.research.starts.quickstart import load_quickstart_model, run_quickstart
 from ghnq_quant.research.starts.quickstart_results import QuickstartResult, QuickstartSettings
+from ghnq_quant.research.starts.small_mobilenet import SmallMobileNet
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +121,11 @@ def test_bad_images_stop_the_run_before_anything_is_written(tmp_path):
 
 def test_mean_and_standard_error():
     measured = result({"GHN-Q": [[10.0, 90.0], [20.0, 93.0], [60.0, 99.0]], "PyTorch": [[1, 2]]})
-    (mean, error), last = measured.mean_and_error("GHN-Q")
-    assert mean == 30
-    assert error == pytest.approx(statistics.stdev([10, 20, 60]) / 3**0.5)
-    assert last[0] == 94
-    (_, error), _ = measured.mean_and_error("PyTorch")
-    assert np.isnan(error)
+    first, last = measured.summaries("GHN-Q")
+    assert first.mean == 30
+    assert first.standard_error == pytest.approx(statistics.stdev([10, 20, 60]) / 3**0.5)
+    assert last.mean == 94
+    assert measured.summaries("PyTorch")[0].standard_error is None
 
 
 def test_table_has_one_line_an_epoch():

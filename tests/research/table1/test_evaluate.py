@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ from table1_setting import Net
 
 from ghnq_quant import GHN
 from ghnq_quant.errors import DataError, GhnqError
+from ghnq_quant.files import save_state
 from ghnq_quant.research.runs.journal import Journal
 from ghnq_quant.research.table1 import Evaluation, NetworkResult, evaluate, networks
 from ghnq_quant.research.table1.tables import mismatch_lines
-from ghnq_quant.state_files import save_state
 
 
 def save_noise(path: Path, side: int) -> Path:
@@ -61,7 +62,7 @@ def test_the_files_of_a_run_agree(setting, tmp_path):
     assert content["data"]["name"] == "noise"
     assert content["data"]["images_used"] == 128
     assert content["settings"]["precisions"] == ["float", "W8/A8", "W4/A4"]
-    assert content["command"].startswith("ghnq evaluate --ghn ")
+    assert content["command"].startswith("ghnq evaluate --data ")
     assert {"python", "torch", "ghnq-quant"} <= set(content["versions"])
     assert [(n["group"], n["index"]) for n in content["networks"]] == [
         ("test", 0), ("test", 1), ("bn_free", 0), ("bn_free", 1)
@@ -181,7 +182,8 @@ def test_live_progress_and_tables_on_a_terminal(setting, tmp_path):
     console = Console(file=io.StringIO(), width=120, force_terminal=True)
     evaluate(output=tmp_path, console=console, **setting)
     text = console.file.getvalue()
-    for part in ("4/4", "networks", "s a network", "Top-1 accuracy", "BN-Free", "128 test images"):
+    assert re.search(r"\d networks/s|\d s a network", text)
+    for part in ("4/4", "networks", "Top-1 accuracy", "BN-Free", "128 test images"):
         assert part in text
 
 

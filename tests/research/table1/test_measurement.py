@@ -13,10 +13,11 @@ from table1_setting import Net
 from ghnq_quant import GHN, QuantScheme, predict_parameters, quantize
 from ghnq_quant.capture import capture
 from ghnq_quant.errors import GhnqError
-from ghnq_quant.quantization.precision import FLOAT, parse_precisions
+from ghnq_quant.quantization.scheme import FLOAT
 from ghnq_quant.research.data import Images, evaluation_batches
 from ghnq_quant.research.table1 import distribution, measure_network
 from ghnq_quant.research.table1.measurement import num_evaluated
+from ghnq_quant.research.table1.settings import parse_precisions
 from ghnq_quant.research.table1.variants import predicted_variants, trained_variants
 
 PRECISIONS = parse_precisions(["float", "W8/A8", "W4/A8", "W2/A2"])

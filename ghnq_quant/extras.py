@@ -1,0 +1,32 @@
+"""Packages that only a part of ghnq-quant needs, and how they are installed."""
+
+from __future__ import annotations
+
+#: The extra that brings a package, by the name it is imported under.
+EXTRA_OF = {
+    "jinja2": "research",
+    "matplotlib": "research",
+    "onnx": "onnx",
+    "onnxoptimizer": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "qonnx": "onnx",
+    "sklearn": "research",
+    "tensorboard": "research",
+    "timm": "timm",
+    "torchao": "torchao",
+    "torchvision": "torchvision",
+}
+
+
+def how_to_install(package: str) -> str:
+    """The command that installs what ``import package`` asks for.
+
+    Example:
+        >>> how_to_install("torchao.quantization"), how_to_install("brevitas.nn")
+        ("pip install 'ghnq-quant[torchao]'", 'pip install brevitas')
+    """
+    root = package.partition(".")[0]
+    return (
+        f"pip install 'ghnq-quant[{EXTRA_OF[root]}]'" if root in EXTRA_OF else f"pip install {root}"
+    )
