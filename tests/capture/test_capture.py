@@ -254,7 +254,7 @@ def graphs(draw: st.DrawFn) -> ArchGraph:
     return ArchGraph((Node("sum"),) * n, np.array(edges, np.int64).reshape(-1, 2))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(graphs(), st.integers(1, 12))
 def test_shortest_paths_equal_breadth_first_search(graph: ArchGraph, limit: int) -> None:
     paths = graph.shortest_paths(limit)
@@ -264,7 +264,7 @@ def test_shortest_paths_equal_breadth_first_search(graph: ArchGraph, limit: int)
     assert found == naive_ghn.distances(graph, limit)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(graphs())
 def test_levels_are_longest_paths(graph: ArchGraph) -> None:
     def longest(v: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 import weakref
 from collections import Counter
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import SHARED
+from ghn2_vectors import VECTORS
 from naive_ghn import channel_row, predict, spatial_row
 from torch import Tensor, nn
 
@@ -24,13 +23,10 @@ from ghnq_quant.ghn import decoders, message_passing, tiling
 from ghnq_quant.ghn.per_graph import once_per_graph
 from ghnq_quant.research.networks import ConvNets250K
 
-VECTORS = SHARED / "reference" / "ghn2_vectors.json"
-NETWORKS = sorted(json.loads(VECTORS.read_text())["models"]) if VECTORS.is_file() else [""]
 
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_public_vectors(name: str, vectors: dict[str, Any], formula_checkpoint: Path) -> None:
-    expected = vectors["models"][name]
+@pytest.mark.parametrize("name", sorted(VECTORS["models"]))
+def test_public_vectors(name: str, formula_checkpoint: Path) -> None:
+    expected = VECTORS["models"][name]
     architecture, _, virtual_edges = name.partition("@ve")
     with torch.device("meta"):
         model = getattr(torchvision.models, architecture)(num_classes=10)
