@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ghnq_quant import DataError
 from ghnq_quant.capture import ArchGraph, Node, capture
-from ghnq_quant.errors import DataError
 from ghnq_quant.research.networks import (
     SPLITS,
     Architecture,
