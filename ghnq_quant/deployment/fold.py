@@ -14,7 +14,8 @@ from ghnq_quant.errors import ConversionError
 from ghnq_quant.quantization.backends import Backend
 from ghnq_quant.quantization.batch_norm import fold_running_statistics, has_running_statistics
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
-from ghnq_quant.quantization.model import LayerwiseModel, QuantModel
+from ghnq_quant.quantization.layerwise import LayerwiseModel
+from ghnq_quant.quantization.model import QuantModel
 
 _TRAIN = "train it, or call ghnq_quant.calibrate(model, batches)"
 
@@ -34,26 +35,21 @@ def fold(model: QuantModel) -> fx.GraphModule:
         raise ConversionError(
             f"expected a model of ghnq_quant.init_quantized or quantize, not {type(model).__name__}"
         )
-    if not isinstance(model, LayerwiseModel) or model.backend is None:
+    if not isinstance(model, LayerwiseModel):
         raise ConversionError(
             f"{type(model).__name__} is of a toolkit that makes and converts whole models: use the "
             "toolkit's own conversion (docs/how-to/torch_ao.md)"
         )
-    graph, backend = _trace(model), model.backend
+    graph, backend = _Tracer().trace(model), model.backend
     units = {unit.name: unit for unit in model.plan.units}
     modules: dict[str, Any] = {}
     for node in list(graph.nodes):
-        if node.op == "get_attr" and not isinstance(
-            value := _attribute(model, node.target), nn.Module
-        ):
-            modules[node.target] = copy.deepcopy(value)
+        if node.op == "get_attr":
+            modules[node.target] = copy.deepcopy(_attribute(model, node.target))
         if node.op != "call_module":
             continue
         module = model.get_submodule(node.target)
         if node.target in units:
-            for norm in node.args[1:]:
-                node.args = node.args[:1]
-                graph.erase_node(norm)
             modules[node.target] = _folded(model, backend, units[node.target])
         elif node.target.startswith(f"{QUANTIZERS}."):
             modules[node.target] = _fixed(model, backend, node.target)
@@ -103,22 +99,10 @@ def _check_statistics(norm: nn.modules.batchnorm._BatchNorm, name: str) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Records a quantized model's ``forward``; every module in it is kept whole."""
+    """Keeps every module whole; notes down which one each node calls, after which exporters name
+    what a node needs."""
 
     proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
-
-    def create_arg(self, a: Any) -> Any:
-        if isinstance(a, nn.Module):  # the batch norm that a convolution folds
-            return self.create_node("get_attr", self.path_of_module(a), (), {})
-        return super().create_arg(a)
-
-
-def _trace(model: LayerwiseModel) -> fx.Graph:
-    shell = type("Forward", (nn.Module,), {"forward": model._run})()
-    shell._modules.update(model._modules)
-    shell._parameters.update(model._parameters)
-    shell._buffers.update(model._buffers)
-    return _Tracer().trace(shell)

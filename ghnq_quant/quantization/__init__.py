@@ -8,13 +8,15 @@ from ghnq_quant.quantization.affine import (
     tensor_range,
 )
 from ghnq_quant.quantization.backends import Backend, ModelBackend, load_backend
-from ghnq_quant.quantization.batch_norm import conv_batch_norm
+from ghnq_quant.quantization.batch_norm import FoldsBatchNorm, conv_batch_norm
 from ghnq_quant.quantization.calibration import calibrate
-from ghnq_quant.quantization.model import QuantModel, emit
+from ghnq_quant.quantization.layerwise import emit
+from ghnq_quant.quantization.model import QuantModel
 from ghnq_quant.quantization.scheme import QuantScheme
 
 __all__ = [
     "Backend",
+    "FoldsBatchNorm",
     "ModelBackend",
     "QuantModel",
     "QuantParams",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -11,29 +11,29 @@ from ghnq_quant.capture import Capture
 from ghnq_quant.errors import BackendError
 from ghnq_quant.extras import how_to_install
 from ghnq_quant.quantization.affine import QuantParams
+from ghnq_quant.quantization.model import QuantModel
 from ghnq_quant.quantization.scheme import ActRange, BatchNormMode, QuantScheme
-
-if TYPE_CHECKING:
-    from ghnq_quant.quantization.model import QuantModel
 
 
 class Backend(Protocol):
     """Makes a toolkit's layers; which ones go where is the plan's business, not the backend's.
 
     Registered under the entry-point group ``ghnq_quant.backends`` by the class that makes it. A
-    layer has the very parameters of the layer it stands for, under the same names.
+    layer has the very parameters of the layer it stands for, under the same names, and is called
+    with the input alone.
     """
 
     def conv2d(self, conv: nn.Conv2d, weight_bits: int) -> nn.Module:
-        """A convolution with quantized weight, called with the input."""
+        """A convolution with quantized weight."""
 
     def conv2d_batch_norm(
-        self, conv: nn.Conv2d, weight_bits: int, mode: BatchNormMode
+        self, conv: nn.Conv2d, bn: nn.BatchNorm2d, weight_bits: int, mode: BatchNormMode
     ) -> nn.Module:
-        """A convolution that folds a batch norm; called with the input and the batch norm."""
+        """A convolution that folds ``bn``, which stays where it is in the model: a
+        :class:`~ghnq_quant.quantization.batch_norm.FoldsBatchNorm`."""
 
     def linear(self, linear: nn.Linear, weight_bits: int) -> nn.Module:
-        """A linear layer with quantized weight, called with the input."""
+        """A linear layer with quantized weight."""
 
     def activation(self, act_bits: int, act_range: ActRange) -> nn.Module:
         """A quantizer of an activation tensor."""

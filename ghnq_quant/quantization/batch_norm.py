@@ -28,6 +28,40 @@ def has_running_statistics(bn: nn.BatchNorm2d) -> bool:
     )
 
 
+class FoldsBatchNorm(nn.Module):
+    """Mixin of a convolution that folds a batch norm into the weight it quantizes.
+
+    The batch norm keeps its place in the model and is no child of this layer, so that it is
+    trained, saved and moved once; copies and pickles of the model keep the two together.
+
+    Attributes:
+        mode: statistics that are folded in eval.
+    """
+
+    weight: Tensor
+    mode: BatchNormMode
+    _folded: tuple[nn.BatchNorm2d]  # a module would become a child, a tuple does not
+
+    def fold(self, bn: nn.BatchNorm2d) -> None:
+        """Fold ``bn`` from now on."""
+        self._folded = (bn,)
+
+    @property
+    def bn(self) -> nn.BatchNorm2d:
+        """The batch norm."""
+        return self._folded[0]
+
+    def folded_weight(self) -> Tensor:
+        """The weight, of its own shape, with the running statistics, if any, folded in."""
+        bn = self.bn
+        if bn.running_var is None or not has_running_statistics(bn):
+            return self.weight
+        return folded_weight(self.weight, bn, bn.running_var)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, folded batch norm, eval statistics={self.mode}"
+
+
 def conv_batch_norm(
     x: Tensor,
     conv: nn.Conv2d,

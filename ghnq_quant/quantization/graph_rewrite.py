@@ -17,13 +17,31 @@ def quantizer_key(point_name: str) -> str:
     return point_name.replace(".", "_")
 
 
-def rewrite(captured: Capture, model: nn.Module, *, fold: bool = True) -> fx.Graph:
-    """A copy of the graph in which convolutions fold their batch norms and points are quantized.
+def adopt(module: nn.Module, other: nn.Module) -> None:
+    """Give ``module`` the mode and the very children, parameters and buffers of ``other``."""
+    module._modules.update(other._modules)
+    module._parameters.update(other._parameters)
+    module._buffers.update(other._buffers)
+    module._non_persistent_buffers_set.update(other._non_persistent_buffers_set)
+    module.training = other.training
 
-    With ``fold`` false, batch norms stay operations of their own.
 
-    ``model`` holds the layers and the quantizers that the graph will call; a functional dropout
-    gets a module in it, so that it follows train and eval as the traced code did.
+def with_quantizers(root: nn.Module, quantizers: dict[str, nn.Module]) -> nn.Module:
+    """A plain module with all that ``root`` has, in its order, and behind it the quantizers."""
+    modules = nn.Module()
+    adopt(modules, root)
+    modules.add_module(QUANTIZERS, nn.ModuleDict(quantizers))
+    return modules
+
+
+def rewrite(captured: Capture, modules: nn.Module, *, fold: bool = True) -> fx.Graph:
+    """A copy of the graph in which points are quantized, and without the batch norms that
+    convolutions fold.
+
+    Args:
+        modules: of :func:`with_quantizers`: the quantizers that it holds are called. A functional
+            dropout becomes a module in it, so that it follows train and eval as the traced code did.
+        fold: whether convolutions fold batch norms.
     """
     graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
@@ -32,9 +50,9 @@ def rewrite(captured: Capture, model: nn.Module, *, fold: bool = True) -> fx.Gra
     copies = {old.name: new for old, new in mapping.items()}
     _simplify(graph)
     if fold:
-        _fold_batch_norms(graph, captured, copies)
-    _restore_dropout(graph, copies, model)
-    quantizers = getattr(model, QUANTIZERS)
+        _leave_batch_norms_out(graph, captured, copies)
+    _restore_dropout(graph, copies, modules)
+    quantizers = getattr(modules, QUANTIZERS)
     for point in captured.quant_plan.points:
         key = quantizer_key(point.name)
         if key in quantizers:
@@ -44,22 +62,19 @@ def rewrite(captured: Capture, model: nn.Module, *, fold: bool = True) -> fx.Gra
 
 
 def _simplify(graph: fx.Graph) -> None:
-    """Drop type annotations, which may be names in another module, and make each ``view`` a
-    ``reshape``: on CPU the layers pass channels-last tensors on."""
+    """Drop type annotations, which may be names in another module, and what the tracer noted down,
+    and make each ``view`` a ``reshape``: on CPU the layers pass channels-last tensors on."""
     for node in graph.nodes:
-        node.type = None
+        node.type, node.meta = None, {}
         if node.op == "call_method" and node.target == "view":
             node.target = "reshape"
 
 
-def _fold_batch_norms(graph: fx.Graph, captured: Capture, copies: dict[str, fx.Node]) -> None:
+def _leave_batch_norms_out(graph: fx.Graph, captured: Capture, copies: dict[str, fx.Node]) -> None:
     for unit in captured.quant_plan.units:
         if unit.batch_norm is None or unit.batch_norm_node is None:
             continue
         conv, norm = copies[unit.node], copies[unit.batch_norm_node]
-        with graph.inserting_before(conv):
-            module = graph.create_node("get_attr", unit.batch_norm)
-        conv.args = (*conv.args, module)
         norm.replace_all_uses_with(conv)
         graph.erase_node(norm)
         copies[unit.batch_norm_node] = conv
@@ -73,14 +88,14 @@ def _quantize(graph: fx.Graph, node: fx.Node, target: str) -> None:
         user.replace_input_with(node, quantized)
 
 
-def _restore_dropout(graph: fx.Graph, copies: dict[str, fx.Node], model: nn.Module) -> None:
+def _restore_dropout(graph: fx.Graph, copies: dict[str, fx.Node], modules: nn.Module) -> None:
     for name, node in list(copies.items()):
         if node.op == "call_function" and node.target is F.dropout:
             key = name
-            while hasattr(model, key):
+            while hasattr(modules, key):
                 key += "_"
             dropout = nn.Dropout(argument(node, 1, "p", 0.5))
-            model.add_module(key, dropout.train(model.training))
+            modules.add_module(key, dropout.train(modules.training))
             with graph.inserting_after(node):
                 module = graph.call_module(key, (node.args[0],))
             node.replace_all_uses_with(module)

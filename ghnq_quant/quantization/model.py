@@ -1,43 +1,89 @@
-"""The quantized model: a network's own module tree, run along its traced graph."""
+"""The quantized model: a network's own module tree, run along a graph with quantizers in it."""
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor, fx, nn
-from torch.fx.graph_module import _format_import_block
-from torch.package.importer import sys_importer
+from torch import fx, nn
 
-from ghnq_quant.capture import Capture, QuantPlan, Unit
-from ghnq_quant.capture.computed_weight import ComputedWeight, keep_computing
-from ghnq_quant.errors import GhnqWarning
-from ghnq_quant.quantization.backends import Backend, ModelBackend
+from ghnq_quant.capture import QuantPlan
+from ghnq_quant.errors import CaptureError, GhnqWarning
 from ghnq_quant.quantization.batch_norm import has_running_statistics
-from ghnq_quant.quantization.graph_rewrite import QUANTIZERS, quantizer_key, rewrite
+from ghnq_quant.quantization.graph_rewrite import adopt
+from ghnq_quant.quantization.graph_state import graph_from_state, graph_state
 from ghnq_quant.quantization.ranges import RunningRange
-from ghnq_quant.quantization.scheme import FLOAT_BITS, QuantScheme
+from ghnq_quant.quantization.scheme import QuantScheme
+
+_Model = TypeVar("_Model", bound="QuantModel")
+
+#: What a GraphModule has beside a module's attributes: its graph, and all that it makes of it.
+_OF_GRAPH = vars(fx.GraphModule({}, fx.Graph())).keys() - vars(nn.Module()).keys()
 
 
-class QuantModel(nn.Module):
+class QuantModel(fx.GraphModule):
     """A network with quantized layers in place of its own, under the same names.
 
     It has the module tree, parameters and buffers of the network it was made from, in the same
     order, and behind them ``activation_quantizers``. Folded batch norms keep their place: they
     hold the parameters and running statistics that the convolution before them folds in.
 
-    Attributes:
-        scheme: what is quantized to how many bits.
+    It can be copied and pickled, its graph as data: no code is saved, and none of a file's text is
+    executed. ``torch.load`` with ``weights_only=True`` refuses it, whatever was allowed; save the
+    ``state_dict`` where the reader does not trust the writer.
+
+    Args:
+        modules: holds what the graph calls and reads, and all else that the network has; its
+            children, parameters and buffers are taken over.
+        graph: of ``forward``.
         plan: the units and quantized activations.
+        scheme: what is quantized to how many bits.
         skipped: names of the modules that stayed float because they are not supported.
-        code: Python source of the traced ``forward`` with quantizers in it.
+
+    Raises:
+        CaptureError: the network has a child, parameter or buffer of a name that a
+            ``torch.fx.GraphModule`` needs itself.
     """
 
     scheme: QuantScheme
     plan: QuantPlan
-    code: str
+    skipped: tuple[str, ...]
     _warned: bool
+
+    def __init__(
+        self,
+        modules: nn.Module,
+        graph: fx.Graph,
+        plan: QuantPlan,
+        scheme: QuantScheme,
+        skipped: tuple[str, ...],
+    ) -> None:
+        self._begin()
+        self.plan = plan
+        self.scheme = scheme
+        self.skipped = skipped
+        self._warned = False
+        for name in (*modules._modules, *modules._parameters, *modules._buffers):
+            if hasattr(self, name):
+                raise CaptureError(
+                    f"{name!r} of the network has the name of an attribute of quantized models: "
+                    "give it another"
+                )
+        adopt(self, modules)
+        self.graph = graph
+
+    def _begin(self) -> None:
+        """Be a module without anything: a GraphModule's own way copies what its graph names, alone."""
+        fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), _class(self).__name__)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._warn_of_missing_statistics()
+        self._follow_modules()  # no hook: those run when ``forward`` is already looked up
+        return super().__call__(*args, **kwargs)
+
+    def _follow_modules(self) -> None:
+        """Bring the graph in line with the modules' modes, where it holds them as constants."""
 
     def _warn_of_missing_statistics(self) -> None:
         """Before each forward in eval; warns once."""
@@ -65,123 +111,48 @@ class QuantModel(nn.Module):
                 stacklevel=5,
             )
 
+    def _attributes(self) -> dict[str, Any]:
+        return {k: v for k, v in super().__getstate__().items() if k not in _OF_GRAPH}
+
+    def __copy__(self: _Model) -> _Model:
+        attributes = {k: copy.copy(v) for k, v in self._attributes().items()}
+        return _assembled(_new(_class(self)), attributes, copy.deepcopy(self.graph), self.meta)
+
+    def __deepcopy__(self: _Model, memo: dict[int, Any]) -> _Model:
+        twin = memo[id(self)] = _new(_class(self))
+        attributes = copy.deepcopy(self._attributes(), memo)
+        return _assembled(twin, attributes, copy.deepcopy(self.graph), self.meta)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _new, (_class(self),), (self._attributes(), graph_state(self.graph))
+
+    def __setstate__(self, state: Any) -> None:
+        attributes, graph = state
+        _assembled(self, attributes, graph_from_state(graph), {})
+
+    def __str__(self) -> str:
+        return repr(self)
+
     def extra_repr(self) -> str:
         s = self.scheme
         overrides = f", overrides={dict(s.overrides)}" if s.overrides else ""
         return f"{s}, tensorwise asymmetric, act_range={s.act_range}, bn={s.bn}{overrides}"
 
 
-class LayerwiseModel(QuantModel):
-    """What is made of a :class:`Backend`'s layers: it runs along the network's traced graph.
-
-    Args:
-        captured: holds the layers, whose modules are taken over.
-        quantizers: of activations, by key.
-        backend: that made them; None where the layers are still the float network's.
-        fold: whether layers are called with the batch norm that they fold.
-    """
-
-    def __init__(
-        self,
-        captured: Capture,
-        scheme: QuantScheme,
-        quantizers: dict[str, nn.Module],
-        *,
-        backend: Backend | None = None,
-        fold: bool = True,
-    ) -> None:
-        super().__init__()
-        root = captured.root
-        self._modules.update(root._modules)
-        self._parameters.update(root._parameters)
-        self._buffers.update(root._buffers)
-        self._non_persistent_buffers_set |= root._non_persistent_buffers_set
-        self.add_module(QUANTIZERS, nn.ModuleDict(quantizers))
-        self.training = root.training
-        self.scheme = scheme
-        self.plan: QuantPlan = captured.quant_plan
-        self.skipped = captured.skipped
-        self.backend = backend
-        self.code = _source(rewrite(captured, self, fold=fold))
-        self._run = _compile(self.code)
-        self._warned = False
-        self.register_load_state_dict_post_hook(_place_quantizers)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self._warn_of_missing_statistics()
-        return self._run(self, *args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in super().__getstate__().items() if k != "_run"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._run = _compile(self.code)
+def _class(model: _Model) -> type[_Model]:
+    """The model's class without the one that a GraphModule makes for each instance."""
+    return type(model).__bases__[0]
 
 
-def _place_quantizers(model: nn.Module, *_: object) -> None:
-    """Bring quantizer state to where the parameters are: toolkits make it anew while loading."""
-    parameter = next(model.parameters())
-    getattr(model, QUANTIZERS).to(parameter.device, parameter.dtype)
-    model.to(parameter.device)
+def _new(cls: type[_Model]) -> _Model:
+    return cls.__new__(cls)
 
 
-def _source(graph: fx.Graph) -> str:
-    """The graph as Python with the imports it needs: can be pickled, as ``F.max_pool2d`` cannot."""
-    code = graph.python_code("self")
-    return _format_import_block(code.globals, sys_importer) + "\n" + code.src
-
-
-def _compile(source: str) -> Callable[..., Any]:
-    """The function ``forward`` that the source defines; its first argument is the module."""
-    namespace: dict[str, Any] = {}
-    exec(compile(source, "<quantized forward>", "exec", dont_inherit=True), namespace)
-    function: Callable[..., Any] = namespace["forward"]
-    return function
-
-
-def emit(
-    captured: Capture,
-    scheme: QuantScheme,
-    backend: Backend | ModelBackend,
-    example_input: Tensor | None = None,
-) -> QuantModel:
-    """Turn a captured network, whose modules are taken over, into a quantized model of ``backend``.
-
-    Args:
-        example_input: (N, C, H, W), for backends that make the whole model.
-
-    Raises:
-        SchemeError: an override that matches no layer.
-        CaptureError: a layer that is called more than once.
-        BackendError: the backend cannot make such a model.
-    """
-    plan = captured.quant_plan
-    scheme.check_overrides([*(u.name for u in plan.units), *(p.name for p in plan.points)])
-    if isinstance(backend, ModelBackend):
-        return backend.model(captured, scheme, example_input)
-    quantizers = {}
-    for point in plan.points:
-        bits = scheme.bits_of(point.name)[1]
-        if bits != FLOAT_BITS:
-            quantizers[quantizer_key(point.name)] = backend.activation(bits, scheme.act_range)
-    for unit in plan.units:
-        layer = _layer(captured.modules[unit.name], unit, scheme, backend)
-        captured.root.set_submodule(unit.name, layer)
-    model = LayerwiseModel(captured, scheme, quantizers, backend=backend)
-    _place_quantizers(model)
-    getattr(model, QUANTIZERS).train(model.training)
+def _assembled(
+    model: _Model, attributes: dict[str, Any], graph: fx.Graph, meta: dict[str, Any]
+) -> _Model:
+    model._begin()
+    nn.Module.__setstate__(model, attributes)
+    model.meta = dict(meta)
+    model.graph = graph
     return model
-
-
-def _layer(module: nn.Module, unit: Unit, scheme: QuantScheme, backend: Backend) -> nn.Module:
-    bits = scheme.bits_of(unit.name)[0]
-    if isinstance(module, nn.Linear):
-        layer = backend.linear(module, bits)
-    elif unit.batch_norm is None:
-        layer = backend.conv2d(module, bits)  # type: ignore[arg-type]
-    else:
-        layer = backend.conv2d_batch_norm(module, bits, scheme.bn)  # type: ignore[arg-type]
-    if isinstance(module, ComputedWeight):
-        keep_computing(layer, module)
-    return layer.train(module.training)

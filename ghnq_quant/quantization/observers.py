@@ -42,7 +42,7 @@ class AffineObserver:
         return scale.view(1), zero_point.view(1).to(torch.int)
 
 
-class BatchRange(AffineObserver):
+class BatchObserver(AffineObserver):
     """The range of each tensor at hand, in train and in eval."""
 
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ class BatchRange(AffineObserver):
         return low, high
 
 
-class EmaRange(AffineObserver):
+class EmaObserver(AffineObserver):
     """A moving average of the tensors' ranges, frozen in eval.
 
     It starts at the first tensor's range; before that, eval takes the range of the tensor at hand

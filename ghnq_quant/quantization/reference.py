@@ -13,7 +13,7 @@ from ghnq_quant.quantization.affine import (
     quantize_dequantize,
     tensor_range,
 )
-from ghnq_quant.quantization.batch_norm import conv_batch_norm
+from ghnq_quant.quantization.batch_norm import FoldsBatchNorm, conv_batch_norm
 from ghnq_quant.quantization.ranges import fixed_qparams, make_range
 from ghnq_quant.quantization.scheme import FLOAT_BITS, ActRange, BatchNormMode
 
@@ -34,18 +34,13 @@ class FakeQuantConv2d(nn.Conv2d):
         return f"{super().extra_repr()}, weight_bits={self.weight_bits}"
 
 
-class FakeQuantConvBatchNorm2d(FakeQuantConv2d):
+class FakeQuantConvBatchNorm2d(FoldsBatchNorm, FakeQuantConv2d):
     """A convolution that folds a batch norm into its weight before it is quantized."""
 
-    mode: BatchNormMode
-
-    def forward(self, input: Tensor, bn: nn.BatchNorm2d) -> Tensor:  # type: ignore[override]
+    def forward(self, input: Tensor) -> Tensor:
         return conv_batch_norm(
-            input, self, bn, lambda w: fake_quantize(w, self.weight_bits), self.mode
+            input, self, self.bn, lambda w: fake_quantize(w, self.weight_bits), self.mode
         )
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, folded batch norm, eval statistics={self.mode}"
 
 
 class FakeQuantLinear(nn.Linear):
@@ -89,9 +84,11 @@ class ReferenceBackend:
         return recast(conv, FakeQuantConv2d, weight_bits=weight_bits)
 
     def conv2d_batch_norm(
-        self, conv: nn.Conv2d, weight_bits: int, mode: BatchNormMode
+        self, conv: nn.Conv2d, bn: nn.BatchNorm2d, weight_bits: int, mode: BatchNormMode
     ) -> nn.Module:
-        return recast(conv, FakeQuantConvBatchNorm2d, weight_bits=weight_bits, mode=mode)
+        layer = recast(conv, FakeQuantConvBatchNorm2d, weight_bits=weight_bits, mode=mode)
+        layer.fold(bn)
+        return layer
 
     def linear(self, linear: nn.Linear, weight_bits: int) -> nn.Module:
         return recast(linear, FakeQuantLinear, weight_bits=weight_bits)

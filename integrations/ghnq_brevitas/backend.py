@@ -25,10 +25,10 @@ class BrevitasBackend:
         )
 
     def conv2d_batch_norm(
-        self, conv: nn.Conv2d, weight_bits: int, mode: BatchNormMode
+        self, conv: nn.Conv2d, bn: nn.BatchNorm2d, weight_bits: int, mode: BatchNormMode
     ) -> nn.Module:
         layer = QuantConvBatchNorm2d(
-            **conv_settings(conv), weight_quant=_weight_quantizer(weight_bits), mode=mode
+            **conv_settings(conv), weight_quant=_weight_quantizer(weight_bits), bn=bn, mode=mode
         )
         return with_parameters(layer, conv)
 

@@ -9,15 +9,11 @@ from brevitas.nn import QuantConv2d
 from torch import Tensor, nn
 
 from ghnq_brevitas.quantizers import AffineTensorQuant
-from ghnq_quant.quantization.batch_norm import (
-    conv_batch_norm,
-    folded_weight,
-    has_running_statistics,
-)
+from ghnq_quant.quantization.batch_norm import FoldsBatchNorm, conv_batch_norm
 from ghnq_quant.quantization.scheme import BatchNormMode
 
 
-class QuantConvBatchNorm2d(QuantConv2d):
+class QuantConvBatchNorm2d(FoldsBatchNorm, QuantConv2d):
     """``brevitas.nn.QuantConv2d`` whose weight quantizer sees a batch norm folded into the weight.
 
     What Brevitas reads from a layer, ``quant_weight()`` and ``weight_quant.scale()`` and so on, is
@@ -25,23 +21,27 @@ class QuantConvBatchNorm2d(QuantConv2d):
 
     Args:
         args, kwargs: as of ``QuantConv2d``.
+        bn: the batch norm, another module's child.
         mode: statistics that are folded in eval.
     """
 
-    def __init__(self, *args: Any, mode: BatchNormMode = "running", **kwargs: Any) -> None:
+    weight_quant: Any
+
+    def __init__(
+        self, *args: Any, bn: nn.BatchNorm2d, mode: BatchNormMode = "running", **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.mode = mode
-        self._batch_norm: tuple[nn.BatchNorm2d, ...] = ()  # a tuple keeps it another module's child
-        self._folded = _Folded(self)
-        self.weight_quant.tracked_module_list[0] = self._folded
+        self.fold(bn)
+        self._view = _FoldedView(self)
+        self.weight_quant.tracked_module_list[0] = self._view
 
-    def forward(self, input: Tensor, bn: nn.BatchNorm2d) -> Tensor:
-        self._batch_norm = (bn,)
+    def forward(self, input: Tensor) -> Tensor:
         own = isinstance(self.weight_quant.tensor_quant, AffineTensorQuant)
         return conv_batch_norm(
             input,
             self,
-            bn,
+            self.bn,
             self._quantize,
             self.mode,
             straight_through=own or not self.weight_quant.is_quant_enabled,
@@ -49,26 +49,16 @@ class QuantConvBatchNorm2d(QuantConv2d):
 
     def _quantize(self, weight: Tensor) -> Tensor:
         if self.weight_quant.export_mode:
-            weight = self._folded.last  # Brevitas's export knows a weight by its address
+            weight = self._view.last  # Brevitas's export knows a weight by its address
         quantized = self.weight_quant(weight)
         return quantized if isinstance(quantized, Tensor) else quantized.value
-
-    def folded_weight(self) -> Tensor:
-        """The weight, of its own shape, with the running statistics, if any, folded in."""
-        for bn in self._batch_norm:
-            if has_running_statistics(bn) and bn.running_var is not None:
-                return folded_weight(self.weight, bn, bn.running_var)
-        return self.weight
 
     def quant_weight(self, *args: Any, **kwargs: Any) -> Any:
         """The quantized folded weight, as Brevitas's ``IntQuantTensor``."""
         return self.weight_quant(self.folded_weight())
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, folded batch norm, eval statistics={self.mode}"
 
-
-class _Folded:
+class _FoldedView:
     """The layer as its weight quantizer's proxy sees it: with the folded weight for its weight.
 
     Attributes:

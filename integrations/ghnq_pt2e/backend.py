@@ -14,8 +14,13 @@ from ghnq_pt2e.model import DROPOUTS, Pt2eModel
 from ghnq_pt2e.quantizer import OUTPUT, WEIGHT, Marker, PlanQuantizer, owner
 from ghnq_quant.capture import Capture
 from ghnq_quant.errors import BackendError, CaptureError, GhnqWarning
-from ghnq_quant.quantization.graph_rewrite import QUANTIZERS, quantizer_key
-from ghnq_quant.quantization.model import LayerwiseModel, QuantModel
+from ghnq_quant.quantization.graph_rewrite import (
+    QUANTIZERS,
+    quantizer_key,
+    rewrite,
+    with_quantizers,
+)
+from ghnq_quant.quantization.model import QuantModel
 from ghnq_quant.quantization.scheme import FLOAT_BITS, QuantScheme
 
 
@@ -36,15 +41,18 @@ class Pt2eBackend:
             for point in plan.points
             if scheme.bits_of(point.name)[1] != FLOAT_BITS
         }
-        modules = LayerwiseModel(captured, scheme, markers, fold=False)
+        modules = with_quantizers(captured.root, markers)
+        traced = fx.GraphModule(modules, rewrite(captured, modules, fold=False))
         with _as_in_training(modules):
-            exported = _export(modules, example_input)
+            exported = _export(traced, example_input)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             prepared = prepare_qat_pt2e(exported, PlanQuantizer(plan, scheme))
         _check(prepared, modules)
         _name_quantizers(prepared, modules)
-        return Pt2eModel(prepared, modules, plan, scheme, captured.skipped)
+        model = Pt2eModel(modules, prepared.graph, plan, scheme, captured.skipped)
+        model.meta.update(prepared.meta)  # convert_pt2e reads it
+        return model
 
 
 @contextmanager
@@ -64,14 +72,14 @@ def _as_in_training(modules: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _export(modules: nn.Module, example_input: Tensor) -> fx.GraphModule:
+def _export(traced: fx.GraphModule, example_input: Tensor) -> fx.GraphModule:
     """The graph of a training step, for any number of images of the example's size."""
-    parameter = next(modules.parameters())
+    parameter = next(traced.parameters())
     shape = (2, *example_input.shape[1:])  # a batch of one would be taken for a constant
     x = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
     try:
         batch = {0: torch.export.Dim.DYNAMIC}
-        program = torch.export.export(modules, (x,), dynamic_shapes={"args": (batch,)})
+        program = torch.export.export(traced, (x,), dynamic_shapes=(batch,))
     except Exception as error:
         raise CaptureError(f"torch.export cannot export the model: {error}") from error
     exported = program.module(check_guards=False)

@@ -6,16 +6,16 @@ import torch
 from torchao.quantization.pt2e import FakeQuantize, MinMaxObserver, MovingAverageMinMaxObserver
 from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
-from ghnq_quant.quantization.observers import AffineFakeQuantization, BatchRange, EmaRange
+from ghnq_quant.quantization.observers import AffineFakeQuantization, BatchObserver, EmaObserver
 from ghnq_quant.quantization.ranges import MOMENTUM
 from ghnq_quant.quantization.scheme import ActRange
 
 
-class BatchMinMaxObserver(BatchRange, MinMaxObserver):
+class BatchMinMaxObserver(BatchObserver, MinMaxObserver):
     """``MinMaxObserver`` that holds the range of the last tensor alone."""
 
 
-class EmaMinMaxObserver(EmaRange, MovingAverageMinMaxObserver):
+class EmaMinMaxObserver(EmaObserver, MovingAverageMinMaxObserver):
     """``MovingAverageMinMaxObserver`` that is frozen in eval."""
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import fx, nn, ops
 
 from ghnq_pt2e.quantizer import owner
-from ghnq_quant.capture import QuantPlan
+from ghnq_quant.errors import BackendError
 from ghnq_quant.quantization.batch_norm import has_running_statistics
 from ghnq_quant.quantization.model import QuantModel
-from ghnq_quant.quantization.scheme import QuantScheme
 
 _BATCH_NORM = ops.aten.batch_norm.default
 #: Nodes whose third argument is the mode of the module they came from.
@@ -23,59 +21,20 @@ _ZERO_BIAS = ops.aten.zeros_like.default  # torchao's, in float32 whatever the m
 _READS = ((_BATCH_NORM, 3), (_COUNT, 0), (_ADD, 0))
 
 
-class Pt2eModel(QuantModel, fx.GraphModule):
+class Pt2eModel(QuantModel):
     """An ``fx.GraphModule`` as ``prepare_qat_pt2e`` gives it, over the float network's own modules.
 
     An exported graph holds the modes of batch norms and dropouts as constants. Here they follow
     the modules, whose modes, momenta and statistics are read before each forward, so that
     ``train()`` and ``eval()`` of the model and of its batch norms work as usual.
     ``convert_pt2e`` takes it as it is, and changes it.
-
-    Args:
-        prepared: of ``prepare_qat_pt2e``.
-        modules: holds everything that the graph calls or reads, under the names that it uses.
     """
 
-    def __init__(
-        self,
-        prepared: fx.GraphModule,
-        modules: nn.Module,
-        plan: QuantPlan,
-        scheme: QuantScheme,
-        skipped: tuple[str, ...],
-    ) -> None:
-        fx.GraphModule.__init__(self, modules, prepared.graph)
-        self._adopt(modules)
-        self.meta = dict(prepared.meta)
-        self.plan = plan
-        self.scheme = scheme
-        self.skipped = skipped
-        self._warned = False
-
-    def _adopt(self, modules: nn.Module) -> None:
-        """Hold the modules themselves: a GraphModule copies what its graph names, alone."""
-        self._modules = dict(modules._modules)
-        self._parameters = dict(modules._parameters)
-        self._buffers = dict(modules._buffers)
-        self._non_persistent_buffers_set = set(modules._non_persistent_buffers_set)
-        self.training = modules.training
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Pt2eModel:
-        holder = nn.Module()
-        for name in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
-            setattr(holder, name, copy.deepcopy(getattr(self, name), memo))
-        holder.training = self.training
-        source = fx.GraphModule(holder, copy.deepcopy(self.graph))
-        source.meta = copy.copy(self.meta)
-        twin = Pt2eModel(source, holder, self.plan, self.scheme, self.skipped)
-        twin._warned = self._warned
-        memo[id(self)] = twin
-        return twin
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._warn_of_missing_statistics()
-        self._follow_modules()  # no hook: those run when ``forward`` is already looked up
-        return super().__call__(*args, **kwargs)
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise BackendError(
+            "a model of backend 'pt2e' cannot be pickled: save its state_dict, and load it into a "
+            "model made anew"
+        )
 
     def _follow_modules(self) -> None:
         changed = False

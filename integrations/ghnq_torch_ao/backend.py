@@ -23,9 +23,10 @@ class TorchAoBackend:
         return _quantized(recast(conv, QATConv2d), weight_bits)
 
     def conv2d_batch_norm(
-        self, conv: nn.Conv2d, weight_bits: int, mode: BatchNormMode
+        self, conv: nn.Conv2d, bn: nn.BatchNorm2d, weight_bits: int, mode: BatchNormMode
     ) -> nn.Module:
-        layer = recast(conv, QATConvBatchNorm2d, mode=mode, freeze_bn=False, _batch_norm=())
+        layer = recast(conv, QATConvBatchNorm2d, mode=mode, freeze_bn=False)
+        layer.fold(bn)
         return _quantized(layer, weight_bits)
 
     def linear(self, linear: nn.Linear, weight_bits: int) -> nn.Module:

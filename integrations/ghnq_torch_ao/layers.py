@@ -6,13 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ghnq_quant.quantization.batch_norm import (
-    conv_batch_norm,
-    folded_weight,
-    has_running_statistics,
-)
+from ghnq_quant.quantization.batch_norm import FoldsBatchNorm, conv_batch_norm
 from ghnq_quant.quantization.observers import AffineFakeQuantization
-from ghnq_quant.quantization.scheme import FLOAT_BITS, BatchNormMode
+from ghnq_quant.quantization.scheme import FLOAT_BITS
 from ghnq_torch_ao.torch_ao import QConfig, intrinsic_qat, qat
 
 
@@ -58,54 +54,33 @@ class QATLinear(QuantizedWeight, qat.Linear):
     """``torch.ao.nn.qat.Linear``."""
 
 
-class QATConvBatchNorm2d(QuantizedWeight, intrinsic_qat.ConvBn2d):
+class QATConvBatchNorm2d(  # type: ignore[misc]  # a module, ours is a property
+    FoldsBatchNorm, QuantizedWeight, intrinsic_qat.ConvBn2d
+):
     """``torch.ao.nn.intrinsic.qat.ConvBn2d`` that folds the batch norm as ghnq-quant does.
 
-    torch.ao's own folds the running statistics in training too, and divides by what it folded. The
-    batch norm keeps its place in the model and is not a child of this layer; what torch.ao's tools
-    read as ``bn`` is the one that the layer was last called with.
+    torch.ao's own folds the running statistics in training too, and divides by what it folded.
     """
 
-    mode: BatchNormMode
-    _batch_norm: tuple[nn.BatchNorm2d, ...]  # a tuple keeps it another module's child
     _load_from_state_dict = nn.Module._load_from_state_dict  # torch.ao's own expects a batch norm
-
-    @property
-    def bn(self) -> nn.BatchNorm2d:  # type: ignore[override]
-        if not self._batch_norm:
-            raise AttributeError("the layer knows its batch norm from its first call on")
-        return self._batch_norm[0]
 
     def update_bn_stats(self) -> QATConvBatchNorm2d:
         """Undo :meth:`freeze_bn_stats`."""
         self.freeze_bn = False
-        for bn in self._batch_norm:
-            bn.train()
+        self.bn.train()
         return self
 
     def freeze_bn_stats(self) -> QATConvBatchNorm2d:
         """Keep the batch norm in eval, also where the model is put into train."""
         self.freeze_bn = True
-        for bn in self._batch_norm:
-            bn.eval()
+        self.bn.eval()
         return self
 
-    def forward(self, input: Tensor, bn: nn.BatchNorm2d) -> Tensor:  # type: ignore[override]
-        self._batch_norm = (bn,)
+    def forward(self, input: Tensor) -> Tensor:
         if self.freeze_bn:
-            bn.eval()
+            self.bn.eval()
         quantizer = self.weight_fake_quant
         straight_through = isinstance(quantizer, (AffineFakeQuantization, nn.Identity))
         return conv_batch_norm(
-            input, self, bn, quantizer, self.mode, straight_through=straight_through
+            input, self, self.bn, quantizer, self.mode, straight_through=straight_through
         )
-
-    def folded_weight(self) -> Tensor:
-        """The weight with the running statistics, if any, folded in."""
-        for bn in self._batch_norm:
-            if has_running_statistics(bn) and bn.running_var is not None:
-                return folded_weight(self.weight, bn, bn.running_var)
-        return self.weight
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, folded batch norm, eval statistics={self.mode}"

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ghnq_quant.quantization.observers import AffineFakeQuantization, BatchRange, EmaRange
+from ghnq_quant.quantization.observers import AffineFakeQuantization, BatchObserver, EmaObserver
 from ghnq_quant.quantization.ranges import MOMENTUM
 from ghnq_quant.quantization.scheme import FLOAT_BITS, ActRange
 from ghnq_torch_ao.torch_ao import FakeQuantize, MinMaxObserver, MovingAverageMinMaxObserver
 
 
-class BatchMinMaxObserver(BatchRange, MinMaxObserver):  # type: ignore[misc]
+class BatchMinMaxObserver(BatchObserver, MinMaxObserver):  # type: ignore[misc]
     """``MinMaxObserver`` that holds the range of the last tensor alone."""
 
 
-class EmaMinMaxObserver(EmaRange, MovingAverageMinMaxObserver):  # type: ignore[misc]
+class EmaMinMaxObserver(EmaObserver, MovingAverageMinMaxObserver):  # type: ignore[misc]
     """``MovingAverageMinMaxObserver`` that is frozen in eval."""
 
 
@@ -40,7 +40,7 @@ class ActivationFakeQuantize(AffineFakeQuantize):
 
     @property
     def act_range(self) -> ActRange:
-        return "ema" if isinstance(self.activation_post_process, EmaRange) else "batch"
+        return "ema" if isinstance(self.activation_post_process, EmaObserver) else "batch"
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

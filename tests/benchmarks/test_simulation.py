@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import ghnq_quant
 from ghnq_quant import QuantScheme
 from ghnq_quant.capture import capture
-from ghnq_quant.quantization import emit
+from ghnq_quant.quantization import FoldsBatchNorm, emit
 
 qnn = pytest.importorskip("brevitas.nn")
 
@@ -53,11 +53,11 @@ class LearnedActivation(StockActivation):
     collect_stats_steps = 1
 
 
-class StockConvBatchNorm2d(qnn.QuantConv2d):
+class StockConvBatchNorm2d(FoldsBatchNorm, qnn.QuantConv2d):
     """Brevitas's own quantized convolution with the float batch norm behind it."""
 
-    def forward(self, input: Tensor, bn: nn.BatchNorm2d) -> Tensor:
-        return bn(super().forward(input))
+    def forward(self, input: Tensor) -> Tensor:
+        return self.bn(super().forward(input))
 
 
 class StockBrevitas:
@@ -69,8 +69,13 @@ class StockBrevitas:
     def conv2d(self, conv: nn.Conv2d, weight_bits: int) -> nn.Module:
         return _layer(qnn.QuantConv2d, conv)
 
-    def conv2d_batch_norm(self, conv: nn.Conv2d, weight_bits: int, mode: str) -> nn.Module:
-        return _layer(StockConvBatchNorm2d, conv)
+    def conv2d_batch_norm(
+        self, conv: nn.Conv2d, bn: nn.BatchNorm2d, weight_bits: int, mode: str
+    ) -> nn.Module:
+        layer = _layer(StockConvBatchNorm2d, conv)
+        layer.mode = mode
+        layer.fold(bn)
+        return layer
 
     def linear(self, linear: nn.Linear, weight_bits: int) -> nn.Module:
         layer = qnn.QuantLinear(linear.in_features, linear.out_features, weight_quant=StockWeight)

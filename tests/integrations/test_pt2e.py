@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from typing import Any
 
@@ -81,6 +82,8 @@ def test_copies_and_state_round_trip(trained: QuantModel) -> None:
     assert not torch.equal(twin.eval()(x), expected)
     twin.load_state_dict(qmodel.state_dict(), strict=True)
     assert torch.equal(twin(x), expected)
+    with pytest.raises(BackendError, match="save its state_dict"):
+        pickle.dumps(qmodel)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])

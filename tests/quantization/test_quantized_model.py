@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import pkgutil
 import warnings
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from small_networks import SmallNetwork, images, small_network
 from torch import Tensor, nn
 
 import ghnq_quant
-from ghnq_quant import QuantScheme
+from ghnq_quant import CaptureError, QuantScheme
 from ghnq_quant.research.networks import SPLITS, ConvNets250K
 
 
@@ -109,14 +112,64 @@ def test_state_dict_round_trip(backend: str, model: SmallNetwork, tmp_path: Path
     assert other.get_submodule("norm").num_batches_tracked == 6
 
 
-def test_the_reference_model_pickles_whole(model: SmallNetwork) -> None:
-    qmodel, x = ghnq_quant.quantize(model, 4, backend="reference"), images()
+@pytest.mark.parametrize("backend", ["reference", "torch_ao"])
+def test_pickles_whole(backend: str, model: SmallNetwork) -> None:
+    qmodel, x = ghnq_quant.quantize(model, 4, backend=backend), images()
     train_a_little(qmodel)
-    assert torch.equal(pickle.loads(pickle.dumps(qmodel)).eval()(x), qmodel.eval()(x))
+    twin = pickle.loads(pickle.dumps(qmodel))
+    assert twin.code == qmodel.code
+    assert repr(twin) == repr(qmodel)
+    assert torch.equal(twin.eval()(x), qmodel.eval()(x))
+    train_a_little(twin.train())
     file = io.BytesIO()
     torch.save(qmodel, file)
     file.seek(0)
     assert torch.equal(torch.load(file, weights_only=False)(x), qmodel(x))
+
+
+def test_weights_only_refuses_a_whole_model_whatever_is_allowed(model: SmallNetwork) -> None:
+    qmodel, file = ghnq_quant.quantize(model, 4, backend="reference"), io.BytesIO()
+    torch.save(qmodel, file)
+    file.seek(0)
+    found = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    allowed = [pkgutil.resolve_name(name) for name in found]
+    file.seek(0)
+    with (
+        torch.serialization.safe_globals(allowed),
+        pytest.raises(pickle.UnpicklingError, match="GraphModuleImpl"),
+    ):
+        torch.load(file, weights_only=True)
+
+
+@backends
+@pytest.mark.parametrize("twin_of", [lambda m: m, copy.deepcopy, copy.copy])
+def test_layers_fold_the_models_own_batch_norm(
+    backend: str, twin_of: Callable[[nn.Module], nn.Module], model: SmallNetwork
+) -> None:
+    """Which keeps its place: it is no child of the layer."""
+    qmodel = twin_of(ghnq_quant.quantize(model, 4, backend=backend))
+    assert isinstance(qmodel, torch.fx.GraphModule)
+    for conv, norm in (("stem.0", "stem.1"), ("depthwise", "norm")):
+        layer = qmodel.get_submodule(conv)
+        assert layer.bn is qmodel.get_submodule(norm)
+        assert layer.bn not in layer.modules()
+
+
+@backends
+def test_a_batch_norm_that_is_replaced(backend: str, model: SmallNetwork) -> None:
+    qmodel, x = ghnq_quant.quantize(model, 4, backend=backend), images()
+    train_a_little(qmodel)
+    expected = copy.deepcopy(qmodel).eval()(x)
+    other = nn.SyncBatchNorm.convert_sync_batchnorm(qmodel).eval()
+    assert torch.equal(other(x), expected)
+    other.get_submodule("stem.1").running_mean.add_(1)
+    assert not torch.equal(other(x), expected)
+
+
+def test_a_network_with_a_name_that_the_model_needs() -> None:
+    network = nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 8, 3), graph=nn.Conv2d(8, 8, 1)))
+    with pytest.raises(CaptureError, match="'graph' of the network"):
+        ghnq_quant.quantize(network, 4, backend="reference")
 
 
 @backends

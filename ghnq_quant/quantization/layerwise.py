@@ -1,0 +1,106 @@
+"""Models made layer by layer: a backend's layers in the places of the plan."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ghnq_quant.capture import Capture, Unit
+from ghnq_quant.capture.computed_weight import ComputedWeight, keep_computing
+from ghnq_quant.quantization.backends import Backend, ModelBackend
+from ghnq_quant.quantization.batch_norm import FoldsBatchNorm
+from ghnq_quant.quantization.graph_rewrite import (
+    QUANTIZERS,
+    quantizer_key,
+    rewrite,
+    with_quantizers,
+)
+from ghnq_quant.quantization.model import QuantModel
+from ghnq_quant.quantization.scheme import FLOAT_BITS, QuantScheme
+
+
+class LayerwiseModel(QuantModel):
+    """What is made of a :class:`Backend`'s layers.
+
+    Args:
+        captured: holds the layers, whose modules are taken over.
+        quantizers: of activations, by key.
+        backend: that made them.
+    """
+
+    def __init__(
+        self,
+        captured: Capture,
+        scheme: QuantScheme,
+        quantizers: dict[str, nn.Module],
+        backend: Backend,
+    ) -> None:
+        modules = with_quantizers(captured.root, quantizers)
+        graph = rewrite(captured, modules)
+        super().__init__(modules, graph, captured.quant_plan, scheme, captured.skipped)
+        self.backend = backend
+        self.register_load_state_dict_post_hook(_place_quantizers)
+
+    def train(self, mode: bool = True) -> LayerwiseModel:
+        """Also makes layers fold what now stands in their batch norm's place: it may have been
+        replaced, as ``nn.SyncBatchNorm.convert_sync_batchnorm`` does."""
+        for unit in self.plan.units:
+            layer = self.get_submodule(unit.name)
+            if unit.batch_norm is not None and isinstance(layer, FoldsBatchNorm):
+                layer.fold(self.get_submodule(unit.batch_norm))  # type: ignore[arg-type]
+        super().train(mode)
+        return self
+
+
+def _place_quantizers(model: nn.Module, *_: object) -> None:
+    """Bring quantizer state to where the parameters are: toolkits make it anew while loading."""
+    parameter = next(model.parameters())
+    getattr(model, QUANTIZERS).to(parameter.device, parameter.dtype)
+    model.to(parameter.device)
+
+
+def emit(
+    captured: Capture,
+    scheme: QuantScheme,
+    backend: Backend | ModelBackend,
+    example_input: Tensor | None = None,
+) -> QuantModel:
+    """Turn a captured network, whose modules are taken over, into a quantized model of ``backend``.
+
+    Args:
+        example_input: (N, C, H, W), for backends that make the whole model.
+
+    Raises:
+        SchemeError: an override that matches no layer.
+        CaptureError: a layer that is called more than once.
+        BackendError: the backend cannot make such a model.
+    """
+    plan = captured.quant_plan
+    scheme.check_overrides([*(u.name for u in plan.units), *(p.name for p in plan.points)])
+    if isinstance(backend, ModelBackend):
+        return backend.model(captured, scheme, example_input)
+    quantizers = {}
+    for point in plan.points:
+        bits = scheme.bits_of(point.name)[1]
+        if bits != FLOAT_BITS:
+            quantizers[quantizer_key(point.name)] = backend.activation(bits, scheme.act_range)
+    for unit in plan.units:
+        captured.root.set_submodule(unit.name, _layer(captured, unit, scheme, backend))
+    model = LayerwiseModel(captured, scheme, quantizers, backend)
+    _place_quantizers(model)
+    getattr(model, QUANTIZERS).train(model.training)
+    return model
+
+
+def _layer(captured: Capture, unit: Unit, scheme: QuantScheme, backend: Backend) -> nn.Module:
+    module = captured.modules[unit.name]
+    bits = scheme.bits_of(unit.name)[0]
+    if isinstance(module, nn.Linear):
+        layer = backend.linear(module, bits)
+    elif unit.batch_norm is None:
+        layer = backend.conv2d(module, bits)  # type: ignore[arg-type]
+    else:
+        norm = captured.modules[unit.batch_norm]
+        layer = backend.conv2d_batch_norm(module, norm, bits, scheme.bn)  # type: ignore[arg-type]
+    if isinstance(module, ComputedWeight):
+        keep_computing(layer, module)
+    return layer.train(module.training)
