@@ -15,6 +15,7 @@ from hypothesis import settings
 from ghnq_quant import GHN
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 
 settings.register_profile("local", deadline=None)  # machines are busy at times
 settings.register_profile(

@@ -60,7 +60,9 @@ for _ in range(2):
     for c in range(1, 1101):
         torch.conv2d(torch.zeros(4, c, 2, 2), torch.zeros(8, c, 1, 1))
 """
-    environment = {**os.environ, "ONEDNN_VERBOSE": "profile_create"}
+    # threads that wait actively for so many small kernels take minutes where others compute as well
+    waiting = {"OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, **waiting, "ONEDNN_VERBOSE": "profile_create"}
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "OMP_NUM_THREADS"):  # one thread: not oneDNN
         environment.pop(name, None)
     command = [sys.executable, "-c", script]
