@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import zlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from ghn2_vectors import VECTORS
+from hypothesis import settings
 
 from ghnq_quant import GHN
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 
-SHARED = Path(__file__).parents[2] / "shared"
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of reference data beside the repository."""
-    if not SHARED.is_dir():
-        pytest.skip(f"{SHARED.name}/ is not beside the repository")
-    return SHARED
+settings.register_profile("local", deadline=None)  # machines are busy at times
+settings.register_profile(
+    "ci", settings.get_profile("local"), derandomize=True, database=None, print_blob=True
+)
+settings.load_profile("ci" if "CI" in os.environ else "local")
 
 
 @pytest.fixture(scope="session")
-def vectors(shared: Path) -> dict[str, Any]:
-    """What the public GHN-2 predicts with the weights of :func:`formula_checkpoint`."""
-    content: dict[str, Any] = json.loads((shared / "reference" / "ghn2_vectors.json").read_text())
-    return content
-
-
-@pytest.fixture(scope="session")
-def formula_checkpoint(vectors: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def formula_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GHN-2 checkpoint in the public format whose weights follow from their names."""
     state = {}
-    for key, shape in vectors["state_keys"].items():
+    for key, shape in VECTORS["state_keys"].items():
         generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
         x = torch.randn(shape, generator=generator)
         if "embed" in key:
@@ -48,7 +39,7 @@ def formula_checkpoint(vectors: dict[str, Any], tmp_path_factory: pytest.TempPat
             x /= math.sqrt(shape[1] if len(shape) > 1 else 32)
         state[key] = x
     path = tmp_path_factory.mktemp("public") / "ghn2.pt"
-    torch.save({"config": vectors["config"], "state_dict": state, "epoch": 0}, path)
+    torch.save({"config": VECTORS["config"], "state_dict": state, "epoch": 0}, path)
     return path
 
 

@@ -16,9 +16,8 @@ from safetensors import safe_open
 from torch import nn
 
 import ghnq_quant
-from ghnq_quant import cli, zoos
+from ghnq_quant import GhnqError, GhnqWarning, cli, zoos
 from ghnq_quant.capture import adapters
-from ghnq_quant.errors import GhnqError, GhnqWarning
 from ghnq_quant.quantization.layer_report import layer_report, signal_to_noise_db
 from ghnq_quant.research.data import first_epoch, load_images
 from ghnq_quant.research.starts import CompareSettings

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 import ghnq_quant
 from ghnq_quant import GHN, DataError, GhnqWarning, PredictionError
-from ghnq_quant.capture import capture
-from ghnq_quant.start import predicted_beginning
 
 Batch = tuple[Tensor, Tensor]
 
@@ -90,11 +88,21 @@ class Branches(nn.Module):
         return self.logits(self.long(x) + self.short(x)).mean((2, 3))
 
 
-def test_the_order_is_that_of_depth_and_the_classifier_is_not_counted() -> None:
-    captured = capture(Branches())
-    assert predicted_beginning(captured, 1.0) == ["stem", "long.0", "short", "long.1"]
-    assert predicted_beginning(captured, 0.75) == ["stem", "long.0", "short"]
-    assert predicted_beginning(captured, 0.5) == ["stem", "long.0", "short"]  # a block's branches
+@pytest.mark.parametrize(
+    ("share", "layers"),
+    [
+        (0.25, {"stem"}),
+        (0.5, {"stem", "long.0", "short"}),  # a block's branches go together
+        (0.75, {"stem", "long.0", "short"}),
+        (1.0, {"stem", "long.0", "short", "long.1"}),
+    ],
+)
+def test_the_order_is_that_of_depth_and_the_classifier_is_not_counted(
+    share: float, layers: set[str], tiny_ghn: GHN
+) -> None:
+    model = Branches()
+    started = ghnq_quant.initialize(model, ghn=tiny_ghn, share=share)
+    assert {name.rpartition(".")[0] for name in changed(started, model)} == layers
 
 
 def test_a_convolution_without_batch_norm_keeps_its_layers_size(tiny_ghn: GHN) -> None:

@@ -1,4 +1,4 @@
-"""What the files of the packages may import, read from their source."""
+"""What the files of the packages may import, and how long files may be, read from their source."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ def test_functions_import_nothing_of_ours():
 
 
 def test_no_file_is_long():
-    lengths = {str(p.relative_to(ROOT)): p.read_text().count("\n") for p in files().values()}
+    """Neither of the packages nor of the tests."""
+    paths = [*files().values(), *(ROOT / "tests").rglob("*.py")]
+    lengths = {str(p.relative_to(ROOT)): p.read_text("utf-8").count("\n") for p in paths}
     assert not {path: length for path, length in lengths.items() if length > MOST_LINES}
 
 

@@ -22,14 +22,14 @@ from torch import nn
 
 from ghnq_quant import GHN
 from ghnq_quant.capture import capture
-from ghnq_quant.quantization.scheme import FLOAT, Precision
 from ghnq_quant.research.data import Images, evaluation_batches
 from ghnq_quant.research.networks import ConvNets250K
-from ghnq_quant.research.table1.measurement import measure_network
+from ghnq_quant.research.table1 import measure_network
 from ghnq_quant.research.table1.settings import PAPER_PRECISIONS, parse_precisions
 from ghnq_quant.research.table1.variants import channels_last, predicted_variants
 
 PRECISIONS = parse_precisions(PAPER_PRECISIONS)
+FLOAT = (32, 32)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=10),
     "test 3": lambda: ConvNets250K("test")[3].build(initialize=False),
@@ -50,7 +50,10 @@ def noise(count: int) -> Images:
 
 
 def evaluate(
-    create: Callable[[], nn.Module], ghn: GHN, images: Images, precisions: tuple[Precision, ...]
+    create: Callable[[], nn.Module],
+    ghn: GHN,
+    images: Images,
+    precisions: tuple[tuple[int, int], ...],
 ) -> None:
     measure_network(create(), ghn, images, precisions, group="benchmark", index=0)
 

@@ -75,7 +75,7 @@ def qparams(x: Tensor, bits: int) -> QuantParams:
     return QuantParams(*affine_parameters(*tensor_range(x), bits), bits)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**31),
     bits=st.integers(2, 8),

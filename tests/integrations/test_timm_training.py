@@ -17,7 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 import ghnq_quant
-from ghnq_quant.errors import GhnqWarning
+from ghnq_quant import GhnqWarning
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "timm.md"
 

@@ -129,7 +129,7 @@ def test_in_pieces_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(fake_quantize(x, 4), expected)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(TENSORS, st.sampled_from(BITS))
 @example(np.array([3.4028227e38, -3.4028227e38], np.float32), 8)
 def test_properties_of_any_tensor(array: np.ndarray, bits: int) -> None:
@@ -149,7 +149,6 @@ def test_properties_of_any_tensor(array: np.ndarray, bits: int) -> None:
     assert error.max() <= 1 + 1e-4 or x.abs().max() < 1e-42
 
 
-@settings(deadline=None)
 @given(TENSORS, st.sampled_from(BITS))
 def test_idempotent_up_to_rounding(array: np.ndarray, bits: int) -> None:
     x = torch.from_numpy(array)

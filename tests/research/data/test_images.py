@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from ghnq_quant.errors import DataError
+from ghnq_quant import DataError
 from ghnq_quant.research.data import (
     Augmentation,
     Images,

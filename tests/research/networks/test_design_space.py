@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ghnq_quant import DataError
 from ghnq_quant.capture import ArchGraph, Node, capture
-from ghnq_quant.errors import DataError
 from ghnq_quant.research.networks import (
     SPLITS,
     Architecture,
@@ -98,7 +98,7 @@ def test_an_item_is_the_same_in_another_process_and_order():
     assert result.stdout.split() == expected[::-1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_places)
 def test_every_network_keeps_the_limits(place):
     split, index = place
@@ -247,7 +247,7 @@ def test_no_evaluation_architecture_is_in_train():
     assert {int(h, 16) % 8 for h in rest} == {1}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 249_999), st.randoms(use_true_random=False))
 def test_canonical_hash_ignores_order_and_names(index, rng):
     graph = ConvNets250K("train")[index].graph

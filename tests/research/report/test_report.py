@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ghnq_quant.errors import GhnqError
+from ghnq_quant import GhnqError
 from ghnq_quant.research.report import write_report
 from ghnq_quant.research.runs.history import read_curves
 from ghnq_quant.research.runs.journal import Journal
 from ghnq_quant.research.table1 import Evaluation, LayerResult, NetworkResult, PrecisionResult
-from ghnq_quant.research.table1.evaluation import NETWORKS_FILE
 from ghnq_quant.research.table1.tables import table_cells
 
 HISTORY = """step,seconds,loss,top1,lr,grad_norm,failed,val_top1
@@ -51,7 +50,7 @@ def save_run(
         "seconds": 3.0,
     }
     networks = [network(g, i, 30.0 + offset + 5 * i) for g in groups for i in range(2)]
-    journal = Journal(folder / NETWORKS_FILE, facts, NetworkResult)
+    journal = Journal(folder / "networks.jsonl", facts, NetworkResult)
     journal.resume()
     for n in networks:
         journal.append(n)
@@ -104,9 +103,9 @@ def test_several_runs_are_put_side_by_side(tmp_path):
     assert ">32.5±2.5; 35.0<" in comparison
     assert ">40.5±2.5; 43.0<" in comparison
     assert comparison.count("<img") == 2
-    twin = save_run(tmp_path / "other" / "a")
-    page = write_report([runs[0], twin], tmp_path / "report.html").read_text()
-    assert f"{twin}: accuracy" in page
+    short = [save_run(tmp_path / f / "a", groups=("test",)) for f in ("one", "other")]
+    page = write_report(short, tmp_path / "report.html").read_text()
+    assert f"{short[1]}: accuracy" in page
 
 
 def test_runs_without_a_split_in_common(tmp_path):
@@ -126,7 +125,7 @@ def test_a_finetuning_run_alone(tmp_path):
 
 
 def test_the_same_runs_make_the_same_page(tmp_path):
-    run = save_run(tmp_path / "run")
+    run = save_run(tmp_path / "run", groups=("test",))
     pages = [write_report([run], tmp_path / f"{i}.html").read_text() for i in range(2)]
     assert pages[0] == pages[1]
 
@@ -153,11 +152,11 @@ def test_what_cannot_be_reported(tmp_path):
         write_report([run, run], tmp_path / "report.html")
     with pytest.raises(GhnqError, match="holds no finished evaluation"):
         write_report([tmp_path], tmp_path / "report.html")
-    lines = (run / NETWORKS_FILE).read_bytes().splitlines(keepends=True)
-    (run / NETWORKS_FILE).write_bytes(b"".join(lines[:-1]))
+    lines = (run / "networks.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "networks.jsonl").write_bytes(b"".join(lines[:-1]))
     with pytest.raises(GhnqError, match="differ"):
         write_report([run], tmp_path / "report.html")
-    (run / NETWORKS_FILE).unlink()
-    with pytest.raises(GhnqError, match=f"lacks {NETWORKS_FILE}"):
+    (run / "networks.jsonl").unlink()
+    with pytest.raises(GhnqError, match=r"lacks networks\.jsonl"):
         write_report([run], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from ghnq_quant.errors import GhnqError
+from ghnq_quant import GhnqError
 from ghnq_quant.research.runs.processes import (
     Limits,
     Outcome,

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from ghnq_quant.errors import DataError, GhnqError
+from ghnq_quant import DataError, GhnqError
 from ghnq_quant.research.data import evaluation_batches, load_images
 from ghnq_quant.research.starts.quickstart import load_quickstart_model, run_quickstart
 from ghnq_quant.research.starts.quickstart_results import QuickstartResult, QuickstartSettings

@@ -15,8 +15,7 @@ import torch
 from rich.console import Console
 from table1_setting import Net
 
-from ghnq_quant import GHN
-from ghnq_quant.errors import DataError, GhnqError
+from ghnq_quant import GHN, DataError, GhnqError
 from ghnq_quant.files import save_state
 from ghnq_quant.research.runs.journal import Journal
 from ghnq_quant.research.table1 import Evaluation, NetworkResult, evaluate, networks

@@ -6,9 +6,8 @@ import pytest
 import torch
 from table1_setting import random_images
 
-from ghnq_quant.errors import CheckpointError, GhnqError, SchemeError
+from ghnq_quant import CheckpointError, GhnqError, SchemeError
 from ghnq_quant.files import read_state
-from ghnq_quant.quantization.scheme import FLOAT
 from ghnq_quant.research.table1.networks import network_places, open_network
 from ghnq_quant.research.table1.settings import EvaluationSettings, parse_precisions
 
@@ -35,7 +34,7 @@ def test_settings_that_contradict_each_other(settings, message):
 
 
 def test_precisions_by_name():
-    assert parse_precisions(["W4/A4", "float", "W4/A4"]) == (FLOAT, (4, 4))
+    assert parse_precisions(["W4/A4", "float", "W4/A4"]) == ((32, 32), (4, 4))
     with pytest.raises(SchemeError, match="precision 'floats'"):
         parse_precisions(["floats"])
 

@@ -10,17 +10,12 @@ import pytest
 import torch
 from table1_setting import Net
 
-from ghnq_quant import GHN, QuantScheme, predict_parameters, quantize
-from ghnq_quant.capture import capture
-from ghnq_quant.errors import GhnqError
-from ghnq_quant.quantization.scheme import FLOAT
+from ghnq_quant import GHN, GhnqError, QuantScheme, predict_parameters, quantize
 from ghnq_quant.research.data import Images, evaluation_batches
 from ghnq_quant.research.table1 import distribution, measure_network
-from ghnq_quant.research.table1.measurement import num_evaluated
-from ghnq_quant.research.table1.settings import parse_precisions
-from ghnq_quant.research.table1.variants import predicted_variants, trained_variants
 
-PRECISIONS = parse_precisions(["float", "W8/A8", "W4/A8", "W2/A2"])
+FLOAT = (32, 32)
+PRECISIONS = (FLOAT, (8, 8), (4, 8), (2, 2))
 
 
 def naive(ghn: GHN, precision: tuple[int, int], images: Images, count: int) -> torch.Tensor:
@@ -130,31 +125,24 @@ def test_images_with_logits_that_are_not_finite_count_as_wrong(tiny_ghn, images)
 
 
 def test_the_last_batch_is_kept_unless_it_is_a_single_image(tiny_ghn, images):
-    assert [num_evaluated(300, n) for n in (64, 65, 66, 1000, None)] == [64, 64, 66, 300, 300]
-    assert num_evaluated(129, None) == 128
-    seen = []
-    result = measure_network(
-        Net(), tiny_ghn, images, (FLOAT,), group="", index=0, num_images=129,
-        on_batch=lambda: seen.append(1),
-    )  # fmt: skip
-    assert (result.images, len(seen)) == (128, 2)
+    def measured(images: Images, num_images: int | None) -> tuple[int, int]:
+        seen = []
+        result = measure_network(
+            Net(), tiny_ghn, images, (FLOAT,), group="", index=0, num_images=num_images,
+            on_batch=lambda: seen.append(1),
+        )  # fmt: skip
+        return result.images, len(seen)
 
-
-def test_float_model_equals_the_reference_simulation_without_quantizers(images):
-    net = Net()
-    ((x, _),) = evaluation_batches(images, 64, limit=64)
-    variants = trained_variants(capture(net), net.state_dict(), x)
-    simulated = quantize(
-        net, scheme=QuantScheme(32, 32, act_range="batch", bn="batch"), backend="reference"
-    ).train()
-    with torch.no_grad():
-        torch.testing.assert_close(variants.float_model(x), simulated(x), rtol=1e-4, atol=1e-5)
-
-
-def test_float_has_no_simulation(tiny_ghn, images):
-    ((x, _),) = evaluation_batches(images, 64, limit=64)
-    (variants,) = predicted_variants(capture(Net()), tiny_ghn, [FLOAT, (32, 8)], x)
-    assert list(variants.quantized) == [(32, 8)]
+    expected = {
+        64: (64, 1),
+        65: (64, 1),
+        66: (66, 2),
+        129: (128, 2),
+        1000: (300, 5),
+        None: (300, 5),
+    }
+    assert {n: measured(images, n) for n in expected} == expected
+    assert measured(images.select(torch.arange(129)), None) == (128, 2)
 
 
 def test_layers_are_described_as_predicted_initial_and_trained(tiny_ghn, images):

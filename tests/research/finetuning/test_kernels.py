@@ -1,7 +1,12 @@
-"""Convolutions of small maps against PyTorch's own."""
+"""Kernels of a training: convolutions of small maps against PyTorch's, and what oneDNN compiles."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -43,3 +48,25 @@ def test_value_and_gradients_are_those_of_conv2d(
     wanted = torch.autograd.grad(expected.square().sum(), inputs)
     for gradient, other in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(gradient, other)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+def test_kernels_of_more_shapes_than_onednn_keeps_by_default_are_compiled_once() -> None:
+    script = """
+import torch
+from ghnq_quant.research.finetuning.kernel_cache import keep_many_kernels
+keep_many_kernels()
+for _ in range(2):
+    for c in range(1, 1101):
+        torch.conv2d(torch.zeros(4, c, 2, 2), torch.zeros(8, c, 1, 1))
+"""
+    # threads that wait actively for so many small kernels take minutes where others compute as well
+    waiting = {"OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, **waiting, "ONEDNN_VERBOSE": "profile_create"}
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "OMP_NUM_THREADS"):  # one thread: not oneDNN
+        environment.pop(name, None)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    convolutions = [line for line in done.stdout.splitlines() if ",convolution," in line]
+    assert sum("create:cache_miss" in line for line in convolutions) == 1100
+    assert sum("create:cache_hit" in line for line in convolutions) == 1100

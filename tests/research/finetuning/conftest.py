@@ -1,0 +1,12 @@
+"""What the tests of the finetuning share."""
+
+from __future__ import annotations
+
+import pytest
+
+from ghnq_quant.research.data import ImageSet, load_images
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageSet:
+    return load_images("digits")
