@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 #: Of the decoder at this size, whatever the model: what small models take beside their multiples.
-WORKING_MEMORY = 64 << 20
+WORKING_MEMORY = 96 << 20
 
 SCRIPT = """
 import ctypes, gc, importlib.util, json, os, sys, time

@@ -109,6 +109,8 @@ def starting_point(start: str, num_classes: int, seed: int = 0) -> TrainingState
         torch.manual_seed(seed)
         return TrainingState(GHN(num_classes=num_classes, **SCRATCH[start]))
     if start.endswith(".pt"):
+        if not Path(start).is_file():
+            raise CheckpointError(f"{start}: no such checkpoint file")
         ghn = GHN.from_ghn3(start)
         return TrainingState(ghn.derived(virtual_edges=10) if ghn.encoder == "gated" else ghn)
     if (Path(start) / STATE_FILE).is_file():
