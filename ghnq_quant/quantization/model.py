@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.package.importer import sys_importer
 
 from ghnq_quant.capture import Capture, QuantPlan, Unit
 from ghnq_quant.capture.computed_weight import ComputedWeight, keep_computing
-from ghnq_quant.errors import GhnqWarning
+from ghnq_quant.errors import warn
 from ghnq_quant.quantization.backends import Backend, ModelBackend
 from ghnq_quant.quantization.batch_norm import has_running_statistics
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS, quantizer_key, rewrite
@@ -57,12 +56,10 @@ class QuantModel(nn.Module):
         ]
         if missing:
             self._warned = True
-            warnings.warn(
+            warn(
                 f"eval mode without running statistics ({missing[0]!r} and {len(missing) - 1} "
                 "more): the batch's own are used until some exist; train, or call "
-                "ghnq_quant.calibrate",
-                GhnqWarning,
-                stacklevel=5,
+                "ghnq_quant.calibrate"
             )
 
     def extra_repr(self) -> str:
