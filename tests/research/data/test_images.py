@@ -6,6 +6,7 @@ import hashlib
 import io
 import pickle
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,70 @@ def test_unreadable_image_is_named(tmp_path):
     broken.write_bytes(broken.read_bytes()[:40])
     with pytest.raises(DataError, match=r"bee/1\.png cannot be read as an image"):
         load_images(tmp_path)
+
+
+def one_image(root: Path, image: Image.Image, name: str = "0.png") -> Path:
+    """:func:`folder` with another first image."""
+    (folder(root) / "train" / "ant" / "0.png").unlink()
+    image.save(root / "train" / "ant" / name)
+    return root
+
+
+def test_image_of_16_bits_keeps_its_high_bytes(tmp_path):
+    grey = np.arange(30, dtype=np.uint16).reshape(6, 5) * 2184  # 0 to 63336
+    data = one_image(tmp_path, Image.fromarray(grey))
+    wanted = np.broadcast_to((grey // 256).astype(np.uint8), (3, 6, 5))
+    assert np.array_equal(load_images(data).train.images[0], wanted)
+
+
+def test_opaque_alpha_is_dropped(tmp_path):
+    pixels = np.full((6, 5, 4), 255, np.uint8)
+    pixels[..., 1] = 7
+    data = one_image(tmp_path, Image.fromarray(pixels))
+    assert load_images(data).train.images[0, :, 0, 0].tolist() == [255, 7, 255]
+
+
+def transparent_palette() -> Image.Image:
+    image = Image.new("P", (5, 6))
+    image.info["transparency"] = 0
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "name", "message"),
+    [
+        (Image.new("F", (5, 6), 0.5), "0.tiff", "pixels of the kind 'F'"),
+        (Image.new("I", (5, 6), 70000), "0.tiff", "pixels of the kind 'I'"),
+        (Image.new("RGBA", (5, 6), (255, 0, 0, 254)), "0.png", "transparent pixels"),
+        (transparent_palette(), "0.png", "transparent pixels"),
+    ],
+)
+def test_pixels_without_a_shade_are_refused(tmp_path, image, name, message):
+    with pytest.raises(DataError, match=message) as caught:
+        load_images(one_image(tmp_path, image, name))
+    assert str(tmp_path / "train" / "ant" / name) in str(caught.value)
+
+
+def test_encrypted_npz_is_refused(tmp_path):
+    path = saved(tmp_path / "set.npz", arrays())
+    content = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = -1
+        while (start := content.find(mark, start + 1)) >= 0:
+            content[start + flags] |= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"set\.npz cannot be read.*password"):
+        load_images(path)
+
+
+def test_npz_that_claims_all_memory_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            with archive.open(f"{name}.npy", "w") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (2**50, 32, 32, 3)}
+                np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(DataError, match=r"set\.npz cannot be read"):
+        load_images(tmp_path / "set.npz")
 
 
 def test_image_of_another_size_is_named(tmp_path):
