@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from ghnq_quant.capture import PRIMITIVES, ArchGraph
@@ -18,10 +17,16 @@ from ghnq_quant.errors import CheckpointError, PredictionError
 from ghnq_quant.ghn import tiling
 from ghnq_quant.ghn.checkpoints import (
     DEFAULT_CHECKPOINT,
+    WEIGHTS_FILE,
     PpudaCheckpoint,
     bundled_checkpoint,
+    check_counts,
+    check_flags,
     check_folder,
+    check_shapes,
+    may_be_repository,
     read_ppuda,
+    shapes_in,
 )
 from ghnq_quant.ghn.decoders import ConvDecoder, decoding_order
 from ghnq_quant.ghn.features import ShapeEncoder
@@ -91,6 +96,10 @@ class GHN(
         super().__init__()
         if kernel_cut not in get_args(KernelCut):
             raise ValueError(f"kernel_cut is 'centre' or 'corner', not {kernel_cut!r}")
+        check_counts(
+            max_shape=max_shape, num_classes=num_classes, hid=hid, virtual_edges=virtual_edges
+        )
+        check_flags(precision_embedding=precision_embedding, new_batch_norms=new_batch_norms)
         self.max_shape: Shape4d = (max_shape[0], max_shape[1], max_shape[2], max_shape[3])
         self.num_classes = num_classes
         self.virtual_edges = virtual_edges
@@ -218,8 +227,10 @@ class GHN(
             >>> ghn = GHN.from_ppuda("ghn2_cifar10.pt")  # doctest: +SKIP
         """
         checkpoint: PpudaCheckpoint = read_ppuda(path)
-        ghn = cls(**checkpoint.sizes, virtual_edges=virtual_edges, kernel_cut="corner")
+        settings = {**checkpoint.sizes, "virtual_edges": virtual_edges, "kernel_cut": "corner"}
         try:
+            check_shapes(cls, settings, {k: v.shape for k, v in checkpoint.state_dict.items()})
+            ghn = cls(**settings)
             ghn.load_state_dict(checkpoint.state_dict)
         except RuntimeError as error:
             raise CheckpointError(f"{path}: not the parameters of a GHN-2: {error}") from error
@@ -243,34 +254,38 @@ class GHN(
             >>> ghn = GHN.from_pretrained("ghnq-cifar10")
         """
         source = bundled_checkpoint(str(name_or_path)) or name_or_path
-        if Path(source).is_dir():
-            check_folder(Path(source))
         try:
+            if Path(source).is_dir():
+                check_folder(Path(source))
+            elif not may_be_repository(name_or_path):
+                raise FileNotFoundError("no such folder")
             ghn: GHN = super().from_pretrained(str(source), **kwargs)
+        except CheckpointError:
+            raise
         except Exception as error:
-            is_path = isinstance(error, HFValidationError)  # so it can't be on the Hub
-            reason = "no such folder" if is_path else f"{type(error).__name__}: {error}"
             raise CheckpointError(
-                f"cannot load the checkpoint {str(name_or_path)!r}: {reason}. Give a folder with "
-                "config.json and model.safetensors, a checkpoint that the package ships, or a "
-                "repository of the Hugging Face Hub"
+                f"cannot load the checkpoint {str(name_or_path)!r}: {type(error).__name__}: "
+                f"{error}. Give a folder with config.json and model.safetensors, a checkpoint that "
+                "the package ships, or a repository of the Hugging Face Hub, OWNER/NAME"
             ) from error
         return ghn.eval()
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> GHN:
-        """The mixin's own loading, always strict, and silent where it loads a folder.
+    def _from_pretrained(
+        cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **kwargs: Any
+    ) -> GHN:
+        """In place of the mixin's own: always strict, and silent where it loads a folder.
 
-        ``kwargs`` holds the checkpoint's settings.
+        ``kwargs`` holds the checkpoint's settings, and where on the Hub to look.
         """
-        kwargs["strict"] = True
         kwargs.setdefault("kernel_cut", "corner")  # releases before the setting knew no other way
+        settings = {k: v for k, v in kwargs.items() if k in inspect.signature(cls).parameters}
+        file = Path(model_id) / WEIGHTS_FILE
         if not Path(model_id).is_dir():
-            ghn: GHN = super()._from_pretrained(model_id=model_id, **kwargs)
-            return ghn
-        sizes = {k: v for k, v in kwargs.items() if k in inspect.signature(cls).parameters}
-        file = str(Path(model_id) / "model.safetensors")
-        return cls._load_as_safetensor(cls(**sizes), file, kwargs.get("map_location", "cpu"), True)
+            where = {k: v for k, v in kwargs.items() if k not in settings}
+            file = Path(hf_hub_download(model_id, WEIGHTS_FILE, **where))
+        check_shapes(cls, settings, shapes_in(file))
+        return cls._load_as_safetensor(cls(**settings), str(file), map_location, True)
 
 
 @once_per_graph
