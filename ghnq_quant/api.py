@@ -77,7 +77,7 @@ def predict_parameters(
     captures = [capture(m, example_input) for m in models]
     predicted = predict_captured(captures, ghn, as_pair(bits))
     for captured, values in zip(captures, predicted, strict=True):
-        warn_of_kept(captured, values, stacklevel=2)
+        warn_of_kept(captured, values)
     results = [
         {
             name: p.detach().clone() if new is None else new
@@ -142,7 +142,7 @@ def initialize(
     captured = capture(model, example_input, skip=skip)
     sample = None if data is None else read_sample(data, next(model.parameters()))
     values = start.values(captured, ghn, FLOAT)
-    warn_of_skipped(captured, stacklevel=2)
+    warn_of_skipped(captured)
     started = copy.deepcopy(model)
     with torch.no_grad():
         for p, value in zip(started.parameters(), values, strict=True):
@@ -224,7 +224,7 @@ def init_quantized(
     scheme = with_stem_bits(captured, scheme, stem_bits)
     sample = None if data is None else read_sample(data, next(model.parameters()))
     values = start.values(captured, ghn, (scheme.weight_bits, scheme.act_bits))
-    warn_of_skipped(captured, stacklevel=2)
+    warn_of_skipped(captured)
     started = with_values(captured, values)
     if sample is not None:
         start.fit(simulation(started, scheme), captured, sample)
@@ -241,6 +241,7 @@ def quantize(
     backend: str = "brevitas",
     scheme: QuantScheme | None = None,
     example_input: Tensor | None = None,
+    skip: Literal["unsupported"] | None = None,
 ) -> QuantModel:
     """The same as :func:`init_quantized` with the parameters and running statistics of ``model``
     itself.
@@ -254,8 +255,9 @@ def quantize(
     """
     scheme = _scheme(bits, act_bits, scheme)
     layers = load_backend(backend)
-    captured = capture(model, example_input)
+    captured = capture(model, example_input, skip=skip)
     scheme = with_stem_bits(captured, scheme, stem_bits)
+    warn_of_skipped(captured)
     return emit(captured.copied({}), scheme, layers, example_input)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghnq_quant.errors import DataError, GhnqWarning
+from ghnq_quant.errors import DataError, warn
 from ghnq_quant.quantization.calibration import statistics_of_batches
 from ghnq_quant.sample import Sample
 
@@ -72,12 +70,10 @@ def _present_classes(labels: Tensor, outputs: int, name: str) -> Tensor:
     if len(present) < outputs:
         there = set(present.tolist())
         missing = [str(c) for c in range(outputs) if c not in there]
-        warnings.warn(
+        warn(
             f"{len(missing)} of {outputs} classes have no image among the first {len(labels)} of "
             f"data: {', '.join(missing[:8])}{', …' if len(missing) > 8 else ''}. Their weights in "
-            f"{name!r} start at zero",
-            GhnqWarning,
-            stacklevel=5,
+            f"{name!r} start at zero"
         )
     return present
 

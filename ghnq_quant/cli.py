@@ -9,13 +9,16 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, NoReturn, TextIO
 
 import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
+from safetensors import SafetensorError
 from torch import nn
 
 import ghnq_quant
@@ -26,6 +29,9 @@ from ghnq_quant.extras import EXTRA_OF, how_to_install
 from ghnq_quant.quantization.scheme import parse_precision
 from ghnq_quant.research.cli import app as laboratory
 from ghnq_quant.zoos import create_model
+
+#: What the system, torch and safetensors raise of files, devices, numbers and shapes.
+REFUSALS = (OSError, ValueError, ArithmeticError, MemoryError, RuntimeError, SafetensorError)
 
 app = typer.Typer(
     name="ghnq",
@@ -71,6 +77,9 @@ def init(
         str | None,
         typer.Option(help="Images to fit the classifier to, as for quickstart."),
     ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of its images [that of --data]; for pt2e.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of what is new.")] = 0,
     ghn: Checkpoint = None,
 ) -> None:
@@ -91,6 +100,11 @@ def init(
     outputs = num_classes or (10 if images is None else len(images.classes))
     torch.manual_seed(seed)
     model = create_model(arch, outputs)
+    example_input = None
+    if image_size is not None:
+        example_input = _example_input(model, image_size)
+    elif images is not None:
+        example_input = torch.zeros(1, *images.images.shape[1:])
     start = time.perf_counter()
     quantized = ghnq_quant.init_quantized(
         model,
@@ -99,6 +113,7 @@ def init(
         stem_bits=stem_bits,
         backend=backend,
         ghn=hypernetwork,
+        example_input=example_input,
     )
     seconds = time.perf_counter() - start
     metadata = {"arch": arch, "num_classes": str(outputs), "bits": bits, "backend": backend}
@@ -106,7 +121,8 @@ def init(
         metadata["stem_bits"] = str(stem_bits)
     save_state(quantized, output, {**metadata, "ghnq_quant": ghnq_quant.__version__})
     console = Console()
-    console.print(layer_table(model, quantized, title=f"{arch}, {bits} bits", seconds=seconds))
+    title = escape(f"{arch}, {bits} bits")
+    console.print(layer_table(model, quantized, title=title, seconds=seconds))
     console.print(f"Saved to {output}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -121,7 +137,7 @@ def export(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the *.onnx.")],
     bits: Annotated[
-        str | None, typer.Option(metavar="W or W/A", help="Its bits [those that init noted, or 4].")
+        str | None, typer.Option(metavar="W or W/A", help="Its bits [those that init noted].")
     ] = None,
     stem_bits: Annotated[
         int | None, typer.Option(help="Its first layer's weight bits [those that init noted].")
@@ -139,21 +155,34 @@ def export(
 
     Needs the extra onnx: pip install "ghnq-quant[onnx]".
     """
-    from ghnq_quant.files import load_state, read_state
+    from ghnq_quant.files import check_output, load_state, read_state
 
+    check_output(output, [".onnx"])
     state, noted = read_state(weights)
+    bits = bits or noted.get("bits")
+    if bits is None:
+        raise GhnqError(
+            f"{weights} does not say its precision, which cannot be read off its tensors: give "
+            "--bits, and --stem-bits if its first layer has others"
+        )
     model = create_model(arch, num_classes or int(noted.get("num_classes", 10)))
+    example_input = _example_input(model, image_size)
     quantized = ghnq_quant.quantize(
         model,
-        parse_precision(bits or noted.get("bits", "4")),
+        parse_precision(bits),
         stem_bits=stem_bits or (int(noted["stem_bits"]) if "stem_bits" in noted else None),
         backend=backend or noted.get("backend", "brevitas"),
+        example_input=example_input,
     )
     load_state(quantized, state, weights)
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    example = torch.zeros(1, channels, image_size, image_size)
-    file = ghnq_quant.export_onnx(quantized.eval(), output, example, format=format)
+    file = ghnq_quant.export_onnx(quantized.eval(), output, example_input, format=format)
     Console().print(f"Saved to {file}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _example_input(model: nn.Module, image_size: int) -> torch.Tensor:
+    convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
+    first = next(convolutions, None)
+    return torch.zeros(1, 3 if first is None else first.in_channels, image_size, image_size)
 
 
 app.add_typer(checkpoints)
@@ -161,8 +190,31 @@ app.add_typer(laboratory)  # after init and export: --help lists commands in thi
 
 
 def main() -> None:
-    """Run ``ghnq``; errors of this package become one line on standard error and exit code 1."""
+    """Run ``ghnq``: what goes wrong is one line on standard error, not a traceback.
+
+    The exit code is 1 for what this package refuses, and 2, as of a wrong option, for what the
+    system or a library does: a full disk, too small images, an unknown device.
+    """
     stderr = Console(stderr=True)
+    with _warnings_as_lines(stderr):
+        try:
+            app()
+        except GhnqError as error:
+            _fail(stderr, str(error), 1)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in EXTRA_OF:
+                raise
+            text = f"this needs {package}, which is not installed: {how_to_install(package)}"
+            _fail(stderr, text, 1)
+        except REFUSALS as error:
+            if sys.flags.dev_mode:  # python -X dev, for the traceback
+                raise
+            _fail(stderr, " ".join(str(error).split()) or type(error).__name__, 2)
+
+
+@contextmanager
+def _warnings_as_lines(stderr: Console) -> Iterator[None]:
     show_other = warnings.showwarning
 
     def show(
@@ -180,19 +232,14 @@ def main() -> None:
 
     warnings.showwarning = show
     try:
-        app()
-    except GhnqError as error:
-        _print_line(stderr, "[red]error:[/red]", str(error))
-        sys.exit(1)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_OF:
-            raise
-        text = f"this needs {package}, which is not installed: {how_to_install(package)}"
-        _print_line(stderr, "[red]error:[/red]", text)
-        sys.exit(1)
+        yield
     finally:
         warnings.showwarning = show_other
+
+
+def _fail(stderr: Console, text: str, code: int) -> NoReturn:
+    _print_line(stderr, "[red]error:[/red]", text)
+    sys.exit(code)
 
 
 def _print_line(console: Console, label: str, text: str) -> None:

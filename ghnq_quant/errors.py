@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from types import FrameType
+
 
 class GhnqError(Exception):
     """Base class of everything that ghnq-quant raises on purpose."""
@@ -37,3 +41,21 @@ class DataError(GhnqError):
 
 class GhnqWarning(UserWarning):
     """Something the user should know that does not stop the work."""
+
+
+def warn(message: str) -> None:
+    """Issue a :class:`GhnqWarning` that points to the user's line, however deep inside the package.
+
+    That is the innermost one outside of the packages ``ghnq_*``, torch, through whose modules they
+    are called, and the standard library's ``contextlib``.
+    """
+    level = 1
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, GhnqWarning, stacklevel=level + (frame is not None))
+
+
+def _is_ours(module: str) -> bool:
+    package = module.partition(".")[0]
+    return package.startswith("ghnq_") or package in {"torch", "contextlib"}

@@ -6,12 +6,10 @@ GHN-3-XL, against the same from PyTorch's initialization.
 
 from __future__ import annotations
 
-import warnings
-
 from torch import nn
 
 from ghnq_quant.capture import ArchGraph, Capture
-from ghnq_quant.errors import GhnqWarning
+from ghnq_quant.errors import warn
 
 
 def losing_family(captured: Capture) -> str | None:
@@ -44,14 +42,12 @@ def _has_gated_depthwise(graph: ArchGraph) -> bool:
     return "cse" in graph.counts() and any(depthwise)
 
 
-def warn_of_losing_family(captured: Capture, *, stacklevel: int) -> None:
+def warn_of_losing_family(captured: Capture) -> None:
     """One warning if a network is known to start worse from GHN-3's parameters."""
     family = losing_family(captured)
     if family is not None:
-        warnings.warn(
+        warn(
             f"{type(captured.root).__name__} is like {family}, which after an epoch on ImageNet were "
             "worse from GHN-3's parameters than from PyTorch's initialization, in its authors' "
-            "measurements: compare with share=0 before a long training",
-            GhnqWarning,
-            stacklevel=stacklevel + 1,
+            "measurements: compare with share=0 before a long training"
         )

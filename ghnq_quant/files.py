@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from ghnq_quant.errors import CheckpointError, GhnqError
 
 STATE_SUFFIXES = (".safetensors", ".pt")
+#: What the names of unfinished files begin with.
+_UNFINISHED = ".tmp-"
 
 
 @contextmanager
@@ -34,12 +38,71 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{_UNFINISHED}{os.getpid()}-{path.name}")
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_files(folder: str | Path) -> Iterator[Path]:
+    """Give a temporary folder inside ``folder``, whose files take their places there when the block
+    ends well, each as a whole."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{_UNFINISHED}{os.getpid()}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove what killed processes left unfinished in ``folder`` and in the folders directly in it."""
+    folder = Path(folder)
+    for path in [*folder.glob(f"{_UNFINISHED}*"), *folder.glob(f"*/{_UNFINISHED}*")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def check_output(path: str | Path, suffixes: Collection[str] = ()) -> None:
+    """Raise for a file that could not be written, before the work whose result it is to hold.
+
+    Args:
+        path: of the file.
+        suffixes: of which it must have one; any if there is none.
+
+    Raises:
+        GhnqError: another suffix, or a folder has that name.
+        OSError: the file's folder cannot be made or written to.
+
+    Example:
+        >>> check_output("model.onnx", [".onnx"])
+    """
+    path = Path(path)
+    if suffixes and path.suffix not in suffixes:
+        raise GhnqError(f"{path} must end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise GhnqError(f"{path} is a folder: give the name of a file")
+    check_output_folder(path.parent)
+
+
+def check_output_folder(folder: str | Path) -> None:
+    """Raise an :class:`OSError` if ``folder`` could not be made or written to; it is not made yet."""
+    folder = Path(folder)
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def save_json(content: object, path: str | Path) -> None:
@@ -61,11 +124,8 @@ def read_json(path: str | Path) -> Any:
 
 
 def check_state_path(path: str | Path) -> None:
-    """Raise a :class:`GhnqError` if :func:`save_state` could not write to ``path``."""
-    if Path(path).suffix not in STATE_SUFFIXES:
-        raise GhnqError(f"{path} must end in {' or '.join(STATE_SUFFIXES)}")
-    if Path(path).is_dir():
-        raise GhnqError(f"{path} is a folder: give the name of a file")
+    """Raise if :func:`save_state` could not write to ``path``, as :func:`check_output` does."""
+    check_output(path, STATE_SUFFIXES)
 
 
 def save_state(
@@ -81,6 +141,7 @@ def save_state(
 
     Raises:
         GhnqError: ``path`` has another ending or is a folder.
+        OSError: it cannot be written.
     """
     check_state_path(path)
     # Clones, because safetensors takes no tensors that share memory.

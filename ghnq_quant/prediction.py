@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ghnq_quant.capture import ArchGraph, Capture
-from ghnq_quant.errors import GhnqWarning, PredictionError
+from ghnq_quant.errors import PredictionError, warn
 from ghnq_quant.ghn import GHN
 
 #: A hypernetwork, or what :meth:`ghnq_quant.GHN.from_pretrained` loads.
@@ -88,27 +87,23 @@ def _own_memory(value: Tensor, parameter: nn.Parameter, name: str) -> Tensor:
     return value if whole else value.clone(memory_format=torch.contiguous_format)
 
 
-def warn_of_kept(captured: Capture, values: NewValues, *, stacklevel: int) -> None:
+def warn_of_kept(captured: Capture, values: NewValues) -> None:
     """One warning that names the parameters for which nothing was predicted, if there are any."""
     named = zip(captured.root.named_parameters(), values, strict=True)
     kept = [name for (name, _), value in named if value is None]
     if kept:
-        warnings.warn(
+        warn(
             f"{len(kept)} parameters keep their own initialization: {', '.join(kept[:8])}"
             f"{', …' if len(kept) > 8 else ''}. The hypernetwork predicts classification layers of "
             "its own number of classes, and the weights and biases of Conv2d, Linear and norm "
-            "layers that the network runs in eval mode",
-            GhnqWarning,
-            stacklevel=stacklevel + 1,
+            "layers that the network runs in eval mode"
         )
 
 
-def warn_of_skipped(captured: Capture, *, stacklevel: int) -> None:
+def warn_of_skipped(captured: Capture) -> None:
     """One warning that names the modules that were skipped, if there are any."""
     if captured.skipped:
-        warnings.warn(
+        warn(
             f"{len(captured.skipped)} modules stay float with their own initialization, as they are "
-            f"not made of supported layers: {', '.join(captured.skipped)}",
-            GhnqWarning,
-            stacklevel=stacklevel + 1,
+            f"not made of supported layers: {', '.join(captured.skipped)}"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -13,7 +12,7 @@ from torch import Tensor, fx, nn
 from ghnq_quant.capture import Capture, Kind
 from ghnq_quant.capture.computed_weight import ComputedWeight
 from ghnq_quant.classifier import fit_classifier, take_statistics
-from ghnq_quant.errors import GhnqWarning, PredictionError
+from ghnq_quant.errors import PredictionError, warn
 from ghnq_quant.families import warn_of_losing_family
 from ghnq_quant.prediction import (
     Hypernetwork,
@@ -74,10 +73,10 @@ class Start:
         """Of each parameter what the training starts from; None where it keeps the network's own."""
         ghn = load_ghn(ghn)
         if ghn.encoder == "graphormer" and self.share != 0:
-            warn_of_losing_family(captured, stacklevel=3)
+            warn_of_losing_family(captured)
         (predicted,) = predict_captured([captured], ghn, bits)
         if self.as_predicted:
-            warn_of_kept(captured, predicted, stacklevel=3)
+            warn_of_kept(captured, predicted)
             return predicted
         share = DEFAULT_SHARE if self.share is None else self.share
         values = first_convolutions(captured, predicted, share)
@@ -101,11 +100,9 @@ class Start:
             fit_classifier(model, name, sample)
             return
         take_statistics(model, sample)
-        warnings.warn(
+        warn(
             f"the classifier stays new: {type(captured.root).__name__} does not end in one linear "
-            "or 1×1 convolution layer whose output is its own",
-            GhnqWarning,
-            stacklevel=3,
+            "or 1×1 convolution layer whose output is its own"
         )
 
 
@@ -197,11 +194,14 @@ def root_mean_square(x: Tensor) -> Tensor:
 
 
 def _repeats(filters: Tensor) -> Tensor:
-    """(c_out,): whether a filter equals one before it, by its first values, which are telling enough."""
-    groups, index = torch.unique(filters[:, :64], dim=0, return_inverse=True)
-    place = torch.arange(len(filters), device=filters.device)
-    first = place.new_full((len(groups),), len(filters)).scatter_reduce(0, index, place, "amin")
-    return first[index] < place
+    """(c_out,): whether a filter equals one before it."""
+    seen: set[bytes] = set()
+    repeated = []
+    for row in filters.detach().contiguous().cpu().view(torch.uint8).numpy():
+        content = row.tobytes()
+        repeated.append(content in seen)
+        seen.add(content)
+    return torch.tensor(repeated, device=filters.device)
 
 
 def fittable_classifier(captured: Capture) -> str | None:

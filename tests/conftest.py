@@ -24,6 +24,12 @@ settings.register_profile(
 settings.load_profile("ci" if "CI" in os.environ else "local")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills", type=int, default=1, help="Kills of each long command in test_faults.py."
+    )
+
+
 @pytest.fixture(scope="session")
 def formula_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GHN-2 checkpoint in the public format whose weights follow from their names."""

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 import ghnq_quant
 from ghnq_quant import GHN, DataError, GhnqWarning, PredictionError
+from ghnq_quant.capture import capture
+from ghnq_quant.start import first_convolutions
 
 Batch = tuple[Tensor, Tensor]
 
@@ -351,3 +353,18 @@ def test_as_predicted_is_calibrated_alone(backend: str, tiny_ghn: GHN) -> None:
 def test_data_are_of_the_models_dtype(tiny_ghn: GHN) -> None:
     started = ghnq_quant.initialize(chain().double(), task(), ghn=tiny_ghn)
     assert started(task()[0][0].double()).dtype == torch.float64
+
+
+def test_filters_count_as_repeated_by_all_of_their_values() -> None:
+    """The first 64 of the 72 values of each are equal; two of the filters are."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(8, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    captured = capture(model)
+    filters = torch.ones(4, 72)
+    filters[:, 64:] = torch.tensor([1.0, 2.0, 1.0, 3.0])[:, None]
+    values = first_convolutions(captured, [filters.view(4, 8, 3, 3).clone(), None, None], 0.5)
+    assert values[0] is not None
+    started, own_values = values[0].flatten(1), model[0].weight.detach().flatten(1)
+    assert [torch.equal(a, b) for a, b in zip(started, own_values, strict=True)] == [
+        False, False, True, False
+    ]  # fmt: skip

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from ghnq_quant.errors import CheckpointError
 
 #: What is used where no hypernetwork is given.
 DEFAULT_CHECKPOINT = "ghnq-cifar10"
 
+WEIGHTS_FILE = "model.safetensors"
 _BUNDLED = Path(__file__).parents[1] / "checkpoints"
 #: What makes a checkpoint of the public format a GHN-2; its other settings are sizes.
 _GHN2 = {
@@ -41,13 +44,69 @@ def bundled_checkpoint(name: str) -> Path | None:
     return folder if is_plain and folder.is_dir() else None
 
 
+def may_be_repository(name_or_path: str | Path) -> bool:
+    """Whether this is looked up on the Hugging Face Hub: OWNER/NAME, if no folder OWNER is here.
+
+    Example:
+        >>> may_be_repository("somebody/ghn"), may_be_repository("./ghn"), may_be_repository("ghn")
+        (True, False, False)
+    """
+    owner, _, name = str(name_or_path).partition("/")
+    is_name = bool(owner) and bool(name) and not set(name) & {"/", "\\"}
+    is_path = isinstance(name_or_path, Path) or owner[:1] in {".", "~"} or Path(owner).is_dir()
+    return is_name and not is_path
+
+
+def shapes_in(file: Path) -> dict[str, list[int]]:
+    """The tensors' shapes in a safetensors file, by name, from its header alone."""
+    with safe_open(file, "pt") as opened:
+        return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+
+
+def check_shapes(
+    create: Callable[..., nn.Module],
+    settings: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+) -> None:
+    """Compare parameters with what the settings ask for, before any memory is taken for it.
+
+    Args:
+        create: makes the hypernetwork of some settings.
+        settings: of the checkpoint.
+        shapes: of its parameters by name.
+
+    Raises:
+        RuntimeError: a parameter is missing, has another shape, or is one too many.
+        ValueError: a setting that does not exist.
+    """
+    with torch.device("meta"):
+        state = {name: torch.empty(*shape) for name, shape in shapes.items()}
+        create(**settings).load_state_dict(state)
+
+
+def check_counts(*, max_shape: object, **counts: object) -> None:
+    """Raise a ValueError for what is no whole number from 1; ``max_shape`` is four of them."""
+    if not isinstance(max_shape, (list, tuple)) or len(max_shape) != 4:
+        raise ValueError(f"max_shape is four whole numbers, not {max_shape!r}")
+    for name, value in [*counts.items(), *(("max_shape", size) for size in max_shape)]:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} takes whole numbers from 1, not {value!r}")
+
+
+def check_flags(**flags: object) -> None:
+    """Raise a ValueError for what is neither true nor false."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} is true or false, not {value!r}")
+
+
 def check_folder(folder: Path) -> None:
     """Both files of a saved hypernetwork are there: of neither is a default taken, or a pickle.
 
     Raises:
         CheckpointError: one is missing.
     """
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise CheckpointError(
                 f"{folder}: has no {name}; give a folder that `save_pretrained` wrote"
@@ -101,3 +160,13 @@ def _integers(path: str | Path, key: str, values: Any, count: int) -> tuple[int,
     if len(integers) != count or min(integers) < 1:
         raise CheckpointError(f"{path}: its config has no usable {key}, but {values!r}")
     return integers
+
+
+def as_shaped(state: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with linear layers in place of 1×1 convolutions, or the reverse, where ``like`` has."""
+    return {
+        name: w.view(like[name].shape)
+        if name in like and w.shape[:2] == like[name].shape[:2] and w.numel() == like[name].numel()
+        else w
+        for name, w in state.items()
+    }

@@ -204,3 +204,13 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
+
+
+def check_graphormer(hid: int, heads: int, layers: int, virtual_edges: int) -> None:
+    """Raise a :class:`ValueError` for sizes that no encoder has."""
+    if heads < 1 or hid % heads:
+        raise ValueError(f"heads={heads}: hid={hid} is not divisible by it")
+    if layers < 1:
+        raise ValueError(f"layers={layers}: the transformer has one at least")
+    if not 1 <= virtual_edges <= MAX_VIRTUAL_EDGES:
+        raise ValueError(f"virtual_edges={virtual_edges}: from 1 to {MAX_VIRTUAL_EDGES}")

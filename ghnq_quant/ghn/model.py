@@ -9,25 +9,31 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from ghnq_quant.capture import PRIMITIVES, ArchGraph, GraphRules
 from ghnq_quant.errors import CheckpointError
 from ghnq_quant.ghn.checkpoints import (
     DEFAULT_CHECKPOINT,
+    WEIGHTS_FILE,
     PpudaCheckpoint,
+    as_shaped,
     bundled_checkpoint,
+    check_counts,
+    check_flags,
     check_folder,
+    check_shapes,
+    may_be_repository,
     read_ppuda,
+    shapes_in,
 )
 from ghnq_quant.ghn.decoders import ConvDecoder
 from ghnq_quant.ghn.decoding import Decoders
 from ghnq_quant.ghn.encoders import CONVENTIONS, Encoder, make_encoder
 from ghnq_quant.ghn.features import ShapeEncoder
 from ghnq_quant.ghn.ghn3_checkpoints import download_public_file, find_public_file, read_public
-from ghnq_quant.ghn.graphormer import MAX_VIRTUAL_EDGES
+from ghnq_quant.ghn.graphormer import check_graphormer
 from ghnq_quant.ghn.grid import KernelCut, Shape4d
 from ghnq_quant.ghn.initialization import (
     initialize_channels,
@@ -109,8 +115,12 @@ class GHN(
         conventions = CONVENTIONS[encoder]
         if virtual_edges is None:
             virtual_edges = conventions.virtual_edges
+        check_counts(
+            max_shape=max_shape, num_classes=num_classes, hid=hid, virtual_edges=virtual_edges
+        )
+        check_flags(precision_embedding=precision_embedding, new_batch_norms=new_batch_norms)
         if encoder == "graphormer":
-            _check_graphormer(hid, heads, layers, virtual_edges)
+            check_graphormer(hid, heads, layers, virtual_edges)
         self.encoder: Encoder = encoder
         self.heads, self.layers = heads, layers
         self.max_shape: Shape4d = (max_shape[0], max_shape[1], max_shape[2], max_shape[3])
@@ -271,8 +281,10 @@ class GHN(
             >>> ghn = GHN.from_ppuda("ghn2_cifar10.pt")  # doctest: +SKIP
         """
         checkpoint: PpudaCheckpoint = read_ppuda(path)
-        ghn = cls(**checkpoint.sizes, virtual_edges=virtual_edges, kernel_cut="corner")
+        settings = {**checkpoint.sizes, "virtual_edges": virtual_edges, "kernel_cut": "corner"}
         try:
+            check_shapes(cls, settings, {k: v.shape for k, v in checkpoint.state_dict.items()})
+            ghn = cls(**settings)
             ghn.load_state_dict(checkpoint.state_dict)
         except RuntimeError as error:
             raise CheckpointError(f"{path}: not the parameters of a GHN-2: {error}") from error
@@ -301,7 +313,7 @@ class GHN(
         try:
             with torch.device("meta"):  # no initialization of what is replaced
                 ghn = cls(**checkpoint.settings)
-            ghn.load_state_dict(_as_shaped(checkpoint.state_dict, ghn.state_dict()), assign=True)
+            ghn.load_state_dict(as_shaped(checkpoint.state_dict, ghn.state_dict()), assign=True)
         except (RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: not the parameters of a GHN-3 or GHN-2: {error}"
@@ -340,17 +352,19 @@ class GHN(
         if Path(name_or_path).is_file() or str(name_or_path).endswith(".pt"):
             return cls.from_ghn3(name_or_path)
         source = bundled_checkpoint(str(name_or_path)) or name_or_path
-        if Path(source).is_dir():
-            check_folder(Path(source))
         try:
+            if Path(source).is_dir():
+                check_folder(Path(source))
+            elif not may_be_repository(name_or_path):
+                raise FileNotFoundError("no such folder")
             ghn: GHN = super().from_pretrained(str(source), **kwargs)
+        except CheckpointError:
+            raise
         except Exception as error:
-            is_path = isinstance(error, HFValidationError)  # so it can't be on the Hub
-            reason = "no such folder" if is_path else f"{type(error).__name__}: {error}"
             raise CheckpointError(
-                f"cannot load the checkpoint {str(name_or_path)!r}: {reason}. Give a folder with "
-                "config.json and model.safetensors, a checkpoint that the package ships, or a "
-                "repository of the Hugging Face Hub"
+                f"cannot load the checkpoint {str(name_or_path)!r}: {type(error).__name__}: "
+                f"{error}. Give a folder with config.json and model.safetensors, a checkpoint that "
+                "the package ships, or a repository of the Hugging Face Hub, OWNER/NAME"
             ) from error
         return ghn.eval()
 
@@ -360,40 +374,23 @@ class GHN(
         (save_directory / "config.json").write_text(config)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> GHN:
-        """The mixin's own loading, always strict, and silent where it loads a folder.
+    def _from_pretrained(
+        cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **kwargs: Any
+    ) -> GHN:
+        """In place of the mixin's own: always strict, and silent where it loads a folder.
 
-        ``kwargs`` holds the checkpoint's settings.
+        ``kwargs`` holds the checkpoint's settings, and where on the Hub to look.
         """
-        kwargs["strict"] = True
         kwargs.setdefault("kernel_cut", "corner")  # releases before the setting knew no other way
+        settings = {k: v for k, v in kwargs.items() if k in inspect.signature(cls).parameters}
+        file = Path(model_id) / WEIGHTS_FILE
         if not Path(model_id).is_dir():
-            ghn: GHN = super()._from_pretrained(model_id=model_id, **kwargs)
-            return ghn
-        sizes = {k: v for k, v in kwargs.items() if k in inspect.signature(cls).parameters}
-        file = str(Path(model_id) / "model.safetensors")
-        return cls._load_as_safetensor(cls(**sizes), file, kwargs.get("map_location", "cpu"), True)
+            where = {k: v for k, v in kwargs.items() if k not in settings}
+            file = Path(hf_hub_download(model_id, WEIGHTS_FILE, **where))
+        check_shapes(cls, settings, shapes_in(file))
+        return cls._load_as_safetensor(cls(**settings), str(file), map_location, True)
 
 
 @once_per_graph
 def _primitive_rows(graph: ArchGraph) -> Tensor:
     return torch.tensor([_PRIMITIVE_ROW[node.primitive] for node in graph.nodes])
-
-
-def _as_shaped(state: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same with linear layers in place of 1×1 convolutions, or the reverse, where ``like`` has."""
-    return {
-        name: w.view(like[name].shape)
-        if name in like and w.shape[:2] == like[name].shape[:2] and w.numel() == like[name].numel()
-        else w
-        for name, w in state.items()
-    }
-
-
-def _check_graphormer(hid: int, heads: int, layers: int, virtual_edges: int) -> None:
-    if heads < 1 or hid % heads:
-        raise ValueError(f"heads={heads}: hid={hid} is not divisible by it")
-    if layers < 1:
-        raise ValueError(f"layers={layers}: the transformer has one at least")
-    if not 1 <= virtual_edges <= MAX_VIRTUAL_EDGES:
-        raise ValueError(f"virtual_edges={virtual_edges}: from 1 to {MAX_VIRTUAL_EDGES}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any, TypeVar
 
 from torch import fx, nn
 
 from ghnq_quant.capture import QuantPlan
-from ghnq_quant.errors import CaptureError, GhnqWarning
+from ghnq_quant.errors import CaptureError, warn
 from ghnq_quant.quantization.batch_norm import has_running_statistics
 from ghnq_quant.quantization.graph_rewrite import adopt
 from ghnq_quant.quantization.graph_state import graph_from_state, graph_state
@@ -103,12 +102,10 @@ class QuantModel(fx.GraphModule):
         ]
         if missing:
             self._warned = True
-            warnings.warn(
+            warn(
                 f"eval mode without running statistics ({missing[0]!r} and {len(missing) - 1} "
                 "more): the batch's own are used until some exist; train, or call "
-                "ghnq_quant.calibrate",
-                GhnqWarning,
-                stacklevel=5,
+                "ghnq_quant.calibrate"
             )
 
     def _attributes(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 from ghnq_pt2e.model import DROPOUTS, Pt2eModel
 from ghnq_pt2e.quantizer import OUTPUT, WEIGHT, Marker, PlanQuantizer, owner
 from ghnq_quant.capture import Capture
-from ghnq_quant.errors import BackendError, CaptureError, GhnqWarning
+from ghnq_quant.errors import BackendError, CaptureError, warn
 from ghnq_quant.quantization.graph_rewrite import (
     QUANTIZERS,
     quantizer_key,
@@ -33,7 +33,7 @@ class Pt2eBackend:
         if example_input is None:
             raise BackendError(
                 "backend 'pt2e' exports the model, which fixes the images' size: give "
-                "example_input=, a tensor (N, C, H, W) of that size"
+                "example_input=, a tensor (N, C, H, W) of that size (--image-size of ghnq init)"
             )
         plan = captured.quant_plan
         markers: dict[str, nn.Module] = {
@@ -103,11 +103,9 @@ def _check(prepared: fx.GraphModule, modules: nn.Module) -> None:
     norms = {n: m for n, m in modules.named_modules() if isinstance(m, nn.BatchNorm2d)}
     other = [name for name, norm in norms.items() if norm.eps != 1e-5]
     if other:
-        warnings.warn(
+        warn(
             f"{len(other)} batch norms ({other[0]!r} with eps={norms[other[0]].eps}) have another "
-            "eps than 1e-5: training and eval use it, but torchao's convert_pt2e folds with 1e-5",
-            GhnqWarning,
-            stacklevel=5,
+            "eps than 1e-5: training and eval use it, but torchao's convert_pt2e folds with 1e-5"
         )
 
 

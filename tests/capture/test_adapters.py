@@ -129,6 +129,8 @@ def test_what_is_not_supported_can_be_left_float() -> None:
         quantized = init_quantized(model, skip="unsupported")
     assert len(warned) == 1
     assert quantized.skipped == ("1.0", "1.1.1")
+    with pytest.warns(GhnqWarning, match="2 modules stay float"):
+        assert quantize(model, skip="unsupported").skipped == quantized.skipped
     assert type(quantized.get_submodule("1.0.conv")) is nn.Conv2d
     assert [unit.name for unit in quantized.plan.units] == ["0", "1.1.0", "2"]
     state, own = quantized.state_dict(), model.state_dict()

@@ -83,8 +83,10 @@ def report(
 
     With their tables and plots, and no reference to another file.
     """
+    from ghnq_quant.files import check_output
     from ghnq_quant.research.report.page import write_report
 
+    check_output(output)
     page = write_report(runs, output)
     Console().print(f"Saved to {page}", markup=False, highlight=False, soft_wrap=True)
 

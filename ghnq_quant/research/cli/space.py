@@ -30,6 +30,7 @@ def space_stats(
 
     Of parameters, MACs, depth, nodes and operations.
     """
+    from ghnq_quant.files import check_output_folder, replacing
     from ghnq_quant.research.networks import (
         SPLITS,
         plot_statistics,
@@ -37,13 +38,14 @@ def space_stats(
         statistics_table,
     )
 
+    check_output_folder(output)
     statistics = []
     for name in track(SPLITS, "Splits"):
         statistics += space_statistics(name, num)
     console = Console()
     console.print(statistics_table(statistics))
-    output.mkdir(parents=True, exist_ok=True)
-    plot_statistics(statistics, output / "statistics.png")
+    with replacing(output / "statistics.png") as temporary:
+        plot_statistics(statistics, temporary)
     console.print(f"Saved to {output / 'statistics.png'}", markup=False, highlight=False)
 
 
@@ -56,15 +58,17 @@ def space_show(
     ] = None,
 ) -> None:
     """Print one network's description and draw its graph."""
+    from ghnq_quant.files import check_output, replacing
     from ghnq_quant.research.networks import ConvNets250K, draw_network
 
+    picture = output if output is not None else Path(f"{split}-{index}.png")
+    check_output(picture, (".png", ".pdf", ".svg"))
     networks = ConvNets250K(split)
     if index >= len(networks):
         raise GhnqError(f"split {split} has networks 0 to {len(networks) - 1}, not {index}")
     network = networks[index]
-    picture = output if output is not None else Path(f"{split}-{index}.png")
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    draw_network(network, picture)
+    with replacing(picture) as temporary:
+        draw_network(network, temporary)
     console = Console()
     console.print_json(network.description.to_json())
     console.print(f"Saved to {picture}", markup=False, highlight=False)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ghnq_quant.files import replacing
+from ghnq_quant.quantization import load_backend
 from ghnq_quant.research.coverage.stages import Measurement, ModelCoverage
 from ghnq_quant.research.coverage.table import coverage_page
 from ghnq_quant.research.coverage.zoo import Model
+from ghnq_quant.research.runs.identity import IDENTITY
 from ghnq_quant.research.runs.journal import Journal
+from ghnq_quant.research.runs.lock import locked
 from ghnq_quant.research.runs.processes import Limits, in_limited_processes
 from ghnq_quant.research.runs.progress import Progress
+from ghnq_quant.research.runs.provenance import versions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,25 +56,29 @@ def measure_coverage(
         what came of all models that the folder knows.
 
     Raises:
-        GhnqError: the folder's file is damaged.
+        GhnqError: the folder's file is damaged, or of another measurement, or of other versions of
+            the packages; or there is no such backend.
     """
     measurement = measurement or Measurement()
-    journal = Journal(Path(output) / MODELS_FILE, None, ModelCoverage)
-    known = journal.resume()
-    missing = [m for m in models if m not in known or (again and known[m].failed)]
+    load_backend(measurement.backend)  # else every model would fail, and count as measured
+    identity = {**asdict(measurement), "seconds": seconds, "versions": versions()}
+    journal = Journal(Path(output) / MODELS_FILE, {IDENTITY: identity}, ModelCoverage)
     limits = Limits(measurement.memory, seconds, _packages())
-    done = len(models) - len(missing)
-    with Progress(len(models), console, unit="model", done=done) as progress:
-        for outcome in in_limited_processes(measurement, missing, workers, limits):
-            result = outcome.result or ModelCoverage(*outcome.task)
-            if outcome.failure is not None:
-                result.failed, result.reason = result.failed or "create", outcome.failure
-            known[result.key] = result
-            journal.append(result)
-            progress.advance(1)
-    results = list(known.values())
-    with replacing(Path(output) / PAGE_FILE) as temporary:
-        temporary.write_text(coverage_page(results, measurement, command), "utf-8")
+    with locked(output):
+        known = journal.resume()
+        missing = [m for m in models if m not in known or (again and known[m].failed)]
+        done = len(models) - len(missing)
+        with Progress(len(models), console, unit="model", done=done) as progress:
+            for outcome in in_limited_processes(measurement, missing, workers, limits):
+                result = outcome.result or ModelCoverage(*outcome.task)
+                if outcome.failure is not None:
+                    result.failed, result.reason = result.failed or "create", outcome.failure
+                known[result.key] = result
+                journal.append(result)
+                progress.advance(1)
+        results = list(known.values())
+        with replacing(Path(output) / PAGE_FILE) as temporary:
+            temporary.write_text(coverage_page(results, measurement, command), "utf-8")
     return results
 
 

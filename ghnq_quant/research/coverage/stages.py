@@ -209,7 +209,9 @@ class _StageRunner:
         scheme = QuantScheme(*self.settings.bits)
         backend = load_backend(self.settings.backend)
         values = first_convolutions(self.captured, self.new_values, share=1.0)
-        self.quantized: QuantModel = emit(with_values(self.captured, values), scheme, backend)
+        images = self._images().to("meta" if self.found.meta else "cpu")
+        started = with_values(self.captured, values)
+        self.quantized: QuantModel = emit(started, scheme, backend, images)
         del self.model, self.captured, self.new_values
         gc.collect()
 

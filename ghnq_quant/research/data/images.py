@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ghnq_quant.errors import DataError
+from ghnq_quant.research.data.decoding import decode_folder
 from ghnq_quant.research.runs.seeds import HELD_OUT_SEED
 
-_IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
 _NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 _CIFAR10_FOLDER = "cifar-10-batches-py"
 
@@ -257,8 +253,8 @@ def _load_folder(path: Path, name: str) -> ImageSet:
             f"{train_folder} and {test_folder} hold different classes: {_shortened(different)} "
             "only in one of them"
         )
-    train = _decode_folder(train_folder, classes)
-    return _image_set(name, classes, train, _decode_folder(test_folder, classes), str(path))
+    train = decode_folder(train_folder, classes)
+    return _image_set(name, classes, train, decode_folder(test_folder, classes), str(path))
 
 
 # Reading and checking
@@ -275,10 +271,12 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                     f"{path} lacks {', '.join(missing)}; it holds {_shortened(archive.files)}"
                 )
             return {key: np.asarray(archive[key]) for key in _NPZ_KEYS}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DataError:
+        raise
+    except Exception as error:  # what is raised depends on the damage; MemoryError too
         raise DataError(
-            f"{path} cannot be read as an .npz of plain arrays ({error}): save it again with "
-            "numpy.savez, without Python objects"
+            f"{path} cannot be read as an .npz of plain arrays ({type(error).__name__}: {error}): "
+            "save it again with numpy.savez, without Python objects or a password"
         ) from error
 
 
@@ -305,45 +303,6 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     if not names:
         raise DataError(f"{folder} is empty: it needs one folder of images for each class")
     return names
-
-
-def _decode_folder(folder: Path, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """All images, N × 3 × H × W, and labels of ``folder/CLASS/*``."""
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(f for f in (folder / name).iterdir() if f.suffix.lower() in _IMAGE_SUFFIXES)
-        if not found:
-            raise DataError(f"{folder / name} holds no image: add some or remove the folder")
-        files += found
-        labels += [label] * len(found)
-    first = _decode(files[0])
-    images = np.empty((len(files), *first.shape), np.uint8)
-
-    def decode_into_place(index: int) -> None:
-        image = _decode(files[index])
-        if image.shape != first.shape:
-            raise DataError(
-                f"{files[index]} has {image.shape[1]}×{image.shape[0]} pixels, {files[0]} has "
-                f"{first.shape[1]}×{first.shape[0]}: bring all images to one size"
-            )
-        images[index] = image
-
-    # Pillow decodes outside of Python's global lock, so threads use all cores.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(decode_into_place, range(len(files)), chunksize=64):
-            pass
-    return images.transpose(0, 3, 1, 2), np.asarray(labels)
-
-
-def _decode(file: Path) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            return np.asarray(image.convert("RGB"))
-    except Exception as error:  # what a damaged file raises depends on its format
-        raise DataError(f"{file} cannot be read as an image: {error}") from error
 
 
 def _image_set(

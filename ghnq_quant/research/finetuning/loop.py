@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,29 @@ from torch import Tensor, nn
 from ghnq_quant.errors import DataError, GhnqError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.research.data.batches import Augmentation, balanced_batch, shrink, training_batch
-from ghnq_quant.research.data.images import ImageSet, hold_out
+from ghnq_quant.research.data.images import Images, ImageSet, hold_out
 from ghnq_quant.research.finetuning.kernel_cache import keep_many_kernels
 from ghnq_quant.research.finetuning.order import TrainingNetworks, precision_index
-from ghnq_quant.research.finetuning.processes import Group, StopRequest, joined_group
+from ghnq_quant.research.finetuning.processes import (
+    Group,
+    StopRequest,
+    average_gradients,
+    joined_group,
+)
 from ghnq_quant.research.finetuning.progress import TrainingProgress
 from ghnq_quant.research.finetuning.run_folder import Counters, RunFolder
 from ghnq_quant.research.finetuning.settings import FinetuneSettings
 from ghnq_quant.research.finetuning.state import TrainingState
 from ghnq_quant.research.finetuning.step import StepResult, backward_meta_batch
 from ghnq_quant.research.finetuning.validation import validate, validation_networks
-from ghnq_quant.research.networks import SampledNetwork
+from ghnq_quant.research.networks import SCHEMA, SIDE, SampledNetwork
+from ghnq_quant.research.runs.identity import (
+    IDENTITY,
+    digest_of_hypernetwork,
+    digest_of_images,
+    digest_of_tensors,
+)
+from ghnq_quant.research.runs.lock import locked
 
 #: A run ends with a message when as many steps in a row gave no usable gradient.
 MAX_SKIPPED_IN_A_ROW = 25
@@ -81,14 +94,24 @@ def finetune(
             f"{data.name} has {len(data.train.classes)} classes, the hypernetwork "
             f"{state.ghn.num_classes}: finetune it on a data set with as many, or start from scratch"
         )
+    _check_images(data.train)
     keep_many_kernels()
     folder = RunFolder(output)
     with joined_group() as group:
-        exists = folder.state_file.exists()
+        goes_on = folder.begin(resume)
         group.wait()
-        if exists and not resume:
-            raise GhnqError(f"{output} already holds a run: resume it, or choose another folder")
-        return _Training(state, data, settings, folder, group, resume, bf16).run(show_progress)
+        with locked(output) if group.is_main else nullcontext():
+            training = _Training(state, data, settings, folder, group, goes_on, bf16)
+            return training.run(show_progress)
+
+
+def _check_images(images: Images) -> None:
+    height, width = images.images.shape[2:]
+    if (height, width) != (SIDE, SIDE):
+        raise DataError(
+            f"the images have {height}×{width} pixels; the networks of ConvNets-250K are made for "
+            f"{SIDE}×{SIDE}: bring them to that size"
+        )
 
 
 @dataclass
@@ -129,6 +152,12 @@ class _Training:
             "data": data.name,
             "processes": group.size,
             "bf16": bf16,
+            IDENTITY: {
+                "images": digest_of_images(data.train),
+                "start": digest_of_tensors(start.tensors()),
+                "start_ghn": digest_of_hypernetwork(start.ghn),
+                "design_space_schema": SCHEMA,
+            },
         }
         self.counters = Counters(start.step, start.seconds, start.step, start.seconds)
         if resume:
@@ -158,7 +187,8 @@ class _Training:
             ) as progress,
             StopRequest() as stop,
         ):
-            if counters.best_step < 0:  # it begins
+            if not counters.has_begun:
+                self._save()  # that it can be resumed, whenever it is killed
                 self._log(since, 0.0, progress, validates=True)
             fraction = self._fraction()
             while fraction < 1.0 and not (self.stops and counters.step % settings.log_every == 0):
@@ -199,7 +229,7 @@ class _Training:
                 inner_lr=settings.inner_lr if settings.inner_steps else 0.0,
             )
         told = torch.tensor([seconds, float(stop.asked)])
-        self.counters.seconds, stops = _average_gradients(self.ghn, told, self.group)
+        self.counters.seconds, stops = average_gradients(self.ghn, told, self.group)
         self.stops = self.stops or stops > 0
         norm = float(nn.utils.clip_grad_norm_(self.ghn.parameters(), settings.clip))
         self._update(norm)
@@ -353,23 +383,6 @@ def _optimizer(ghn: GHN, settings: FinetuneSettings, start: TrainingState) -> to
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": start.moments, "param_groups": groups})
     return optimizer
-
-
-def _average_gradients(ghn: GHN, told: Tensor, group: Group) -> list[float]:
-    """Put the mean over all processes in the place of each one's gradients; the mean of ``told``.
-
-    One exchange for all of it; a meta-batch need not reach every parameter, as one without biases
-    does not.
-    """
-    parameters = list(ghn.parameters())
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    if group.size > 1:
-        flat = group.average(torch.cat([told, *(g.flatten() for g in gradients)]))
-        told, *parts = flat.split([len(told), *(p.numel() for p in parameters)])
-        gradients = [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
-    for p, gradient in zip(parameters, gradients, strict=True):
-        p.grad = gradient
-    return told.tolist()
 
 
 def _mean(values: list[float]) -> float | None:

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
+
+from ghnq_quant.errors import GhnqError
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,23 @@ def joined_group() -> Iterator[Group]:
             dist.destroy_process_group()
 
 
+def average_gradients(ghn: nn.Module, told: Tensor, group: Group) -> list[float]:
+    """Put the mean over all processes in the place of each one's gradients; the mean of ``told``.
+
+    One exchange for all of it; a meta-batch need not reach every parameter, as one without biases
+    does not.
+    """
+    parameters = list(ghn.parameters())
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    if group.size > 1:
+        flat = group.average(torch.cat([told, *(g.flatten() for g in gradients)]))
+        told, *parts = flat.split([len(told), *(p.numel() for p in parameters)])
+        gradients = [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
+    for p, gradient in zip(parameters, gradients, strict=True):
+        p.grad = gradient
+    return told.tolist()
+
+
 class StopRequest:
     """Whether the process was asked to stop (SIGTERM, or Ctrl-C once) since the block began.
 
@@ -98,7 +117,11 @@ class StopRequest:
 def start_group(count: int, work: Callable[..., None], *arguments: Any) -> None:
     """Call ``work(*arguments)`` in ``count`` new processes of one thread that form a group.
 
-    Signals to stop are passed on to them. If one fails, the others are ended and its error is raised.
+    Signals to stop are passed on to them. If one fails, the others are ended.
+
+    Raises:
+        GhnqError: what one of them raised of this kind.
+        ProcessException: one of them ended otherwise.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -117,6 +140,11 @@ def start_group(count: int, work: Callable[..., None], *arguments: Any) -> None:
     try:
         while not context.join():
             pass
+    except ProcessRaisedException as error:
+        _, mark, told = str(error).rpartition(f"\n{GhnqError.__module__}.")
+        if not mark:
+            raise
+        raise GhnqError(told.partition(": ")[2].strip()) from error
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])

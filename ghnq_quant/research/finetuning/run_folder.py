@@ -7,7 +7,6 @@ before; everything random in a run is a function of its seed and step, so the st
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,11 +14,13 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from ghnq_quant.errors import CheckpointError
-from ghnq_quant.files import replacing
+from ghnq_quant.errors import CheckpointError, GhnqError
+from ghnq_quant.files import replacing, replacing_files
 from ghnq_quant.ghn import GHN
 from ghnq_quant.research.finetuning.state import STATE_FILE, TrainingState, read_run_state
 from ghnq_quant.research.runs.history import HISTORY_FILE, append_history, truncate_history
+from ghnq_quant.research.runs.identity import check_same_run
+from ghnq_quant.research.runs.lock import LOCK_FILE
 
 
 @dataclass
@@ -44,6 +45,11 @@ class Counters:
     skipped_in_a_row: int = 0
     best_top1: float = -1.0
     best_step: int = -1
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the hypernetwork was validated as it was at the start."""
+        return self.best_step >= 0
 
 
 class RunFolder:
@@ -76,22 +82,39 @@ class RunFolder:
         """The saved state, with the history cut back to it.
 
         Raises:
-            CheckpointError: there is none, it is damaged, or it is of a run with other settings.
+            CheckpointError: it is damaged, or it is of a run with other settings.
         """
-        if not self.state_file.is_file():
-            raise CheckpointError(f"{self.path} holds no run to resume: no {self.state_file.name}")
         state, metadata = read_run_state(self.state_file)
         saved = json.loads(metadata["settings"])
-        different = [k for k in settings if saved.get(k) != settings[k]]
-        if different:
-            raise CheckpointError(
-                f"{self.state_file} is of a run with other settings: "
-                + ", ".join(f"{k}={saved.get(k)!r} (now {settings[k]!r})" for k in different)
-                + ". Resume it with the same, or start a new run in another folder"
-            )
+        # settings that are no more, or that count no more, are left out
+        saved = {k: v for k, v in saved.items() if k in settings}
+        check_same_run(saved, settings, self.state_file, CheckpointError)
         counters = Counters(**json.loads(metadata["counters"]))
-        truncate_history(self.history_file, counters.step)
+        # before its first validation a run begins anew, with the line of its first step
+        truncate_history(self.history_file, counters.step - (not counters.has_begun))
         return state, counters
+
+    def begin(self, resume: bool) -> bool:
+        """Whether there is a state to go on from; without one, an old history is removed.
+
+        A run that was killed before it saved any state begins anew.
+
+        Args:
+            resume: whether that is asked for.
+
+        Raises:
+            CheckpointError: nothing to resume.
+            GhnqError: a run that is not to be resumed.
+        """
+        exists = self.state_file.exists()
+        if exists and not resume:
+            raise GhnqError(f"{self.path} already holds a run: resume it, or choose another folder")
+        traces = self.history_file, self.path / LOCK_FILE
+        if resume and not exists and not any(file.exists() for file in traces):
+            raise CheckpointError(f"{self.path} holds no run to resume: no {self.state_file.name}")
+        if not exists:
+            self.history_file.unlink(missing_ok=True)
+        return exists
 
     def append_history(self, row: Mapping[str, float | int | None]) -> None:
         """Add one line to ``history.csv``."""
@@ -100,10 +123,8 @@ class RunFolder:
     def save_checkpoint(self, ghn: GHN, name: str) -> Path:
         """Save ``ghn`` as a checkpoint folder of that name, each file replaced as a whole."""
         target = self.path / name
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.path) as temporary:
+        with replacing_files(target) as temporary:
             ghn.save_pretrained(temporary)
-            for file in Path(temporary).iterdir():
-                file.chmod(0o644)
-                file.replace(target / file.name)
+            for file in temporary.iterdir():
+                file.chmod(0o644)  # safetensors writes for the owner alone
         return target

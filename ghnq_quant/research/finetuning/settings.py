@@ -16,6 +16,8 @@ Phases = tuple[tuple[Any, float], ...]
 #: Of the split ``train``; as many are drawn anew, each once an epoch.
 ALL_ARCHITECTURES = 250_000
 _LENGTHS = ("steps", "epochs", "minutes")
+#: Multiply-accumulates of the least limit; one network of eight is within it.
+_LEAST_MACS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,9 @@ class FinetuneSettings:
     val_images: int = 256
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not _is_finite(value):
+                raise GhnqError(f"{name}={value}: give numbers that are finite")
         lengths = [v for v in map(self.__getattribute__, _LENGTHS) if v is not None]
         if len(lengths) != 1 or lengths[0] <= 0:
             raise GhnqError(
@@ -121,6 +126,14 @@ class FinetuneSettings:
                     f"{name}={getattr(self, name)}: values follow one another up to the whole run, "
                     f"as in {example}"
                 )
+        limits = [limit for limit, _ in self.max_macs if limit is not None]
+        if limits and min(limits) < _LEAST_MACS:
+            raise GhnqError(
+                f"max_macs={self.max_macs}: there are hardly any networks below "
+                f"{_LEAST_MACS // 10**6}M multiply-accumulates"
+            )
+        if min(size for size, _ in self.image_sizes) < 1:
+            raise GhnqError(f"image_sizes={self.image_sizes}: give sizes from 1 pixel")
         if not 0 <= self.average < 1:
             raise GhnqError(f"average={self.average} must be in [0, 1); 0 for no average")
 
@@ -197,6 +210,12 @@ class FinetuneSettings:
 
 def _value_at(phases: Phases, progress: float) -> Any:
     return next(value for value, end in phases if progress < end or end == 1.0)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ghnq_quant.errors import CheckpointError
 from ghnq_quant.ghn import GHN
+from ghnq_quant.ghn.checkpoints import check_shapes
 
 #: New hypernetworks by the name that a run gives them: GHN-2's encoder, and a small GHN-3.
 SCRATCH: dict[str, dict[str, Any]] = {
@@ -57,11 +58,12 @@ class TrainingState:
         cls, ghn_settings: dict[str, Any], tensors: dict[str, Tensor], step: int, seconds: float
     ) -> TrainingState:
         """The reverse of :meth:`tensors`."""
-        ghn = GHN(**ghn_settings)
         parts: dict[str, dict[str, Tensor]] = {"ghn": {}, "average": {}, "optimizer": {}}
         for key, value in tensors.items():
             part, _, name = key.partition(".")
             parts[part][name] = value
+        check_shapes(GHN, ghn_settings, {k: v.shape for k, v in parts["ghn"].items()})
+        ghn = GHN(**ghn_settings)
         ghn.load_state_dict(parts["ghn"])
         state = cls(ghn, average=parts["average"], step=step, seconds=seconds)
         for key, value in parts["optimizer"].items():

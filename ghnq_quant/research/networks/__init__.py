@@ -6,6 +6,7 @@ from ghnq_quant.research.networks.drawing import draw_network
 from ghnq_quant.research.networks.graphs import canonical_hash
 from ghnq_quant.research.networks.network import ConvNet
 from ghnq_quant.research.networks.plotting import plot_statistics
+from ghnq_quant.research.networks.program import SIDE
 from ghnq_quant.research.networks.splits import SPLITS
 from ghnq_quant.research.networks.statistics import (
     NetworkStatistics,
@@ -15,6 +16,7 @@ from ghnq_quant.research.networks.statistics import (
 
 __all__ = [
     "SCHEMA",
+    "SIDE",
     "SPLITS",
     "Architecture",
     "ConvNet",

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 from ghnq_quant.capture.operations import WEIGHTED, Kind
 
+#: Of the images that the networks are made for, in pixels.
+SIDE = 32
+
 
 class Instruction(NamedTuple):
     """One operation of a network; its position in the program names its result.
@@ -123,7 +126,7 @@ class ProgramBuilder:
         self._norm = norm
         self._bias = conv_bias or not norm
         self._activation = activation
-        self.instructions = [Instruction(Kind.INPUT, (), 3, 3, 32)]
+        self.instructions = [Instruction(Kind.INPUT, (), 3, 3, SIDE)]
 
     def channels(self, x: int) -> int:
         """Channels of result ``x``."""

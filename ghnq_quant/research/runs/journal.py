@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.files import replacing
+from ghnq_quant.research.runs.identity import check_same_run
 
 
 class Result(Protocol):
@@ -40,13 +41,14 @@ class Journal(Generic[_R]):
 
     Args:
         path: of the file.
-        header: what must be the same for the run to go on; None for no such line.
+        header: what must be the same for the run to go on, see
+            :func:`ghnq_quant.research.runs.identity.check_same_run`.
         kind: of the results.
     """
 
-    def __init__(self, path: str | Path, header: Mapping[str, Any] | None, kind: type[_R]) -> None:
+    def __init__(self, path: str | Path, header: Mapping[str, Any], kind: type[_R]) -> None:
         self.path = Path(path)
-        self.header: dict[str, Any] | None = json.loads(json.dumps(header))
+        self.header: dict[str, Any] = json.loads(json.dumps(header))
         self.kind = kind
 
     def resume(self) -> dict[Hashable, _R]:
@@ -55,29 +57,17 @@ class Journal(Generic[_R]):
         Raises:
             GhnqError: the file is of a run with another header, or no such file.
         """
-        lines = _whole_lines(self.path)
-        start = [] if self.header is None else [_line(self.header)]
-        if len(lines) <= len(start):  # no result yet that other settings would spoil
+        found, lines = _parts(_whole_lines(self.path), self.path, self.kind)
+        finished = _results(lines, self.path, self.kind)
+        if lines:
+            check_same_run(found or {}, self.header, self.path)
+        else:  # no result yet that other settings would spoil
+            found = self.header
+        content = b"".join(([] if found is None else [_line(found)]) + lines)
+        if not self.path.is_file() or self.path.read_bytes() != content:
             with replacing(self.path) as temporary:
-                temporary.write_bytes(b"".join(start))
-            return {}
-        finished = _results(lines[len(start) :], self.path, self.kind)
-        if self.header is not None:
-            self._check(lines[0], self.header)
-        with self.path.open("r+b") as file:
-            file.truncate(sum(map(len, lines)))
+                temporary.write_bytes(content)
         return finished
-
-    def _check(self, line: bytes, header: Mapping[str, Any]) -> None:
-        with _damage_named(self.path):
-            found, now = _flat(json.loads(line)), _flat(header)
-        keys = [k for k in {**now, **found} if found.get(k) != now.get(k)]
-        if keys:
-            raise GhnqError(
-                f"{self.path} is of a run with other settings: "
-                + ", ".join(f"{k}={found.get(k)!r} (now {now.get(k)!r})" for k in keys)
-                + ". Give the same to go on with it, or another folder for a new one"
-            )
 
     def append(self, result: _R) -> None:
         """Add one result, after :meth:`resume`."""
@@ -87,16 +77,29 @@ class Journal(Generic[_R]):
             os.fsync(file.fileno())
 
 
-def read_journal(
-    path: str | Path, kind: type[_R], *, has_header: bool = True
-) -> dict[Hashable, _R]:
+def read_journal(path: str | Path, kind: type[_R]) -> dict[Hashable, _R]:
     """What a :class:`Journal` holds, by key; nothing where there is no such file.
 
     Raises:
         GhnqError: the file is damaged.
     """
-    lines = _whole_lines(Path(path))
-    return _results(lines[1:] if has_header else lines, Path(path), kind)
+    _, lines = _parts(_whole_lines(Path(path)), Path(path), kind)
+    return _results(lines, Path(path), kind)
+
+
+def _parts(
+    lines: list[bytes], path: Path, kind: type[Result]
+) -> tuple[dict[str, Any] | None, list[bytes]]:
+    """The header, None where earlier versions wrote none, and the lines of the results."""
+    if not lines:
+        return None, []
+    with _damage_named(path):
+        first = json.loads(lines[0])
+        try:
+            kind.from_json(first)
+        except (TypeError, KeyError):
+            return dict(first), lines[1:]
+    return None, lines
 
 
 def _whole_lines(path: Path) -> list[bytes]:
@@ -119,17 +122,6 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise GhnqError(
             f"{path} is damaged ({type(error).__name__}: {error}): delete it to start anew"
         ) from error
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names."""
-    result: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            result.update(_flat(value, f"{prefix}{key}."))
-        else:
-            result[prefix + key] = value
-    return result
 
 
 def _line(content: object) -> bytes:

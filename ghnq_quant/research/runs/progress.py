@@ -39,10 +39,10 @@ class Progress:
         self.done = self.first = done
         self.start = time.perf_counter()
         self.bar = bars.Progress(
-            bars.TextColumn("{task.fields[count]}"),
+            bars.TextColumn("{task.fields[count]}", markup=False),
             bars.BarColumn(),
             bars.TaskProgressColumn(),
-            bars.TextColumn("{task.fields[state]}"),
+            bars.TextColumn("{task.fields[state]}", markup=False),
             bars.TimeElapsedColumn(),
             bars.TextColumn("left"),
             bars.TimeRemainingColumn(elapsed_when_finished=True),

@@ -20,6 +20,7 @@ from ghnq_quant.files import read_json, save_json, save_state
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization import QuantModel
 from ghnq_quant.research.data import ImageSet, first_epoch, load_images
+from ghnq_quant.research.runs.lock import locked
 from ghnq_quant.research.runs.progress import Progress
 from ghnq_quant.research.starts.quickstart_results import QuickstartResult, QuickstartSettings
 from ghnq_quant.research.starts.small_mobilenet import SmallMobileNet
@@ -62,6 +63,7 @@ def run_quickstart(
 
     Raises:
         DataError: the images cannot be used; nothing was trained yet.
+        GhnqError: another run is writing to the folder.
 
     Example:
         >>> from ghnq_quant.research.starts.quickstart import QuickstartSettings, run_quickstart
@@ -75,18 +77,19 @@ def run_quickstart(
     start = time.perf_counter()
     accuracy: dict[str, list[list[float]]] = {name: [] for name in COMPARED}
     steps = len(COMPARED) * settings.seeds * settings.epochs * _steps(images)
-    with Progress(steps, console, unit="step", transient=True) as progress:
-        for seed, name in itertools.product(range(settings.seeds), COMPARED):
-            model = _quantized(name, settings, images, seed, ghn)
-            accuracy[name].append(
-                _train(model, settings, images, seed, partial(_tell, progress, name, seed))
-            )
-            if (name, seed) == ("GHN-Q", 0):
-                _save_model(model, settings, images, accuracy[name][0][-1], output)
-    seconds = time.perf_counter() - start
-    parts = (len(images.train), len(images.test))
-    result = QuickstartResult(settings, images.name, *parts, accuracy, seconds)
-    result.save(output)
+    with locked(output):
+        with Progress(steps, console, unit="step", transient=True) as progress:
+            for seed, name in itertools.product(range(settings.seeds), COMPARED):
+                model = _quantized(name, settings, images, seed, ghn)
+                accuracy[name].append(
+                    _train(model, settings, images, seed, partial(_tell, progress, name, seed))
+                )
+                if (name, seed) == ("GHN-Q", 0):
+                    _save_model(model, settings, images, accuracy[name][0][-1], output)
+        seconds = time.perf_counter() - start
+        parts = (len(images.train), len(images.test))
+        result = QuickstartResult(settings, images.name, *parts, accuracy, seconds)
+        result.save(output)
     if console is not None:
         console.print(result.table())
         console.print(f"Results, curves and model: {output}", markup=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from ghnq_quant.files import replacing, save_json
@@ -86,7 +87,7 @@ class QuickstartResult:
     def table(self) -> Table:
         """Accuracy after each epoch, for the terminal."""
         table = Table(
-            title=f"{self.data}: top-1 test accuracy in %, {self.settings.precision} "
+            title=f"{escape(self.data)}: top-1 test accuracy in %, {self.settings.precision} "
             f"({self.settings.backend})",
             caption=f"{self._statistic}; {self.seconds:.0f} s\n"
             f"{self.train_images:,} training and {self.test_images:,} test images\n"

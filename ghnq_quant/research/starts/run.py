@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,16 @@ from ghnq_quant.errors import DataError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization import load_backend
 from ghnq_quant.quantization.scheme import Precision, precision_name
-from ghnq_quant.research.data import ImageSet, hold_out, load_images
+from ghnq_quant.research.data import Images, ImageSet, hold_out, load_images
 from ghnq_quant.research.data.foreign import foreign
+from ghnq_quant.research.runs.identity import (
+    IDENTITY,
+    digest_of_hypernetwork,
+    digest_of_images,
+    digest_of_model,
+)
 from ghnq_quant.research.runs.journal import Journal
+from ghnq_quant.research.runs.lock import locked
 from ghnq_quant.research.runs.progress import Progress
 from ghnq_quant.research.runs.provenance import checksum, versions
 from ghnq_quant.research.runs.seeds import CHOICE_SEED
@@ -73,14 +81,38 @@ def compare_init(
     images = load_images(settings.data, name=settings.data_name, download=download)
     if settings.foreign:
         images = foreign(images)
-    _check(settings, images, hypernetwork)
+    _check_classes(settings, images, hypernetwork)
     fitted, held_out = hold_out(images.train)
     if settings.images_per_class is not None:
         fitted = fitted.sample_each_class(settings.images_per_class)
         images = ImageSet(images.name, fitted, images.test)
-    facts = _facts(settings, images, hypernetwork)
+    choice = Bench(settings, hypernetwork, fitted, held_out)
+    measured = Bench(settings, hypernetwork, images.train, images.test)
+    facts = _facts(settings, images, held_out, hypernetwork)
     journal = Journal(Path(output) / TRIALS_FILE, facts, TrialResult)
-    finished = {**known, **{r.trial: r for r in journal.resume().values()}}
+    with locked(output):
+        finished = {**known, **{r.trial: r for r in journal.resume().values()}}
+        _run_missing(choice, measured, journal, finished, workers, console)
+        comparison = Comparison(settings, {**facts, "versions": versions()}, finished)
+        save_comparison(comparison, output)
+    if console is not None:
+        for table in terminal_tables(comparison):
+            console.print(table)
+        console.print(accuracy_caption(comparison), markup=False, highlight=False)
+        console.print(f"Saved to {output}", markup=False, highlight=False, soft_wrap=True)
+    return comparison
+
+
+def _run_missing(
+    choice: Bench,
+    measured: Bench,
+    journal: Journal[TrialResult],
+    finished: dict[Trial, TrialResult],
+    workers: int,
+    console: Console | None,
+) -> None:
+    """Add to ``finished`` what it lacks: the trainings that choose the rates, then those measured."""
+    settings = measured.settings
     done = sum(trial.steps for trial in finished)
     with Progress(_total_steps(settings), console, unit="step", done=done) as progress:
 
@@ -91,19 +123,8 @@ def compare_init(
                 finished[result.trial] = result
                 progress.advance(result.trial.steps, _told(result))
 
-        run(Bench(settings, hypernetwork, fitted, held_out), choice_trials(settings))
-        run(
-            Bench(settings, hypernetwork, images.train, images.test),
-            measured_trials(settings, finished),
-        )
-    comparison = Comparison(settings, {**facts, "versions": versions()}, finished)
-    save_comparison(comparison, output)
-    if console is not None:
-        for table in terminal_tables(comparison):
-            console.print(table)
-        console.print(accuracy_caption(comparison), markup=False, highlight=False)
-        console.print(f"Saved to {output}", markup=False, highlight=False, soft_wrap=True)
-    return comparison
+        run(choice, choice_trials(settings))
+        run(measured, measured_trials(settings, finished))
 
 
 def _told(result: TrialResult) -> str:
@@ -111,8 +132,7 @@ def _told(result: TrialResult) -> str:
     return f"{trial.arch} {precision_name(trial.bits)} {trial.start}: {result.accuracy:.1f} %"
 
 
-def _check(settings: CompareSettings, images: ImageSet, ghn: GHN) -> None:
-    """Raise for what should not wait until a training meets it."""
+def _check_classes(settings: CompareSettings, images: ImageSet, ghn: GHN) -> None:
     classes = len(images.train.classes)
     as_predicted = [s for s in settings.starts if (STARTS[s].options or {}).get("as_predicted")]
     if as_predicted and classes != ghn.num_classes:
@@ -120,13 +140,17 @@ def _check(settings: CompareSettings, images: ImageSet, ghn: GHN) -> None:
             f"{images.name} has {classes} classes; the hypernetwork predicts classification layers "
             f"of {ghn.num_classes}: leave out the start {as_predicted[0]!r}"
         )
-    for arch in settings.archs:
-        create_network(arch, classes)
 
 
-def _facts(settings: CompareSettings, images: ImageSet, ghn: GHN) -> dict[str, Any]:
-    """How the numbers come about; what must be the same for a run to go on."""
-    train = images.train
+def _facts(
+    settings: CompareSettings, images: ImageSet, held_out: Images, ghn: GHN
+) -> dict[str, Any]:
+    """How the numbers come about; what must be the same for a run to go on.
+
+    Raises:
+        GhnqError: a network that does not exist, before any is trained.
+    """
+    train, classes = images.train, len(images.train.classes)
     return {
         "command": settings.command(),
         "settings": settings.to_json(),
@@ -139,6 +163,16 @@ def _facts(settings: CompareSettings, images: ImageSet, ghn: GHN) -> dict[str, A
         "ghn": {
             "sha256": checksum(t for _, t in sorted(ghn.state_dict().items())),
             "provenance": ghn.provenance,
+        },
+        IDENTITY: {
+            "train": digest_of_images(train),
+            "held_out": digest_of_images(held_out),
+            "test": digest_of_images(images.test),
+            "ghn": digest_of_hypernetwork(ghn),
+            "networks": {
+                arch: digest_of_model(partial(create_network, arch, classes))
+                for arch in settings.archs
+            },
         },
     }
 

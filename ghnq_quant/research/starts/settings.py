@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -61,6 +62,8 @@ class CompareSettings:
             raise GhnqError(f"steps={self.steps}: give rising numbers from 1 up")
         if self.lr_steps < 1 or self.seeds < 1:
             raise GhnqError("a comparison takes at least one step and one seed")
+        if not all(math.isfinite(lr) and lr > 0 for lr in self.lrs):
+            raise GhnqError(f"learning rates {self.lrs}: give finite numbers above 0")
         if self.stem_bits is not None:
             check_bits(self.stem_bits, "stem_bits")
 

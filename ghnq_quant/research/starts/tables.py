@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from rich.markup import escape
+
 from ghnq_quant.quantization.scheme import Precision, precision_name
 from ghnq_quant.research.starts.record import BASELINE, Comparison
 from ghnq_quant.research.starts.starts import STARTS
@@ -92,7 +94,7 @@ def terminal_tables(comparison: Comparison) -> list[Table]:
     tables = []
     for arch, bits in comparison.cases():
         case = [arch, precision_name(bits)]
-        table = Table(title=", ".join(case))
+        table = Table(title=escape(", ".join(case)))
         _fill(table, titles[2:], [row[2:] for row in rows if row[:2] == case])
         tables.append(table)
     titles, rows = ratio_rows(comparison)
@@ -110,7 +112,7 @@ def _fill(table: Table, titles: Sequence[str], rows: Sequence[Sequence[str]]) ->
         justify: Literal["left", "right"] = "left" if title in _CASE_TITLES else "right"
         table.add_column(title.removesuffix(" steps"), justify=justify)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
 
 
 def markdown_page(comparison: Comparison) -> str:

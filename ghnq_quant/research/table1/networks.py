@@ -82,11 +82,15 @@ class Evaluator:
         ghn, images = self.ghn.to(self.device), self.images.to(self.device)
         return replace(self, ghn=ghn, images=images)
 
+    def network(self, place: Place) -> nn.Module:
+        """The network of one place."""
+        return open_network(self.settings, place, self.images)
+
     def measure(self, place: Place, on_batch: Callable[[], None] = lambda: None) -> NetworkResult:
         """Measure the network of one place."""
         group, index = place
         return measure_network(
-            open_network(self.settings, place, self.images),
+            self.network(place),
             self.ghn,
             self.images,
             self.settings.precisions,

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ghnq_quant.errors import DataError, GhnqError
 from ghnq_quant.files import read_state
 from ghnq_quant.ghn import GHN
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
 from ghnq_quant.research.data import Images, ImageSet, load_images
-from ghnq_quant.research.networks import SCHEMA
+from ghnq_quant.research.networks import SCHEMA, SIDE
+from ghnq_quant.research.runs.identity import (
+    IDENTITY,
+    digest_of_hypernetwork,
+    digest_of_images,
+    digest_of_model,
+    digest_of_tensors,
+)
 from ghnq_quant.research.runs.journal import Journal
+from ghnq_quant.research.runs.lock import locked
 from ghnq_quant.research.runs.processes import in_processes, one_thread
 from ghnq_quant.research.runs.progress import Progress
 from ghnq_quant.research.runs.provenance import checksum, versions
@@ -33,8 +44,8 @@ from ghnq_quant.research.table1.tables import caption, terminal_tables, write_ta
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Side of the images and number of classes of ConvNets-250K's networks.
-_SIDE, _CLASSES = 32, 10
+#: That ConvNets-250K's networks tell apart.
+_CLASSES = 10
 
 
 def evaluate(
@@ -109,25 +120,27 @@ def evaluate(
     )
     if workers < 1:
         raise GhnqError(f"--workers {workers}: at least one process is needed")
+    _check_device(device)
     places = network_places(settings)
     hypernetwork = ghn if isinstance(ghn, GHN) else GHN.from_pretrained(ghn)
     state = None if trained is None else read_state(trained)[0]
     image_set = load_images(data, name=data_name, download=download)
     _check_images(image_set.test, hypernetwork, settings)
-    identity = _identity(settings, hypernetwork, image_set)
     evaluator = Evaluator(settings, hypernetwork, image_set.test, state, device)
-    journal = Journal(Path(output) / NETWORKS_FILE, identity, NetworkResult)
-    finished = _measure_missing(evaluator, places, journal, workers, console)
-    facts = {
-        "command": settings.command(),
-        **identity,
-        "device": device,
-        "seconds": round(sum(network.seconds for network in finished), 1),
-        "versions": versions(),
-    }
-    evaluation = Evaluation(facts, finished)
-    evaluation.save(output)
-    write_tables(evaluation, output)
+    facts = _facts(evaluator, image_set)
+    journal = Journal(Path(output) / NETWORKS_FILE, facts, NetworkResult)
+    with locked(output):
+        finished = _measure_missing(evaluator, places, journal, workers, console)
+        record = {
+            "command": settings.command(),
+            **facts,
+            "device": device,
+            "seconds": round(sum(network.seconds for network in finished), 1),
+            "versions": versions(),
+        }
+        evaluation = Evaluation(record, finished)
+        evaluation.save(output)
+        write_tables(evaluation, output)
     if console is not None:
         for table in terminal_tables(evaluation):
             console.print(table)
@@ -190,16 +203,23 @@ def _check_images(images: Images, ghn: GHN, settings: EvaluationSettings) -> Non
             f"{settings.data} has {len(images)} test images; a batch takes {BATCH_SIZE}"
         )
     height, width = images.images.shape[2:]
-    if settings.splits and (classes, height, width) != (_CLASSES, _SIDE, _SIDE):
+    if settings.splits and (classes, height, width) != (_CLASSES, SIDE, SIDE):
         raise DataError(
             f"{settings.data} has {classes} classes and images of {height}×{width} pixels; the "
-            f"networks of ConvNets-250K are made for {_CLASSES} classes and {_SIDE}×{_SIDE} pixels"
+            f"networks of ConvNets-250K are made for {_CLASSES} classes and {SIDE}×{SIDE} pixels"
         )
 
 
-def _identity(settings: EvaluationSettings, ghn: GHN, image_set: ImageSet) -> dict[str, Any]:
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # that of a build without such devices
+        raise GhnqError(f"--device {device}: torch has none of that name here: {error}") from error
+
+
+def _facts(evaluator: Evaluator, image_set: ImageSet) -> dict[str, Any]:
     """What two runs must share for their numbers to be the same."""
-    test = image_set.test
+    settings, ghn, test = evaluator.settings, evaluator.ghn, image_set.test
     return {
         "settings": settings.to_json(),
         "data": {
@@ -216,4 +236,14 @@ def _identity(settings: EvaluationSettings, ghn: GHN, image_set: ImageSet) -> di
             "provenance": ghn.provenance,
         },
         "design_space_schema": SCHEMA,
+        IDENTITY: {
+            "test": digest_of_images(test),
+            "ghn": digest_of_hypernetwork(ghn),
+            "models": {
+                name: digest_of_model(partial(evaluator.network, (name, 0)))
+                for name in settings.models
+            },
+            "trained": None if evaluator.trained is None else digest_of_tensors(evaluator.trained),
+            "device": torch.device(evaluator.device).type,
+        },
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.markup import escape
 
 from ghnq_quant.files import replacing
 from ghnq_quant.research.table1.evaluation import Evaluation
@@ -153,9 +154,9 @@ def terminal_tables(evaluation: Evaluation) -> list[Table]:
         table = Table(title=f"{title} by bitwidth", title_justify="left")
         head, *rows = _lines(evaluation, metric, "{kind}\n{title}")
         for column in head:
-            table.add_column(column, justify="right" if column else "left")
+            table.add_column(escape(column), justify="right" if column else "left")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         tables.append(table)
     return tables
 

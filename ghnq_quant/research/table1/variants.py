@@ -57,7 +57,7 @@ def predicted_variants(
     result = []
     for group in groups:
         (values,) = predict_captured([captured], ghn, group[0])
-        warn_of_kept(captured, values, stacklevel=2)
+        warn_of_kept(captured, values)
         old = captured.root.parameters()
         replaced = {id(p): v for p, v in zip(old, values, strict=True) if v is not None}
         result.append(_variants(_with_parameters(captured, replaced), batch, group))

@@ -84,8 +84,28 @@ def test_a_measurement_goes_on_where_it_stopped(tmp_path: Path) -> None:
     page = (tmp_path / "coverage.md").read_text("utf-8")
     assert "**timm: 1 of 2 models pass (50.0 %)**" in page
     assert "no_such_model" in page
-    written = read_journal(tmp_path / "coverage.jsonl", ModelCoverage, has_header=False)
+    written = read_journal(tmp_path / "coverage.jsonl", ModelCoverage)
     assert written == {models[0]: first, models[1]: second}
+
+
+def test_another_measurement_needs_another_folder(tmp_path: Path) -> None:
+    models = zoo_models("timm", "test_resnet")
+    with pytest.raises(GhnqError, match="unknown backend 'junk'"):
+        measure_coverage(models, tmp_path, Measurement(backend="junk"))
+    assert list(tmp_path.iterdir()) == []
+    measure_coverage(models, tmp_path, Measurement(backend="reference"))
+    page = (tmp_path / "coverage.md").read_text("utf-8")
+    for other in (Measurement(bits=(8, 8), backend="reference"), Measurement()):
+        with pytest.raises(GhnqError, match=r"identity\.(bits|backend)="):
+            measure_coverage(models, tmp_path, other)
+    assert (tmp_path / "coverage.md").read_text("utf-8") == page
+
+
+def test_an_exported_model_gets_images_of_its_size() -> None:
+    pytest.importorskip("torchao")
+    (model,) = zoo_models("timm", "test_resnet")
+    *_, found = Measurement(backend="pt2e").results(model)
+    assert (found.failed, found.reason) == (None, "")
 
 
 def test_a_model_beyond_the_limit_of_memory_is_told(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Image sets and their batches: what loads, what is refused, and what a batch depends on."""
+"""Image sets: what loads and what is refused."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import hashlib
 import io
 import pickle
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from ghnq_quant import DataError
 from ghnq_quant.research.data import (
-    Augmentation,
-    Images,
-    evaluation_batches,
     load_images,
-    training_batch,
 )
 
 ARCHIVE = Path(__file__).parents[4] / "shared" / "data" / "cifar10-jpeg.tar.xz"
@@ -57,15 +53,6 @@ def folder(root: Path, classes: tuple[str, ...] = ("ant", "bee"), test: str = "t
                 Image.fromarray(pixels).save(root / part / name / f"{index}.png")
                 number += 1
     return root
-
-
-def numbered(count: int, size: int = 8) -> Images:
-    """Images whose label is their index and whose pixels all differ from zero."""
-    pixels = torch.arange(count * 3 * size * size).remainder(255).add(1).to(torch.uint8)
-    zero, one = torch.zeros(3), torch.full((3,), 1 / 255)
-    shape = (count, 3, size, size)
-    names = tuple(map(str, range(count)))
-    return Images(pixels.view(shape), torch.arange(count), names, zero, one)
 
 
 # What loads
@@ -251,6 +238,70 @@ def test_unreadable_image_is_named(tmp_path):
         load_images(tmp_path)
 
 
+def one_image(root: Path, image: Image.Image, name: str = "0.png") -> Path:
+    """:func:`folder` with another first image."""
+    (folder(root) / "train" / "ant" / "0.png").unlink()
+    image.save(root / "train" / "ant" / name)
+    return root
+
+
+def test_image_of_16_bits_keeps_its_high_bytes(tmp_path):
+    grey = np.arange(30, dtype=np.uint16).reshape(6, 5) * 2184  # 0 to 63336
+    data = one_image(tmp_path, Image.fromarray(grey))
+    wanted = np.broadcast_to((grey // 256).astype(np.uint8), (3, 6, 5))
+    assert np.array_equal(load_images(data).train.images[0], wanted)
+
+
+def test_opaque_alpha_is_dropped(tmp_path):
+    pixels = np.full((6, 5, 4), 255, np.uint8)
+    pixels[..., 1] = 7
+    data = one_image(tmp_path, Image.fromarray(pixels))
+    assert load_images(data).train.images[0, :, 0, 0].tolist() == [255, 7, 255]
+
+
+def transparent_palette() -> Image.Image:
+    image = Image.new("P", (5, 6))
+    image.info["transparency"] = 0
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "name", "message"),
+    [
+        (Image.new("F", (5, 6), 0.5), "0.tiff", "pixels of the kind 'F'"),
+        (Image.new("I", (5, 6), 70000), "0.tiff", "pixels of the kind 'I'"),
+        (Image.new("RGBA", (5, 6), (255, 0, 0, 254)), "0.png", "transparent pixels"),
+        (transparent_palette(), "0.png", "transparent pixels"),
+    ],
+)
+def test_pixels_without_a_shade_are_refused(tmp_path, image, name, message):
+    with pytest.raises(DataError, match=message) as caught:
+        load_images(one_image(tmp_path, image, name))
+    assert str(tmp_path / "train" / "ant" / name) in str(caught.value)
+
+
+def test_encrypted_npz_is_refused(tmp_path):
+    path = saved(tmp_path / "set.npz", arrays())
+    content = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = -1
+        while (start := content.find(mark, start + 1)) >= 0:
+            content[start + flags] |= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"set\.npz cannot be read.*password"):
+        load_images(path)
+
+
+def test_npz_that_claims_all_memory_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            with archive.open(f"{name}.npy", "w") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (2**50, 32, 32, 3)}
+                np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(DataError, match=r"set\.npz cannot be read"):
+        load_images(tmp_path / "set.npz")
+
+
 def test_image_of_another_size_is_named(tmp_path):
     Image.new("RGB", (7, 6)).save(folder(tmp_path) / "test" / "bee" / "0.png")
     with pytest.raises(DataError, match=r"bee/0\.png has 7×6 pixels, .*ant/0\.png has 5×6"):
@@ -282,98 +333,3 @@ def test_constant_channel_is_only_centred(tmp_path):
     content["x_train"][..., 1] = 7
     train = load_images(saved(tmp_path / "a.npz", content)).train
     assert train.normalize(train.images)[:, 1].abs().max() < 1e-6
-
-
-def test_every_epoch_holds_every_image_once_in_an_order_of_its_own():
-    images = numbered(10)
-    labels = torch.cat([training_batch(images, step, 4, seed=3)[1] for step in range(5)])
-    first, second = labels.view(2, 10)
-    assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(10))
-    assert first.tolist() != second.tolist()
-    other = torch.cat([training_batch(images, step, 4, seed=4)[1] for step in range(5)])
-    assert other.tolist() != labels.tolist()
-
-
-def test_batch_may_span_several_epochs():
-    labels = training_batch(numbered(3), step=1, batch_size=8, seed=0)[1]
-    assert labels[1:4].sort().values.tolist() == labels[4:7].sort().values.tolist() == [0, 1, 2]
-
-
-def test_batch_does_not_depend_on_earlier_batches():
-    images = numbered(10)
-    run = [training_batch(images, step, 4, seed=0) for step in range(6)]
-    torch.rand(3)
-    for step in (5, 2):
-        x, y = training_batch(images, step, 4, seed=0)
-        assert torch.equal(x, run[step][0])
-        assert torch.equal(y, run[step][1])
-
-
-def test_augmented_image_is_a_crop_of_the_padded_or_mirrored_original():
-    images = numbered(40)
-    x, y = training_batch(images, 0, 40, seed=0, augment=Augmentation(pad=2, flip=True))
-    seen = set()
-    for item, label in zip(x, y, strict=True):
-        original = F.pad(images.images[label].float(), [2] * 4)
-        crops = {
-            (flip, top, left): crop.flip(2) if flip else crop
-            for flip in (False, True)
-            for top in range(5)
-            for left in range(5)
-            for crop in [original[:, top : top + 8, left : left + 8]]
-        }
-        matching = [where for where, crop in crops.items() if torch.equal(crop, item)]
-        assert len(matching) == 1
-        seen.add(matching[0])
-    assert {flip for flip, _, _ in seen} == {False, True}
-    assert {top for _, top, _ in seen} == {left for _, _, left in seen} == set(range(5))
-
-
-def test_no_augmentation_gives_the_images_themselves():
-    images = numbered(5)
-    x, y = training_batch(images, 0, 5, seed=0, augment=None)
-    assert torch.equal(x, images.images[y].float())
-
-
-def test_shrinking_averages_areas():
-    images = numbered(5)
-    x, y = training_batch(images, 0, 5, seed=0, augment=None, size=4)
-    expected = images.images[y].float().view(5, 3, 4, 2, 4, 2).mean((3, 5))
-    torch.testing.assert_close(x, expected)
-    with pytest.raises(DataError, match="8×8 pixels to 9×9"):
-        training_batch(images, 0, 5, seed=0, size=9)
-
-
-def test_evaluation_sees_every_image_once_and_mixes_the_classes():
-    images = numbered(100)
-    labels = [y for _, y in evaluation_batches(images, 32)]
-    assert [len(y) for y in labels] == [32, 32, 32, 4]
-    assert torch.cat(labels).sort().values.tolist() == list(range(100))
-    assert labels[0].max() > 64
-    limited = torch.cat([y for _, y in evaluation_batches(images, 32, limit=40)])
-    assert torch.equal(limited, torch.cat(labels)[:40])
-
-
-def test_sample_of_each_class_has_no_image_twice_and_all_of_a_small_class():
-    labels = torch.tensor([0] * 7 + [1] * 2 + [2] * 5)
-    pixels = torch.arange(14, dtype=torch.uint8).view(14, 1, 1, 1).expand(14, 3, 4, 4)
-    images = Images(pixels, labels, ("a", "b", "c"), torch.zeros(3), torch.ones(3))
-    few = images.sample_each_class(4, seed=1)
-    assert few.labels.bincount().tolist() == [4, 2, 4]
-    numbers = few.images[:, 0, 0, 0]
-    assert len(numbers.unique()) == 10
-    assert torch.equal(labels[numbers.long()], few.labels)
-    assert torch.equal(numbers, images.sample_each_class(4, seed=1).images[:, 0, 0, 0])
-    with pytest.raises(DataError, match="cannot take 0 images"):
-        images.sample_each_class(0)
-
-
-def test_sample_is_a_fixed_subset():
-    images = numbered(100)
-    sample = images.sample(20, seed=1)
-    assert len(set(sample.labels.tolist())) == 20
-    assert torch.equal(sample.images, images.images[sample.labels])
-    assert torch.equal(sample.labels, images.sample(20, seed=1).labels)
-    assert len(images.sample(1000)) == 100
-    with pytest.raises(DataError, match="at least 1"):
-        images.sample(0)

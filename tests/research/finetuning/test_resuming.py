@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetuning_setting import SETTINGS, history
+from finetuning_setting import SETTINGS, finetune_command, history
 from safetensors.torch import load_file
 
 from ghnq_quant import GHN, CheckpointError, GhnqError
@@ -98,14 +98,6 @@ def test_two_processes_get_the_gradient_of_one_with_twice_the_meta_batch(tmp_pat
         # message passing sums in float32 in training, in another order for other meta-batches, and
         # batch norms over 8 images make more of what is rounded
         assert (a[key] - b[key]).norm() <= 1e-3 * a[key].norm() + 1e-12, key
-
-
-def finetune_command(data: Path, folder: Path, *options: str) -> list[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "ghnq_quant.cli", "finetune"]
-    sizes = ("--meta-batch-size", "1", "--image-batch-size", "10", "--architectures", "20")
-    fast = ("--image-size", "32", "--max-macs", "2M", "--val-networks", "1", "--val-images", "32")
-    settings = (*sizes, *fast, "--schedule", "constant", "--validate-every", "1000")
-    return [*command, "--data", str(data), "-o", str(folder), *settings, *options]
 
 
 def test_processes_that_are_asked_to_stop_save_a_state_to_go_on_from(

@@ -8,11 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from ghnq_quant import GHN, DataError, GhnqError, QuantScheme, calibrate, init_quantized, quantize
+from ghnq_quant import (
+    GHN,
+    DataError,
+    GhnqError,
+    GhnqWarning,
+    QuantScheme,
+    calibrate,
+    init_quantized,
+    quantize,
+)
 from ghnq_quant.research.data import Images, ImageSet, evaluation_batches, load_images
 from ghnq_quant.research.data.foreign import foreign
 from ghnq_quant.research.starts import (
@@ -182,6 +192,41 @@ def test_a_killed_comparison_goes_on_with_what_is_missing(tmp_path: Path) -> Non
     assert "| tiny | W4/A4 | GHN-Q |" in (tmp_path / "killed" / "table.md").read_text()
     with pytest.raises(GhnqError, match=r"settings\.lr_steps=4 \(now 8\)"):
         compare_init(replace(SETTINGS, lr_steps=8), tmp_path / "killed")
+
+
+def test_a_comparison_goes_on_with_the_same_images_and_networks_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = load_images("digits")
+    names = ("x_train", "y_train", "x_test", "y_test")
+    parts = [t for part in (digits.train, digits.test) for t in (part.images, part.labels)]
+    arrays = {
+        k: (v.permute(0, 2, 3, 1) if k[0] == "x" else v).numpy()
+        for k, v in zip(names, parts, strict=True)
+    }
+    np.savez(tmp_path / "images.npz", **arrays)
+    data = str(tmp_path / "images.npz")
+    settings = replace(SETTINGS, data=data, starts=("pytorch",), seeds=1, steps=(1,), lrs=(0.1,))
+    whole = compare_init(settings, tmp_path / "run")
+    file = tmp_path / "run" / "trials.jsonl"
+    first, line = file.read_text().splitlines()
+
+    arrays["x_test"] = 255 - arrays["x_test"]
+    np.savez(tmp_path / "images.npz", **arrays)
+    with pytest.raises(GhnqError, match=r"identity\.test='\w{16}' \(now '\w{16}'\)"):
+        compare_init(settings, tmp_path / "run")
+    arrays["x_test"] = 255 - arrays["x_test"]
+    np.savez(tmp_path / "images.npz", **arrays)
+    monkeypatch.setitem(CIFAR_NETWORKS, "tiny", lambda n: nn.Sequential(*tiny(n), nn.ReLU()))
+    with pytest.raises(GhnqError, match=r"identity\.networks\.tiny="):
+        compare_init(settings, tmp_path / "run")
+    monkeypatch.setitem(CIFAR_NETWORKS, "tiny", tiny)
+
+    header = json.loads(first)
+    del header["identity"]  # as earlier versions wrote it
+    file.write_text(f"{json.dumps(header)}\n{line}\n")
+    with pytest.warns(GhnqWarning, match=r"of an earlier version.*\(train, held_out, test,"):
+        assert compare_init(settings, tmp_path / "run").results == whole.results
 
 
 def test_caption_counts_the_test_images_that_there_are(tmp_path: Path) -> None:

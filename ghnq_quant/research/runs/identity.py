@@ -1,0 +1,127 @@
+"""What two sessions of a run must share to be one run, told by hashes of what decides its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghnq_quant.capture import capture
+from ghnq_quant.errors import GhnqError, warn
+from ghnq_quant.ghn import GHN
+from ghnq_quant.research.data.images import Images
+
+#: The part of a run's facts that is hashes.
+IDENTITY = "identity"
+_DIGITS = 16
+
+
+def digest_of_images(images: Images) -> str:
+    """Of pixels, labels, the classes' names and the normalization.
+
+    Example:
+        >>> from ghnq_quant.research.data import load_images
+        >>> digits = load_images("digits")
+        >>> digest_of_images(digits.train) == digest_of_images(digits.test)
+        False
+    """
+    tensors = {"x": images.images, "y": images.labels, "mean": images.mean, "std": images.std}
+    return _digest(images.classes, tensors)
+
+
+def digest_of_hypernetwork(ghn: GHN) -> str:
+    """Of its parameters and of the settings that what it predicts depends on.
+
+    Example:
+        >>> ghn = GHN(hid=8)
+        >>> digest_of_hypernetwork(ghn) == digest_of_hypernetwork(ghn.derived(virtual_edges=3))
+        False
+    """
+    settings = {k: v for k, v in ghn.settings.items() if k != "provenance"}
+    return _digest(settings, ghn.state_dict())
+
+
+def digest_of_model(create: Callable[[], nn.Module]) -> str:
+    """Of the code that makes a model: its modules, its traced graph and its first values.
+
+    A comment that is changed changes nothing.
+
+    Args:
+        create: makes the model; its random values follow from torch's seed.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+
+    Example:
+        >>> digest_of_model(lambda: nn.ReLU()) == digest_of_model(lambda: nn.SiLU())
+        False
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create()
+    graph = [node.format_node() for node in capture(model).graph.nodes]
+    # objects that print their address are others in each process
+    text = re.sub(r" at 0x[0-9a-f]+", "", "\n".join([repr(model), *map(str, graph)]))
+    return _digest(text, model.state_dict())
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, shapes, types and values."""
+    return _digest(None, tensors)
+
+
+def check_same_run(
+    found: Mapping[str, Any],
+    now: Mapping[str, Any],
+    where: Path,
+    error: type[GhnqError] = GhnqError,
+) -> None:
+    """Raise if a run with the facts ``found`` is not the one that goes on with the facts ``now``.
+
+    Files of earlier versions have no :data:`IDENTITY`; a warning says what cannot be compared then.
+
+    Args:
+        found: as they were written.
+        now: of this session.
+        where: they were written.
+        error: raised where they differ.
+    """
+    found, now = dict(found), dict(now)
+    if IDENTITY in now and IDENTITY not in found:
+        parts = ", ".join(now.pop(IDENTITY))
+        warn(
+            f"{where} is of an earlier version, which did not note everything that decides the "
+            f"result: whether this is the same is not known ({parts})"
+        )
+    before, after = dict(_flat(found)), dict(_flat(now))
+    different = [k for k in {**after, **before} if before.get(k) != after.get(k)]
+    if different:
+        raise error(
+            f"{where} is of a run with other settings: "
+            + ", ".join(f"{k}={before.get(k)!r} (now {after.get(k)!r})" for k in different)
+            + ". Give the same to go on with it, or another folder for a new one"
+        )
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested facts under dotted names."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _digest(plain: object, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:_DIGITS]

@@ -1,0 +1,155 @@
+"""Long commands that are killed at random moments and started again end as if nothing had been.
+
+``pytest tests/research/test_faults.py -n0 -s --kills 20`` kills each of them twenty times.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from safetensors import safe_open
+
+#: What a run's files tell of time.
+TIMES = {"seconds"}
+
+
+class Command(NamedTuple):
+    """A command, and the files that it must leave as they are without a kill."""
+
+    arguments: tuple[str, ...]
+    files: tuple[str, ...]
+    resume: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "finetune": Command(
+        ("finetune", "--data", "digits", "--steps", "40", "--validate-every", "10", "--bits",
+         "float,4", "--meta-batch-size", "1", "--image-batch-size", "10", "--architectures", "20",
+         "--image-size", "32", "--max-macs", "2M", "--val-networks", "1", "--val-images", "32"),
+        ("state.safetensors", "history.csv", "best/model.safetensors", "best/config.json",
+         "last/model.safetensors", "last/config.json"),
+        ("--resume",),
+    ),
+    "evaluate": Command(
+        ("evaluate", "--data", "digits", "--split", "mobile", "--num-nets", "8", "--num-images",
+         "64", "--precision", "W4/A4"),
+        ("networks.jsonl", "results.json", "table.md", "table.csv"),
+    ),
+    "compare-init": Command(
+        ("compare-init", "resnet8", "--data", "digits", "--steps", "1,2,3", "--seeds", "2",
+         "--start", "pytorch,ghnq", "--lr", "0.03,0.1", "--lr-steps", "2", "--images-per-class",
+         "8", "--test-images", "64", "--backend", "reference"),
+        ("trials.jsonl", "results.json", "table.md"),
+    ),
+    "coverage": Command(
+        ("coverage", "test_*net", "--library", "timm", "--backend", "reference"),
+        ("coverage.jsonl", "coverage.md"),
+    ),
+}  # fmt: skip
+
+
+def begin(command: Command, folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Start it in a folder, with its results in ``out`` there."""
+    folder.mkdir(exist_ok=True)
+    words = [sys.executable, "-W", "ignore", "-m", "ghnq_quant.cli", *command.arguments, *more]
+    return subprocess.Popen(
+        [*words, "-o", "out"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    _, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err.decode()
+
+
+def killed(process: subprocess.Popen[bytes], out: Path, chance: random.Random, run: float) -> bool:
+    """Kill it at a random moment, most often after it has begun; False if it ended before."""
+    if chance.random() < 0.75:
+        while not out.exists() and process.poll() is None:
+            time.sleep(0.01)
+    try:
+        process.wait(chance.uniform(0, run))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return True
+    finish(process)
+    return False
+
+
+def content(file: Path) -> Any:
+    """What is in it, but for times."""
+    if file.suffix == ".jsonl":
+        return [timeless(json.loads(line)) for line in file.read_text().splitlines()]
+    if file.suffix == ".json":
+        return timeless(json.loads(file.read_text()))
+    if file.suffix == ".csv":
+        return [timeless(row) for row in csv.DictReader(file.read_text().splitlines())]
+    if file.name == "state.safetensors":
+        with safe_open(file, "pt") as opened:
+            facts = {k: timeless(json.loads(v)) for k, v in opened.metadata().items()}
+            tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
+        return facts, {k: (v.shape, v.numpy().tobytes()) for k, v in sorted(tensors.items())}
+    return file.read_bytes()
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k not in TIMES}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def assert_same(command: Command, one: Path, other: Path) -> None:
+    for name in command.files:
+        assert content(one / name) == content(other / name), name
+    left = [path.name for path in other.rglob(".tmp-*")]
+    assert not left
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_killed_command_ends_as_if_nothing_had_been(
+    name: str, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    wanted: int = pytestconfig.getoption("kills")
+    command, chance = COMMANDS[name], random.Random(wanted)
+    whole = tmp_path / "whole"
+    process = begin(command, whole)
+    begun = _wait_for(lambda: (whole / "out").exists() or process.poll() is not None)
+    finish(process)
+    seconds = time.monotonic() - begun
+    kills = runs = 0
+    while kills < wanted:
+        runs += 1
+        folder = tmp_path / f"killed-{runs}"
+        more: tuple[str, ...] = ()
+        while kills < wanted:
+            if not killed(begin(command, folder, *more), folder / "out", chance, seconds):
+                break
+            kills += 1
+            more = command.resume if (folder / "out" / ".lock").exists() else ()
+        else:
+            finish(begin(command, folder, *more))
+        assert_same(command, whole / "out", folder / "out")
+    print(f"{name}: {kills} kills of {runs} runs")
+
+
+def _wait_for(condition: Callable[[], bool]) -> float:
+    while not condition():
+        time.sleep(0.01)
+    return time.monotonic()
