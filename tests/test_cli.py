@@ -113,6 +113,23 @@ def test_init_notes_other_bits_of_the_first_layer(ghnq, tmp_path):
         assert file.metadata()["stem_bits"] == "8"
 
 
+def test_init_takes_quantizers_as_words_and_notes_them(ghnq, tmp_path):
+    words = ("--weights", "4-symmetric-channel", "--activations", "8-symmetric")
+    assert ghnq("init", "tinynets:ten", *words, "-o", "tiny.safetensors")[0] == 0
+    import tinynets
+
+    torch.manual_seed(0)
+    weights = ghnq_quant.Quantizer(4, symmetric=True, granularity="channel")
+    activations = ghnq_quant.Quantizer(8, symmetric=True)
+    expected = ghnq_quant.init_quantized(tinynets.ten(), (weights, activations)).state_dict()
+    with safe_open(tmp_path / "tiny.safetensors", "pt") as file:
+        assert set(file.keys()) == set(expected)
+        assert file.metadata()["bits"] == "4-symmetric-channel/8-symmetric"
+    code, _, error = ghnq("init", "tinynets:ten", "--activations", "8-channel", "-o", "b.pt")
+    assert code == 1
+    assert "activations=8-channel: activations are quantized per tensor" in " ".join(error.split())
+
+
 def test_init_fits_the_classifier_to_images(ghnq, tmp_path):
     arguments = ("tinynets:cnn", "--data", "digits", "--seed", "3", "-o", "tiny.safetensors")
     assert ghnq("init", *arguments)[0] == 0
