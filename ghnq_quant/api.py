@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ghnq_quant.capture import Capture, capture
 from ghnq_quant.prediction import Hypernetwork, predict_captured, warn_of_kept, warn_of_skipped
 from ghnq_quant.quantization import QuantModel, QuantScheme, calibrate, emit, load_backend
-from ghnq_quant.quantization.scheme import FLOAT, FLOAT_BITS, as_pair, check_bits
+from ghnq_quant.quantization.quantizer import FLOAT_BITS, check_bits
+from ghnq_quant.quantization.scheme import FLOAT, Bits, as_pair, as_quantizers
 from ghnq_quant.sample import CALIBRATION_IMAGES, read_sample
 from ghnq_quant.start import Classifier, Start, reset_running_statistics, simulation, with_values
 
@@ -156,7 +157,7 @@ def initialize(
 
 def init_quantized(
     model: nn.Module,
-    bits: int | tuple[int, int] = 4,
+    bits: Bits | tuple[Bits, Bits] = 4,
     data: Iterable[Any] | None = None,
     *,
     act_bits: int | None = None,
@@ -176,7 +177,7 @@ def init_quantized(
     Args:
         model: a new network, with its own initialization; it is not changed.
         bits: bit width of weights and activations, or a (weight, activation) pair: 2 to 8, 32 for
-            float.
+            float; or a :class:`Quantizer` in place of a number.
         data: as for :func:`initialize`: the classifier is fitted, and running statistics and
             activation ranges are calibrated. That takes as long as some ten steps of training.
             Without data the classifier is new and the first batches of the training make the ranges.
@@ -223,7 +224,8 @@ def init_quantized(
     captured = capture(model, example_input, skip=skip)
     scheme = with_stem_bits(captured, scheme, stem_bits)
     sample = None if data is None else read_sample(data, next(model.parameters()))
-    values = start.values(captured, ghn, (scheme.weight_bits, scheme.act_bits))
+    precision = (scheme.weights.bits, scheme.activations.bits)
+    values = start.values(captured, ghn, precision)
     warn_of_skipped(captured)
     started = with_values(captured, values)
     if sample is not None:
@@ -234,7 +236,7 @@ def init_quantized(
 
 def quantize(
     model: nn.Module,
-    bits: int | tuple[int, int] = 4,
+    bits: Bits | tuple[Bits, Bits] = 4,
     *,
     act_bits: int | None = None,
     stem_bits: int | None = None,
@@ -266,15 +268,17 @@ def with_stem_bits(captured: Capture, scheme: QuantScheme, stem_bits: int | None
     them itself; None for the same."""
     if stem_bits is None:
         return scheme
-    bits = (check_bits(stem_bits, "stem_bits"), scheme.act_bits)
-    stem = {name: bits for name in captured.stem}
+    weights = replace(scheme.weights, bits=check_bits(stem_bits, "stem_bits"))
+    stem = {name: (weights, scheme.activations) for name in captured.stem}
     return replace(scheme, overrides={**stem, **scheme.overrides})
 
 
 def _scheme(
-    bits: int | tuple[int, int], act_bits: int | None, scheme: QuantScheme | None
+    bits: Bits | tuple[Bits, Bits], act_bits: int | None, scheme: QuantScheme | None
 ) -> QuantScheme:
     if scheme is not None:
         return scheme
-    weight_bits, both = as_pair(bits)
-    return QuantScheme(weight_bits, both if act_bits is None else check_bits(act_bits, "act_bits"))
+    weights, activations = as_quantizers(bits)
+    if act_bits is not None:
+        activations = replace(activations, bits=check_bits(act_bits, "act_bits"))
+    return QuantScheme(weights, activations)

@@ -26,7 +26,7 @@ from ghnq_quant.cli_checkpoints import app as checkpoints
 from ghnq_quant.cli_options import Backend, Bits, Checkpoint, StemBits, example, optional_ghn
 from ghnq_quant.errors import GhnqError, GhnqWarning
 from ghnq_quant.extras import EXTRA_OF, how_to_install
-from ghnq_quant.quantization.scheme import parse_precision
+from ghnq_quant.quantization.scheme import parse_quantizers
 from ghnq_quant.research.cli import app as laboratory
 from ghnq_quant.zoos import create_model
 
@@ -68,6 +68,18 @@ def init(
         Path, typer.Option("-o", "--output", help="Where to save: *.safetensors or *.pt.")
     ],
     bits: Bits = "4",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="W",
+            help="Quantizer of weights, if not that of --bits: e.g. 4-symmetric-channel, bits and "
+            "any of symmetric, channel, power_of_two.",
+        ),
+    ] = None,
+    activations: Annotated[
+        str | None,
+        typer.Option(metavar="A", help="Quantizer of activations, if not that of --bits."),
+    ] = None,
     stem_bits: StemBits = None,
     backend: Backend = "brevitas",
     num_classes: Annotated[
@@ -94,7 +106,8 @@ def init(
     from ghnq_quant.research.data import first_epoch, load_images
 
     check_state_path(output)
-    precision = parse_precision(bits)
+    quantizers = parse_quantizers(bits, weights, activations)
+    bits = bits if weights is activations is None else "/".join(map(str, quantizers))
     hypernetwork = optional_ghn(ghn)
     images = None if data is None else load_images(data).train
     outputs = num_classes or (10 if images is None else len(images.classes))
@@ -108,7 +121,7 @@ def init(
     start = time.perf_counter()
     quantized = ghnq_quant.init_quantized(
         model,
-        precision,
+        quantizers,
         None if images is None or data is None else first_epoch(images, data, seed),
         stem_bits=stem_bits,
         backend=backend,
@@ -137,7 +150,11 @@ def export(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the *.onnx.")],
     bits: Annotated[
-        str | None, typer.Option(metavar="W or W/A", help="Its bits [those that init noted].")
+        str | None,
+        typer.Option(
+            metavar="W or W/A",
+            help="Its bits, or quantizers as in 4-symmetric-channel/8 [those that init noted].",
+        ),
     ] = None,
     stem_bits: Annotated[
         int | None, typer.Option(help="Its first layer's weight bits [those that init noted].")
@@ -169,7 +186,7 @@ def export(
     example_input = _example_input(model, image_size)
     quantized = ghnq_quant.quantize(
         model,
-        parse_precision(bits),
+        parse_quantizers(bits),
         stem_bits=stem_bits or (int(noted["stem_bits"]) if "stem_bits" in noted else None),
         backend=backend or noted.get("backend", "brevitas"),
         example_input=example_input,

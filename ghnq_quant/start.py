@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -255,5 +255,4 @@ def simulation(captured: Capture, scheme: QuantScheme) -> QuantModel:
     """A quantized model of the reference backend with the very parameters of a captured network, in
     which activations are quantized with each batch's range."""
     shared = {id(p): p for p in captured.root.parameters()}
-    scheme = replace(scheme, act_range="batch")
-    return emit(captured.copied(shared), scheme, load_backend("reference"))
+    return emit(captured.copied(shared), scheme.over_each_batch(), load_backend("reference"))

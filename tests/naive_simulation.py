@@ -6,41 +6,55 @@ quantizer is PyTorch's own, batch norm is folded by its formula and differentiat
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ghnq_quant import QuantScheme
-from ghnq_quant.capture import Capture, capture
+from ghnq_quant import Quantizer, QuantScheme
+from ghnq_quant.capture import Capture, QuantPoint, capture
 
 
-def quantize_over(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+def quantize_over(x: Tensor, low: Tensor, high: Tensor, quantizer: Quantizer) -> Tensor:
     """x over [low, high], straight through: with ``torch.fake_quantize_per_tensor_affine``, or in
     float64, which that does not compute in, by the formula."""
-    if bits == 32:
+    if quantizer.bits == 32:
         return x
-    levels = 2**bits - 1
     low, high = low.clamp(max=0), high.clamp(min=0)
-    scale = (high - low) / levels
+    lowest, highest = 0, 2**quantizer.bits - 1
+    if quantizer.symmetric and quantizer.never_negative:
+        low = torch.zeros_like(low)
+    elif quantizer.symmetric:
+        highest = 2 ** (quantizer.bits - 1) - 1
+        lowest, high = -highest, torch.maximum(-low, high)
+        low = -high
+    scale = (high - low) / (highest - lowest)
     if not scale > 0:
         return x
-    zero_point = (-low / scale).round().clamp(0, levels)
+    if quantizer.power_of_two:
+        scale = 2 ** scale.log2().ceil()
+    zero_point = torch.zeros_like(scale)
+    if not quantizer.symmetric:
+        zero_point = (-low / scale).round().clamp(lowest, highest)
     data = x.detach()
     if data.dtype == torch.float64:
-        level = ((data / scale).round() + zero_point).clamp(0, levels)
+        level = ((data / scale).round() + zero_point).clamp(lowest, highest)
         quantized = (level - zero_point) * scale
     else:
         quantized = torch.fake_quantize_per_tensor_affine(
-            data, scale.item(), int(zero_point), 0, levels
+            data, scale.item(), int(zero_point), lowest, highest
         )
     return x + (quantized - data)
 
 
-def quantize(x: Tensor, bits: int) -> Tensor:
-    """x over its own range."""
-    return quantize_over(x, x.detach().min(), x.detach().max(), bits)
+def quantize(x: Tensor, quantizer: Quantizer) -> Tensor:
+    """x, or each channel of it, over its own range."""
+    if quantizer.granularity == "channel":
+        alone = replace(quantizer, granularity="tensor")
+        return torch.stack([quantize(channel, alone) for channel in x])
+    return quantize_over(x, x.detach().min(), x.detach().max(), quantizer)
 
 
 class NaiveSimulation(fx.Interpreter):
@@ -49,7 +63,7 @@ class NaiveSimulation(fx.Interpreter):
     Args:
         model: float; its modes (train, eval) are those of the simulation, and its running
             statistics are updated by it.
-        scheme: bit widths and ranges.
+        scheme: the quantizers.
 
     Attributes:
         seen: the quantized activations of the last run, by the names that their quantizers have.
@@ -61,7 +75,7 @@ class NaiveSimulation(fx.Interpreter):
         self.model, self.scheme, plan = model, scheme, captured.quant_plan
         self.units = {unit.node: unit for unit in plan.units}
         self.folded = {unit.batch_norm_node for unit in plan.units if unit.batch_norm_node}
-        self.points = {point.node: point.name for point in plan.points}
+        self.points = {point.node: point for point in plan.points}
         self.ranges: dict[str, tuple[Tensor, Tensor]] = {}
         self.seen: dict[str, Tensor] = {}
 
@@ -77,27 +91,28 @@ class NaiveSimulation(fx.Interpreter):
         else:
             value = super().run_node(n)
         if n.name in self.points:
-            value = self._activation(value, self.points[n.name])
-            self.seen[self.points[n.name].replace(".", "_")] = value.detach().clone()
+            point = self.points[n.name]
+            value = self._activation(value, point)
+            self.seen[point.name.replace(".", "_")] = value.detach().clone()
         return value
 
     def _layer(self, x: Tensor, node: str) -> Tensor:
         unit = self.units[node]
-        bits = self.scheme.bits_of(unit.name)[0]
+        quantizer = self.scheme.weights_of(unit.name)
         layer = self.module.get_submodule(unit.name)
         if isinstance(layer, nn.Linear):
-            return F.linear(x, quantize(layer.weight, bits), layer.bias)
+            return F.linear(x, quantize(layer.weight, quantizer), layer.bias)
         assert isinstance(layer, nn.Conv2d)
         if unit.batch_norm is None:
-            return layer._conv_forward(x, quantize(layer.weight, bits), layer.bias)
+            return layer._conv_forward(x, quantize(layer.weight, quantizer), layer.bias)
         norm = self.module.get_submodule(unit.batch_norm)
         assert isinstance(norm, nn.BatchNorm2d)
-        return conv_batch_norm(x, layer, norm, bits, self.scheme.bn)
+        return conv_batch_norm(x, layer, norm, quantizer, self.scheme.bn)
 
-    def _activation(self, x: Tensor, name: str) -> Tensor:
-        bits = self.scheme.bits_of(name)[1]
+    def _activation(self, x: Tensor, point: QuantPoint) -> Tensor:
+        name, quantizer = point.name, self.scheme.activations_of(point)
         low, high = x.detach().min().clamp(max=0), x.detach().max().clamp(min=0)
-        if self.scheme.act_range == "ema":
+        if quantizer.range == "ema":
             if self.model.training and name in self.ranges:
                 old_low, old_high = self.ranges[name]
                 low, high = 0.9 * old_low + 0.1 * low, 0.9 * old_high + 0.1 * high
@@ -105,11 +120,11 @@ class NaiveSimulation(fx.Interpreter):
                 low, high = self.ranges[name]
             if self.model.training:
                 self.ranges[name] = low, high
-        return quantize_over(x, low, high, bits)
+        return quantize_over(x, low, high, quantizer)
 
 
 def conv_batch_norm(
-    x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, bits: int, mode: str
+    x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, quantizer: Quantizer, mode: str
 ) -> Tensor:
     """The design's rule «Batch norm», word for word."""
     if norm.training or mode == "batch" or norm.running_mean is None:
@@ -125,4 +140,4 @@ def conv_batch_norm(
     bias = torch.zeros_like(mean) if conv.bias is None else conv.bias
     factor = gamma / (variance + norm.eps).sqrt()
     folded = factor.view(-1, 1, 1, 1) * conv.weight
-    return conv._conv_forward(x, quantize(folded, bits), beta + factor * (bias - mean))
+    return conv._conv_forward(x, quantize(folded, quantizer), beta + factor * (bias - mean))

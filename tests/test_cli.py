@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import fields
-from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from torch import nn
 
 import ghnq_quant
 from ghnq_quant import GhnqError, GhnqWarning, cli, zoos
-from ghnq_quant.capture import adapters
 from ghnq_quant.quantization.layer_report import layer_report, signal_to_noise_db
 from ghnq_quant.research.data import first_epoch, load_images
 from ghnq_quant.research.starts import CompareSettings
@@ -110,6 +108,23 @@ def test_init_notes_other_bits_of_the_first_layer(ghnq, tmp_path):
     assert ghnq("init", *arguments)[0] == 0
     with safe_open(tmp_path / "tiny.safetensors", "pt") as file:
         assert file.metadata()["stem_bits"] == "8"
+
+
+def test_init_takes_quantizers_as_words_and_notes_them(ghnq, tmp_path):
+    words = ("--weights", "4-symmetric-channel", "--activations", "8-symmetric")
+    assert ghnq("init", "tinynets:ten", *words, "-o", "tiny.safetensors")[0] == 0
+    import tinynets
+
+    torch.manual_seed(0)
+    weights = ghnq_quant.Quantizer(4, symmetric=True, granularity="channel")
+    activations = ghnq_quant.Quantizer(8, symmetric=True)
+    expected = ghnq_quant.init_quantized(tinynets.ten(), (weights, activations)).state_dict()
+    with safe_open(tmp_path / "tiny.safetensors", "pt") as file:
+        assert set(file.keys()) == set(expected)
+        assert file.metadata()["bits"] == "4-symmetric-channel/8-symmetric"
+    code, _, error = ghnq("init", "tinynets:ten", "--activations", "8-channel", "-o", "b.pt")
+    assert code == 1
+    assert "activations=8-channel: activations are quantized per tensor" in " ".join(error.split())
 
 
 def test_init_fits_the_classifier_to_images(ghnq, tmp_path):
@@ -257,15 +272,6 @@ def test_a_missing_package_names_the_extra_that_brings_it(ghnq, monkeypatch):
     assert (code, out) == (1, "")
     command = "pip install 'ghnq-quant[research]'"
     assert err == f"error: this needs sklearn, which is not installed: {command}\n"
-
-
-def test_a_zoo_that_is_not_installed_is_named(monkeypatch):
-    entries = (EntryPoint("torchvision", "torchvision:Adapter", "ghnq_quant.adapters"),)
-    monkeypatch.setattr(adapters, "_entries", lambda: entries)
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    for name in ("resnet18", "torchvision:resnet18"):
-        with pytest.raises(GhnqError, match=r"pip install 'ghnq-quant\[torchvision\]'"):
-            cli.create_model(name, 4)
 
 
 def test_warnings_of_the_package_are_one_line(ghnq, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from torch import nn
 
 import ghnq_quant
 from ghnq_quant import cli
+from ghnq_quant.capture import adapters
+from ghnq_quant.errors import GhnqError
 from ghnq_quant.files import save_state
+from ghnq_quant.zoos import create_model
 
 Run = Any
 
@@ -158,3 +162,12 @@ def test_pt2e_has_an_example_of_the_size(ghnq: Run, tmp_path: Path) -> None:
     where = ("--weights", "model.safetensors", "-o", "model.onnx")
     code, err = ghnq("export", "net", "--image-size", "16", *where)
     assert (code, "toolkit's own conversion" in err) == (1, True)
+
+
+def test_a_zoo_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = (EntryPoint("torchvision", "torchvision:Adapter", "ghnq_quant.adapters"),)
+    monkeypatch.setattr(adapters, "_entries", lambda: entries)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    for name in ("resnet18", "torchvision:resnet18"):
+        with pytest.raises(GhnqError, match=r"pip install 'ghnq-quant\[torchvision\]'"):
+            create_model(name, 4)

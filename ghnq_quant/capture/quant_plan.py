@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
 from ghnq_quant.capture.operations import WEIGHTED, Kind
+from ghnq_quant.capture.signs import never_negative
 from ghnq_quant.errors import CaptureError
 
 
@@ -32,10 +33,15 @@ class Unit:
 
 @dataclass(frozen=True)
 class QuantPoint:
-    """An activation tensor that is quantized: the value of ``node``, under a name for people."""
+    """An activation tensor that is quantized: the value of ``node``, under a name for people.
+
+    Attributes:
+        never_negative: whether the operations that it comes from give no negative value.
+    """
 
     name: str
     node: str
+    never_negative: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,8 +161,13 @@ def build_quant_plan(
         )
         for layer, norm, output in places.units
     )
+    signs = never_negative(graph, kinds, modules)
     points = [
-        QuantPoint(_scoped_name(nodes[named_after], kinds[nodes[named_after]]), nodes[place].name)
+        QuantPoint(
+            _scoped_name(nodes[named_after], kinds[nodes[named_after]]),
+            nodes[place].name,
+            nodes[place] in signs,
+        )
         for place, named_after in places.quantized.items()
     ]
     return QuantPlan(units, _distinct(points))
@@ -193,5 +204,5 @@ def _distinct(points: list[QuantPoint]) -> tuple[QuantPoint, ...]:
     named = []
     for point in points:
         count = seen[point.name] = seen.get(point.name, 0) + 1
-        named.append(point if count == 1 else QuantPoint(f"{point.name}_{count - 1}", point.node))
+        named.append(point if count == 1 else replace(point, name=f"{point.name}_{count - 1}"))
     return tuple(named)

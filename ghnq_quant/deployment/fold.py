@@ -13,7 +13,7 @@ from ghnq_quant.deployment.layers import FixedQuantizer, FoldedLayer, folded_lay
 from ghnq_quant.errors import ConversionError
 from ghnq_quant.quantization.backends import Backend
 from ghnq_quant.quantization.batch_norm import fold_running_statistics, has_running_statistics
-from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
+from ghnq_quant.quantization.graph_rewrite import QUANTIZERS, quantizer_key
 from ghnq_quant.quantization.layerwise import LayerwiseModel
 from ghnq_quant.quantization.model import QuantModel
 
@@ -85,11 +85,17 @@ def _fixed(model: LayerwiseModel, backend: Backend, target: str) -> FixedQuantiz
     if qparams is None:
         raise ConversionError(
             f"{target!r} quantizes over the range of each batch, so there is no fixed scale to "
-            "convert: use QuantScheme(act_range='ema')"
-            if model.scheme.act_range == "batch"
+            "convert: use QuantScheme(act_range='ema'), or Quantizer(range='ema')"
+            if _is_of_batch(model, target)
             else f"{target!r} has no range yet: {_TRAIN}"
         )
     return FixedQuantizer(qparams)
+
+
+def _is_of_batch(model: LayerwiseModel, target: str) -> bool:
+    points = {quantizer_key(point.name): point for point in model.plan.points}
+    point = points[target.removeprefix(f"{QUANTIZERS}.")]
+    return model.scheme.activations_of(point).range == "batch"
 
 
 def _check_statistics(norm: nn.modules.batchnorm._BatchNorm, name: str) -> None:

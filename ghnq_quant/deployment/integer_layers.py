@@ -20,7 +20,8 @@ class _Output(nn.Module):
     """Where a kernel's result lies: scale, zero point, and the levels it is clamped to.
 
     Args:
-        qparams: of the result; torch's own levels are always 0 … 255, which fewer bits narrow.
+        qparams: of the result; torch's own levels are always 0 … 255, which fewer bits narrow, and
+            128 above those of a signed quantizer.
         low, high: values that an activation function clamps the result to.
     """
 
@@ -28,17 +29,18 @@ class _Output(nn.Module):
         self, qparams: QuantParams, low: float = -math.inf, high: float = math.inf
     ) -> None:
         super().__init__()
-        self.bits = qparams.bits
+        self.bits = qparams.quantizer.bits
         self.scale = float(qparams.scale)
-        self.zero_point = int(qparams.zero_point)
-        top = 2**qparams.bits - 1
-        self.lowest = self._level(low, 0, top)
-        self.highest = self._level(high, top, top)
+        shift = 128 if qparams.quantizer.signed else 0
+        self.zero_point = int(qparams.zero_point) + shift
+        bottom, top = (level + shift for level in qparams.quantizer.levels)
+        self.lowest = self._level(low, bottom, bottom, top)
+        self.highest = self._level(high, top, bottom, top)
 
-    def _level(self, value: float, unbounded: int, top: int) -> int:
+    def _level(self, value: float, unbounded: int, bottom: int, top: int) -> int:
         if math.isinf(value):
             return unbounded
-        return min(max(round(value / self.scale) + self.zero_point, 0), top)
+        return min(max(round(value / self.scale) + self.zero_point, bottom), top)
 
     def clamp(self, q: Tensor) -> Tensor:
         if (self.lowest, self.highest) == (0, 255):
@@ -80,8 +82,8 @@ class IntegerMultiply(_Output):
 class IntegerLayer(_Output):
     """A convolution or linear layer with 8-bit weights and 32-bit sums.
 
-    The weight is kept as int8 levels, half the range below the unsigned ones, and packed for an
-    exact engine (:func:`ghnq_quant.deployment.engine.exact_engine`) on first use.
+    The weight is kept as int8 levels, half the range below unsigned ones, and packed for an exact
+    engine (:func:`ghnq_quant.deployment.engine.exact_engine`) on first use.
 
     Args:
         layer: with a quantized weight.
@@ -105,13 +107,13 @@ class IntegerLayer(_Output):
         super().__init__(quantizer.qparams, low, high)
         assert layer.weight_quant is not None
         weight = layer.weight_quant
-        factor = stretch(weight.bits)
-        levels = layer.weight_levels().to(torch.int16) * factor - 128
+        factor, shift = stretch(weight.quantizer), 0 if weight.quantizer.signed else 128
+        levels = layer.weight_levels().to(torch.int16) * factor - shift
         self.register_buffer("weight", levels.to(torch.int8))
         zeros = torch.zeros(levels.shape[0])
         self.register_buffer("bias", zeros if layer.bias is None else layer.bias.detach().clone())
         self.weight_scale = float(weight.scale) / factor
-        self.weight_zero_point = int(weight.zero_point) * factor - 128
+        self.weight_zero_point = int(weight.zero_point) * factor - shift
         self._geometry: tuple[Any, ...] | None = None
         if isinstance(layer, FoldedConv2d):
             padding = integer_padding(layer)
@@ -154,10 +156,10 @@ def integer_padding(conv: FoldedConv2d) -> tuple[int, int] | None:
 
 def fits_integers(layer: FoldedLayer, input_scale: float) -> bool:
     """Whether torch has an integer kernel for the layer after an input of that scale."""
-    if layer.weight_quant is None:
+    if layer.weight_quant is None or layer.weight_quant.quantizer.per_channel:
         return False
     if isinstance(layer, FoldedConv2d) and integer_padding(layer) is None:
         return False
-    step = float(layer.weight_quant.scale) / stretch(layer.weight_quant.bits) * input_scale
+    step = float(layer.weight_quant.scale) / stretch(layer.weight_quant.quantizer) * input_scale
     largest = 0.0 if layer.bias is None else float(layer.bias.detach().abs().max())
     return step > 0 and largest / step < _LARGEST_BIAS

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ghnq_quant.quantization.affine import QuantParams
+from ghnq_quant.quantization.quantizer import Quantizer
 
 
 class _QuantParamsBuffers(nn.Module):
@@ -13,29 +14,34 @@ class _QuantParamsBuffers(nn.Module):
 
     scale: Tensor
     zero_point: Tensor
-    bits: int
+    quantizer: Quantizer
 
     def _keep(self, qparams: QuantParams) -> None:
-        self.bits = qparams.bits
+        self.quantizer = qparams.quantizer
         self.register_buffer("scale", qparams.scale.detach().clone())
         self.register_buffer("zero_point", qparams.zero_point.detach() + 0)  # not -0
 
     @property
     def qparams(self) -> QuantParams:
-        return QuantParams(self.scale, self.zero_point, self.bits)
+        return QuantParams(self.scale, self.zero_point, self.quantizer)
+
+    @property
+    def bits(self) -> int:
+        """Bit width of the levels."""
+        return self.quantizer.bits
 
 
 class FixedQuantizer(_QuantParamsBuffers):
     """An activation quantizer over a fixed range.
 
     Args:
-        qparams: scale, zero point and bits.
+        qparams: scale, zero point and quantizer.
 
     Shape:
         any to the same: the values of the levels that are nearest.
 
     Example:
-        >>> two_bits = QuantParams(torch.tensor(1.0), torch.tensor(1.0), bits=2)
+        >>> two_bits = QuantParams(torch.tensor(1.0), torch.tensor(1.0), Quantizer(2))
         >>> FixedQuantizer(two_bits)(torch.tensor([-3.0, 0.4, 0.6, 9.0]))
         tensor([-1.,  0.,  1.,  2.])
     """
@@ -45,23 +51,23 @@ class FixedQuantizer(_QuantParamsBuffers):
         self._keep(qparams)
 
     def forward(self, x: Tensor) -> Tensor:
-        low, high = -self.zero_point, 2**self.bits - 1 - self.zero_point
+        low, high = (level - self.zero_point for level in self.quantizer.levels)
         return torch.round(x / self.scale).clamp(low, high) * self.scale
 
     def extra_repr(self) -> str:
         scale, zero_point = self.scale.item(), self.zero_point.item()
-        return f"bits={self.bits}, scale={scale:g}, zero_point={zero_point:g}"
+        return f"quantizer={self.quantizer}, scale={scale:g}, zero_point={zero_point:g}"
 
 
 class FixedWeight(_QuantParamsBuffers):
-    """The quantization of a folded layer's weight: scale, zero point and bits."""
+    """The quantization of a folded layer's weight: scale, zero point and quantizer."""
 
     def __init__(self, qparams: QuantParams) -> None:
         super().__init__()
         self._keep(qparams)
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}"
+        return f"quantizer={self.quantizer}"
 
 
 class _Folded(nn.Module):
@@ -75,13 +81,13 @@ class _Folded(nn.Module):
     weight_quant: FixedWeight | None
 
     def weight_levels(self) -> Tensor:
-        """The levels of the weight, uint8 of its shape."""
+        """The levels of the weight, uint8 or, with negative levels, int8 of its shape."""
         assert self.weight_quant is not None
         return self.weight_quant.qparams.levels(self.weight.detach())
 
     def extra_repr(self) -> str:
-        bits = "" if self.weight_quant is None else f", weight_bits={self.weight_quant.bits}"
-        return super().extra_repr() + bits
+        text = super().extra_repr()
+        return text if self.weight_quant is None else f"{text}, {self.weight_quant.extra_repr()}"
 
 
 class FoldedConv2d(_Folded, nn.Conv2d):
@@ -95,13 +101,13 @@ class FoldedLinear(_Folded, nn.Linear):
 FoldedLayer = FoldedConv2d | FoldedLinear
 
 
-def stretch(bits: int) -> int:
-    """Factor that brings b-bit levels to 0 … 255, or just below.
+def stretch(quantizer: Quantizer) -> int:
+    """Factor that brings levels of few bits to 0 … 255 or −127 … 127, or just below.
 
     Integer kernels take the bias as an integer in steps of input scale · weight scale. With the
     levels of few bits these steps would be too coarse for it.
     """
-    return 255 // (2**bits - 1)
+    return (127 if quantizer.signed else 255) // quantizer.levels[1]
 
 
 def folded_layer(

@@ -6,6 +6,8 @@ here the markers become integers.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import torch
@@ -21,6 +23,7 @@ from ghnq_quant.deployment.layers import (
 )
 from ghnq_quant.deployment.torch_onnx import to_onnx
 from ghnq_quant.quantization.affine import QuantParams
+from ghnq_quant.quantization.quantizer import Quantizer
 
 _DOMAIN = "ghnq_quant"
 #: The first opset whose QuantizeLinear and DequantizeLinear have 4-bit types, and the one that is
@@ -31,9 +34,10 @@ _OPSET_4_BITS, _OPSET = 21, 18
 def export_qdq(folded: fx.GraphModule, example_input: Tensor) -> onnx.ModelProto:
     """The folded model as ONNX nodes QuantizeLinear, DequantizeLinear and float operators.
 
-    Weights are unsigned integers with a zero point, UINT4 up to 4 bits, else UINT8. Activations
-    are UINT8, clipped to the levels that there are: onnxruntime stops at a UINT4 activation behind
-    a ReLU6.
+    Weights are integers, of 4 bits up to 4 bits, else of 8: unsigned with a zero point, or signed
+    where they are symmetric; per channel with a scale for each output channel (axis 0). Activations
+    have 8 bits, clipped to the levels that there are: onnxruntime stops at a UINT4 activation
+    behind a ReLU6.
 
     Args:
         folded: on CPU; its layers are replaced.
@@ -84,16 +88,24 @@ def _has_four_bits(layer: FoldedLayer) -> bool:
 
 def _weight(node: onnx.NodeProto, name: str, layer: FoldedLayer) -> _Rewritten:
     assert layer.weight_quant is not None
-    q = layer.weight_quant.qparams
-    levels, dtype = layer.weight_levels(), TensorProto.UINT4
+    q, levels = layer.weight_quant.qparams, layer.weight_levels()
+    dtype: int = TensorProto.INT4 if q.quantizer.signed else TensorProto.UINT4
     if not _has_four_bits(layer):
-        factor, dtype = stretch(q.bits), TensorProto.UINT8
-        q, levels = QuantParams(q.scale / factor, q.zero_point * factor, 8), levels * factor
+        factor, dtype = stretch(q.quantizer), _eight_bits(q.quantizer)
+        levels = levels * factor
+        q = QuantParams(q.scale / factor, q.zero_point * factor, replace(q.quantizer, bits=8))
     constants = [
         _integers(f"{name}.weight_levels", levels, dtype),
         *_constants(f"{name}.weight", q, dtype),
     ]
-    return [_dequantize(node, f"{name}.weight", constants)], constants
+    dequantize = _dequantize(node, f"{name}.weight", constants)
+    if q.quantizer.per_channel:
+        dequantize.attribute.append(helper.make_attribute("axis", 0))
+    return [dequantize], constants
+
+
+def _eight_bits(quantizer: Quantizer) -> int:
+    return TensorProto.INT8 if quantizer.signed else TensorProto.UINT8
 
 
 def _bias(node: onnx.NodeProto, name: str, layer: FoldedLayer) -> _Rewritten:
@@ -115,7 +127,7 @@ def _dequantize(node: onnx.NodeProto, name: str, constants: list[TensorProto]) -
 
 
 def _activation(node: onnx.NodeProto, name: str, qparams: QuantParams) -> _Rewritten:
-    dtype = TensorProto.UINT8
+    dtype = _eight_bits(qparams.quantizer)
     scale, zero_point = constants = _constants(name, qparams, dtype)
     parameters = [scale.name, zero_point.name]
     quantized = f"{name}.quantized"
@@ -124,9 +136,11 @@ def _activation(node: onnx.NodeProto, name: str, qparams: QuantParams) -> _Rewri
             "QuantizeLinear", [node.input[0], *parameters], [quantized], f"{name}.quantize"
         )
     ]
-    if qparams.bits < 8:
-        lowest = _integers(f"{name}.lowest", torch.tensor(0), dtype)
-        highest = _integers(f"{name}.highest", torch.tensor(2**qparams.bits - 1), dtype)
+    if qparams.quantizer.levels != (0, 255):
+        lowest, highest = (
+            _integers(f"{name}.{end}", torch.tensor(level), dtype)
+            for end, level in zip(("lowest", "highest"), qparams.quantizer.levels, strict=True)
+        )
         clipped = f"{name}.clipped"
         nodes.append(
             helper.make_node(
@@ -148,7 +162,8 @@ def _constants(name: str, qparams: QuantParams, dtype: int) -> list[TensorProto]
 
 
 def _integers(name: str, values: Tensor, dtype: int) -> TensorProto:
-    array = values.numpy().astype(np.uint8)
+    signed = dtype in (TensorProto.INT4, TensorProto.INT8)
+    array = values.numpy().astype(np.int8 if signed else np.uint8)
     return helper.make_tensor(name, dtype, array.shape, array.reshape(-1))
 
 

@@ -4,6 +4,7 @@ from ghnq_quant.quantization.affine import (
     QuantParams,
     affine_parameters,
     fake_quantize,
+    qparams_of,
     quantize_dequantize,
     tensor_range,
 )
@@ -12,6 +13,7 @@ from ghnq_quant.quantization.batch_norm import FoldsBatchNorm, conv_batch_norm
 from ghnq_quant.quantization.calibration import calibrate
 from ghnq_quant.quantization.layerwise import emit
 from ghnq_quant.quantization.model import QuantModel
+from ghnq_quant.quantization.quantizer import Quantizer
 from ghnq_quant.quantization.scheme import QuantScheme
 
 __all__ = [
@@ -21,12 +23,14 @@ __all__ = [
     "QuantModel",
     "QuantParams",
     "QuantScheme",
+    "Quantizer",
     "affine_parameters",
     "calibrate",
     "conv_batch_norm",
     "emit",
     "fake_quantize",
     "load_backend",
+    "qparams_of",
     "quantize_dequantize",
     "tensor_range",
 ]

@@ -12,7 +12,8 @@ from ghnq_quant.errors import BackendError
 from ghnq_quant.extras import how_to_install
 from ghnq_quant.quantization.affine import QuantParams
 from ghnq_quant.quantization.model import QuantModel
-from ghnq_quant.quantization.scheme import ActRange, BatchNormMode, QuantScheme
+from ghnq_quant.quantization.quantizer import Quantizer
+from ghnq_quant.quantization.scheme import BatchNormMode, QuantScheme
 
 
 class Backend(Protocol):
@@ -20,22 +21,22 @@ class Backend(Protocol):
 
     Registered under the entry-point group ``ghnq_quant.backends`` by the class that makes it. A
     layer has the very parameters of the layer it stands for, under the same names, and is called
-    with the input alone.
+    with the input alone. What quantizers it does not have, it refuses with a ``BackendError``.
     """
 
-    def conv2d(self, conv: nn.Conv2d, weight_bits: int) -> nn.Module:
+    def conv2d(self, conv: nn.Conv2d, quantizer: Quantizer) -> nn.Module:
         """A convolution with quantized weight."""
 
     def conv2d_batch_norm(
-        self, conv: nn.Conv2d, bn: nn.BatchNorm2d, weight_bits: int, mode: BatchNormMode
+        self, conv: nn.Conv2d, bn: nn.BatchNorm2d, quantizer: Quantizer, mode: BatchNormMode
     ) -> nn.Module:
         """A convolution that folds ``bn``, which stays where it is in the model: a
         :class:`~ghnq_quant.quantization.batch_norm.FoldsBatchNorm`."""
 
-    def linear(self, linear: nn.Linear, weight_bits: int) -> nn.Module:
+    def linear(self, linear: nn.Linear, quantizer: Quantizer) -> nn.Module:
         """A linear layer with quantized weight."""
 
-    def activation(self, act_bits: int, act_range: ActRange) -> nn.Module:
+    def activation(self, quantizer: Quantizer) -> nn.Module:
         """A quantizer of an activation tensor."""
 
     def weight_qparams(self, layer: nn.Module, weight: Tensor) -> QuantParams | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from ghnq_quant.quantization import fake_quantize
+from ghnq_quant.quantization import Quantizer, QuantModel, fake_quantize
 
 REPORTED_BITS = (8, 4, 2)
 
@@ -31,19 +31,19 @@ class LayerRow:
     snr_db: dict[int, float]
 
 
-def signal_to_noise_db(weight: Tensor, bits: int) -> float:
-    """10 · log10(Σ w² / Σ (w − Q(w))²), with Q the tensorwise asymmetric quantizer.
+def signal_to_noise_db(weight: Tensor, quantizer: Quantizer | int) -> float:
+    """10 · log10(Σ w² / Σ (w − Q(w))²), with Q the quantizer, or the default one of that many bits.
 
     Returns:
         dB; infinite where quantization changes nothing, NaN for an all-zero tensor.
 
     Example:
         >>> import torch
-        >>> round(signal_to_noise_db(torch.linspace(-1, 1, 1001), bits=8), 1)
+        >>> round(signal_to_noise_db(torch.linspace(-1, 1, 1001), 8), 1)
         48.1
     """
     w = weight.detach().double()
-    noise = (w - fake_quantize(weight.detach(), bits).double()).square().sum().item()
+    noise = (w - fake_quantize(weight.detach(), quantizer).double()).square().sum().item()
     signal = w.square().sum().item()
     if noise == 0:
         return math.inf if signal else math.nan
@@ -71,7 +71,8 @@ def layer_report(before: nn.Module, after: nn.Module) -> list[LayerRow]:
             for key, parameter in layer.named_parameters(name, recurse=False)
             if not _same(parameter, old.get(key))
         )
-        snr = {bits: signal_to_noise_db(weight, bits) for bits in REPORTED_BITS}
+        own = after.scheme.weights_of(name) if isinstance(after, QuantModel) else Quantizer(8)
+        snr = {bits: signal_to_noise_db(weight, replace(own, bits=bits)) for bits in REPORTED_BITS}
         rows.append(LayerRow(name, tuple(weight.shape), given, snr))
     return rows
 

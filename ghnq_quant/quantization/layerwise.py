@@ -15,7 +15,7 @@ from ghnq_quant.quantization.graph_rewrite import (
     with_quantizers,
 )
 from ghnq_quant.quantization.model import QuantModel
-from ghnq_quant.quantization.scheme import FLOAT_BITS, QuantScheme
+from ghnq_quant.quantization.scheme import QuantScheme
 
 
 class LayerwiseModel(QuantModel):
@@ -80,9 +80,9 @@ def emit(
         return backend.model(captured, scheme, example_input)
     quantizers = {}
     for point in plan.points:
-        bits = scheme.bits_of(point.name)[1]
-        if bits != FLOAT_BITS:
-            quantizers[quantizer_key(point.name)] = backend.activation(bits, scheme.act_range)
+        quantizer = scheme.activations_of(point)
+        if not quantizer.is_float:
+            quantizers[quantizer_key(point.name)] = backend.activation(quantizer)
     for unit in plan.units:
         captured.root.set_submodule(unit.name, _layer(captured, unit, scheme, backend))
     model = LayerwiseModel(captured, scheme, quantizers, backend)
@@ -93,14 +93,14 @@ def emit(
 
 def _layer(captured: Capture, unit: Unit, scheme: QuantScheme, backend: Backend) -> nn.Module:
     module = captured.modules[unit.name]
-    bits = scheme.bits_of(unit.name)[0]
+    quantizer = scheme.weights_of(unit.name)
     if isinstance(module, nn.Linear):
-        layer = backend.linear(module, bits)
+        layer = backend.linear(module, quantizer)
     elif unit.batch_norm is None:
-        layer = backend.conv2d(module, bits)  # type: ignore[arg-type]
+        layer = backend.conv2d(module, quantizer)  # type: ignore[arg-type]
     else:
         norm = captured.modules[unit.batch_norm]
-        layer = backend.conv2d_batch_norm(module, norm, bits, scheme.bn)  # type: ignore[arg-type]
+        layer = backend.conv2d_batch_norm(module, norm, quantizer, scheme.bn)  # type: ignore[arg-type]
     if isinstance(module, ComputedWeight):
         keep_computing(layer, module)
     return layer.train(module.training)

@@ -37,7 +37,7 @@ class QuantModel(fx.GraphModule):
             children, parameters and buffers are taken over.
         graph: of ``forward``.
         plan: the units and quantized activations.
-        scheme: what is quantized to how many bits.
+        scheme: the quantizers of weights and activations.
         skipped: names of the modules that stayed float because they are not supported.
 
     Raises:
@@ -132,8 +132,9 @@ class QuantModel(fx.GraphModule):
 
     def extra_repr(self) -> str:
         s = self.scheme
-        overrides = f", overrides={dict(s.overrides)}" if s.overrides else ""
-        return f"{s}, tensorwise asymmetric, act_range={s.act_range}, bn={s.bn}{overrides}"
+        others = {pattern: f"W{w}/A{a}" for pattern, (w, a) in s.overrides.items()}
+        overrides = f", overrides={others}" if others else ""
+        return f"{s}, act_range={s.act_range}, bn={s.bn}{overrides}"
 
 
 def _class(model: _Model) -> type[_Model]:

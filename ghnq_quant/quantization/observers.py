@@ -3,31 +3,54 @@ the classes of that name: torch.ao's own, and torchao's copies of them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ghnq_quant.quantization.affine import affine_parameters, quantize_dequantize, tensor_range
+from ghnq_quant.quantization.affine import (
+    affine_parameters,
+    fake_quantize,
+    quantize_dequantize,
+    quantizer_range,
+    tensor_range,
+)
+from ghnq_quant.quantization.quantizer import Quantizer
+
+
+def observer_settings(quantizer: Quantizer) -> dict[str, Any]:
+    """What an observer is made with but for the ``dtype``, whose names the toolkits have parted."""
+    lowest, highest = quantizer.levels
+    settings = {"quantizer": quantizer, "quant_min": lowest, "quant_max": highest}
+    if quantizer.per_channel:
+        scheme = torch.per_channel_symmetric if quantizer.signed else torch.per_channel_affine
+        return {**settings, "qscheme": scheme, "ch_axis": 0}
+    # torch's symmetric scheme of unsigned levels has its zero point in their middle
+    scheme = torch.per_tensor_symmetric if quantizer.signed else torch.per_tensor_affine
+    return {**settings, "qscheme": scheme}
 
 
 class AffineObserver:
-    """Mixin of a ``MinMaxObserver``: the range always holds zero, and any bit width."""
+    """Mixin of a ``MinMaxObserver``: the range always holds zero, and any quantizer.
+
+    Args:
+        quantizer: what the range is for; ``quant_min`` and so on are those of
+            :func:`observer_settings`.
+    """
 
     min_val: Tensor
     max_val: Tensor
-    quant_min: int
-    quant_max: int
 
-    @property
-    def bits(self) -> int:
-        """Bit width of the levels."""
-        return (self.quant_max - self.quant_min).bit_length()
+    def __init__(self, *args: Any, quantizer: Quantizer, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.quantizer = quantizer
 
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Record the range of ``x`` as far as the mode allows; the range to quantize ``x`` over."""
         raise NotImplementedError
 
     def _has_range(self) -> bool:
-        return bool(self.min_val <= self.max_val)
+        return self.min_val.numel() > 0 and bool((self.min_val <= self.max_val).all())
 
     def forward(self, x_orig: Tensor) -> Tensor:
         if x_orig.numel() > 0:
@@ -35,21 +58,29 @@ class AffineObserver:
         return x_orig
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of what was observed, each of shape (1,); 1 and 0 before that."""
+        """Scale and zero point of what was observed, each of shape (1,), or (C,) per channel; 1 and
+        0 before that."""
         if not self._has_range():
-            return self.min_val.new_ones(1), torch.zeros_like(self.min_val, dtype=torch.int).view(1)
-        scale, zero_point = affine_parameters(self.min_val, self.max_val, self.bits)
-        return scale.view(1), zero_point.view(1).to(torch.int)
+            return self.min_val.new_ones(1), self.min_val.new_zeros(1, dtype=torch.int)
+        scale, zero_point = affine_parameters(self.min_val, self.max_val, self.quantizer)
+        return scale.view(-1), zero_point.view(-1).to(torch.int)
 
 
 class BatchObserver(AffineObserver):
     """The range of each tensor at hand, in train and in eval."""
 
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = tensor_range(x)
-        self.min_val.copy_(low)
-        self.max_val.copy_(high)
+        low, high = quantizer_range(x, self.quantizer)
+        _keep(self.min_val, low)
+        _keep(self.max_val, high)
         return low, high
+
+
+def _keep(buffer: Tensor, value: Tensor) -> None:
+    """Copy into a buffer that torch.ao makes before it knows how many channels there are."""
+    if buffer.numel() != value.numel():
+        buffer.resize_(value.shape)
+    buffer.copy_(value)
 
 
 class EmaObserver(AffineObserver):
@@ -64,7 +95,7 @@ class EmaObserver(AffineObserver):
 
     def has_statistics(self) -> bool:
         """Whether at least one tensor was averaged."""
-        return self._has_range()
+        return bool(self.min_val <= self.max_val)
 
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not self.training:
@@ -91,9 +122,9 @@ class AffineFakeQuantization:
     zero_point: Tensor
 
     @property
-    def bits(self) -> int:
-        """Bit width of the levels."""
-        return self.activation_post_process.bits
+    def quantizer(self) -> Quantizer:
+        """What it quantizes with."""
+        return self.activation_post_process.quantizer
 
     def quantized(self, x: Tensor) -> Tensor:
         """What a tensor becomes that is quantized over its own range, or over the frozen one where
@@ -102,7 +133,7 @@ class AffineFakeQuantization:
             return x
         if not self.observer_enabled[0]:
             return self._quantize(x, self.scale, self.zero_point)
-        return self._quantize(x, *affine_parameters(*tensor_range(x), self.bits))
+        return fake_quantize(x, self.quantizer)
 
     def forward(self, X: Tensor) -> Tensor:  # noqa: N803 (the name that torch.ao gives it)
         if X.numel() == 0:
@@ -110,10 +141,11 @@ class AffineFakeQuantization:
         scale, zero_point = self.scale, self.zero_point
         if self.observer_enabled[0]:
             low, high = self.activation_post_process.observe(X)
-            scale, zero_point = affine_parameters(low, high, self.bits)
-            self.scale.copy_(scale)
-            self.zero_point.copy_(zero_point)
+            scale, zero_point = affine_parameters(low, high, self.quantizer)
+            _keep(self.scale, scale)
+            _keep(self.zero_point, zero_point)
         return self._quantize(X, scale, zero_point) if self.fake_quant_enabled[0] else X
 
     def _quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        return quantize_dequantize(x, scale.view(()), zero_point.view(()), self.bits)
+        shape = (-1,) if self.quantizer.per_channel else ()
+        return quantize_dequantize(x, scale.view(shape), zero_point.view(shape), self.quantizer)

@@ -1,4 +1,4 @@
-"""Ranges of activations: of the batch at hand, or a moving average of them."""
+"""Where ranges come from: the tensor at hand, or a moving average of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ghnq_quant.quantization.affine import QuantParams, affine_parameters, tensor_range
-from ghnq_quant.quantization.scheme import ActRange
+from ghnq_quant.quantization.affine import (
+    QuantParams,
+    affine_parameters,
+    quantizer_range,
+    tensor_range,
+)
+from ghnq_quant.quantization.quantizer import Quantizer
 
 #: Weight of a new batch in the moving average.
 MOMENTUM = 0.1
@@ -24,11 +29,15 @@ class RunningRange(Protocol):
         """Whether there is a range yet."""
 
 
-class BatchRange(nn.Module):
-    """The range of each tensor at hand."""
+class TensorRange(nn.Module):
+    """The range of each tensor at hand; per channel, where the quantizer is."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return tensor_range(x)
+        return quantizer_range(x, self.quantizer)
 
 
 class EmaRange(nn.Module):
@@ -75,13 +84,14 @@ class EmaRange(nn.Module):
         return running_min, running_max
 
 
-def make_range(act_range: ActRange) -> BatchRange | EmaRange:
-    """The module that gives an activation quantizer its range."""
-    return EmaRange() if act_range == "ema" else BatchRange()
+def make_range(quantizer: Quantizer) -> TensorRange | EmaRange:
+    """The module that gives a quantizer its range."""
+    return EmaRange() if quantizer.range == "ema" else TensorRange(quantizer)
 
 
-def fixed_qparams(act_range: nn.Module, bits: int) -> QuantParams | None:
+def fixed_qparams(moving: nn.Module, quantizer: Quantizer) -> QuantParams | None:
     """What a range of :func:`make_range` comes to in eval, None where it depends on the batch."""
-    if not isinstance(act_range, EmaRange) or not act_range.has_statistics():
+    if not isinstance(moving, EmaRange) or not moving.has_statistics():
         return None
-    return QuantParams(*affine_parameters(act_range.running_min, act_range.running_max, bits), bits)
+    parameters = affine_parameters(moving.running_min, moving.running_max, quantizer)
+    return QuantParams(*parameters, quantizer)

@@ -1,75 +1,113 @@
-"""What is quantized to how many bits."""
+"""Which quantizer is where in a model."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from ghnq_quant.capture import QuantPoint
 from ghnq_quant.errors import SchemeError
+from ghnq_quant.quantization.quantizer import (
+    FLOAT_BITS,
+    ActRange,
+    Quantizer,
+    WeightRange,
+    as_quantizer,
+    check_bits,
+    check_one_of,
+)
 
-ActRange = Literal["ema", "batch"]
 BatchNormMode = Literal["running", "batch"]
-Bits = int | tuple[int, int]
+#: A quantizer, or the bits of one.
+Bits = int | Quantizer
+#: (weights, activations)
+Quantizers = tuple[Quantizer, Quantizer]
 #: (weight bits, activation bits)
 Precision = tuple[int, int]
 
-#: Bit width that stands for no quantization.
-FLOAT_BITS = 32
 #: (weight, activation) bits of a network that is not quantized.
 FLOAT = (FLOAT_BITS, FLOAT_BITS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class QuantScheme:
-    """Bit widths and ranges of a quantized model; weights and activations are quantized tensorwise,
-    asymmetrically and uniformly.
+    """The quantizers of a model's weights and activations.
 
     Attributes:
-        weight_bits: 2 to 8, or 32 for float.
-        act_bits: 2 to 8, or 32 for float.
-        overrides: other bits for the layers whose name matches a glob pattern, as one number or as
-            (weight, activation); of several matching patterns the last one counts. A layer's
-            activation is its unit's output (after batch norm and activation function).
-        act_range: of activations: ``"ema"``, a moving average of the batches' ranges with momentum
-            0.1, frozen in eval; ``"batch"``, the range of each tensor at hand.
+        weights: of every weight; bits alone stand for :class:`Quantizer` of that many.
+        activations: of every activation.
+        overrides: others for the layers whose name matches a glob pattern, as a quantizer for both,
+            as bits (the quantizer above with other bits), or as a pair (weights, activations) of
+            these; of several matching patterns the last one counts. A layer's activation is its
+            unit's output (after batch norm and activation function).
+        act_range: range of the activation quantizers that name none: ``"ema"`` or ``"batch"``, as
+            in :class:`Quantizer`.
         bn: statistics that batch norm folds in eval: ``"running"`` or those of the ``"batch"``.
 
     Raises:
-        SchemeError: a bit width or a mode that does not exist.
+        SchemeError: a bit width or a mode that does not exist, or a quantizer that weights or
+            activations cannot have.
 
     Example:
-        >>> scheme = QuantScheme(4, 4, overrides={"features.0.*": 8})
-        >>> scheme.bits_of("features.0.0"), scheme.bits_of("features.1.0")
-        ((8, 8), (4, 4))
+        >>> scheme = QuantScheme(Quantizer(4, symmetric=True), 4, overrides={"features.0.*": 8})
+        >>> str(scheme.weights_of("features.0.0")), str(scheme.weights_of("features.1.0"))
+        ('8-symmetric', '4-symmetric')
     """
 
-    weight_bits: int
-    act_bits: int
-    overrides: Mapping[str, Bits] = field(default_factory=dict)
+    weights: Quantizer
+    activations: Quantizer
+    overrides: Mapping[str, Quantizers] = field(default_factory=dict)
     act_range: ActRange = "ema"
     bn: BatchNormMode = "running"
 
-    def __post_init__(self) -> None:
-        check_bits(self.weight_bits, "weight bits")
-        check_bits(self.act_bits, "activation bits")
-        for pattern, bits in self.overrides.items():
-            as_pair(bits, f"overrides[{pattern!r}]")
-        for name, modes in (("act_range", ActRange), ("bn", BatchNormMode)):
-            if getattr(self, name) not in get_args(modes):
-                raise SchemeError(
-                    f"{name}={getattr(self, name)!r}: expected one of {', '.join(get_args(modes))}"
-                )
+    # What is given may be shorter than what is kept.
+    def __init__(
+        self,
+        weights: Bits,
+        activations: Bits,
+        overrides: Mapping[str, Bits | tuple[Bits, Bits]] | None = None,
+        act_range: ActRange = "ema",
+        bn: BatchNormMode = "running",
+    ) -> None:
+        own = (
+            check_weights(as_quantizer(weights, "weight bits"), "weights"),
+            check_activations(as_quantizer(activations, "activation bits"), "activations"),
+        )
+        check_one_of(act_range, get_args(ActRange), "act_range")
+        check_one_of(bn, get_args(BatchNormMode), "bn")
+        others = {p: _override(own, other, p) for p, other in (overrides or {}).items()}
+        values = (*own, others, act_range, bn)
+        for name, value in zip(self.__dataclass_fields__, values, strict=True):
+            object.__setattr__(self, name, value)
 
-    def bits_of(self, name: str) -> tuple[int, int]:
-        """(weight, activation) bits of the layer ``name``."""
-        bits = (self.weight_bits, self.act_bits)
+    def weights_of(self, name: str) -> Quantizer:
+        """The quantizer of the weight of the layer ``name``."""
+        return self._quantizers_of(name)[0]
+
+    def activations_of(self, point: QuantPoint) -> Quantizer:
+        """The quantizer of an activation, with all that the plan and the scheme know of it."""
+        quantizer = self._quantizers_of(point.name)[1]
+        return replace(
+            quantizer,
+            range=quantizer.range or self.act_range,
+            never_negative=quantizer.never_negative
+            or (quantizer.symmetric and point.never_negative),
+        )
+
+    def _quantizers_of(self, name: str) -> Quantizers:
+        found = (self.weights, self.activations)
         for pattern, other in self.overrides.items():
             if fnmatchcase(name, pattern):
-                bits = as_pair(other, pattern)
-        return bits
+                found = other
+        return found
+
+    def over_each_batch(self) -> QuantScheme:
+        """The same, with all activations over the range of the tensor at hand."""
+        others = {p: (w, replace(a, range="batch")) for p, (w, a) in self.overrides.items()}
+        return replace(self, activations=replace(self.activations, range="batch"), overrides=others)
 
     def check_overrides(self, names: Iterable[str]) -> None:
         """Raise SchemeError for an override that matches none of a model's layers ``names``."""
@@ -82,29 +120,91 @@ class QuantScheme:
                 )
 
     def __str__(self) -> str:
-        return f"W{self.weight_bits}/A{self.act_bits}"
+        return f"W{self.weights}/A{self.activations}"
 
 
-def check_bits(bits: object, what: str = "bits") -> int:
-    """``bits`` itself where it is a bit width; raises SchemeError where it is none."""
-    if (
-        isinstance(bits, int)
-        and not isinstance(bits, bool)
-        and (2 <= bits <= 8 or bits == FLOAT_BITS)
-    ):
-        return bits
-    raise SchemeError(
-        f"{what}={bits!r}: a bit width is an integer from 2 to 8, or {FLOAT_BITS} for float"
+def _override(own: Quantizers, other: Any, pattern: str) -> Quantizers:
+    what = f"overrides[{pattern!r}]"
+    weights, activations = (
+        given if isinstance(given, Quantizer) else replace(default, bits=check_bits(given, what))
+        for given, default in zip(_both(other, what), own, strict=True)
     )
+    return check_weights(weights, what), check_activations(activations, what)
 
 
-def as_pair(bits: object, what: str = "bits") -> tuple[int, int]:
+def check_weights(quantizer: Quantizer, what: str) -> Quantizer:
+    """A quantizer that weights can have; raises SchemeError for another."""
+    if quantizer.range not in (None, *get_args(WeightRange)):
+        raise SchemeError(
+            f"{what}={quantizer}: range {quantizer.range!r} is one of activations; weights have "
+            + ", ".join(get_args(WeightRange))
+        )
+    if quantizer.never_negative:
+        raise SchemeError(f"{what}={quantizer}: never_negative is for activations")
+    return quantizer
+
+
+def check_activations(quantizer: Quantizer, what: str) -> Quantizer:
+    """A quantizer that activations can have; raises SchemeError for another."""
+    if quantizer.per_channel:
+        raise SchemeError(
+            f"{what}={quantizer}: activations are quantized per tensor; give weights and "
+            "activations a quantizer each, as (weights, activations)"
+        )
+    if quantizer.range not in (None, *get_args(ActRange)):
+        raise SchemeError(
+            f"{what}={quantizer}: range {quantizer.range!r} is one of weights; activations have "
+            + ", ".join(get_args(ActRange))
+        )
+    return quantizer
+
+
+def _both(given: Any, what: str) -> tuple[Any, Any]:
+    """One for both, or a pair."""
+    if not isinstance(given, (tuple, list)):
+        return given, given
+    if len(given) != 2:
+        raise SchemeError(f"{what}={given!r}: a pair is (weight bits, activation bits)")
+    return given[0], given[1]
+
+
+def as_pair(bits: object, what: str = "bits") -> Precision:
     """One bit width for both, or a pair, as (weight, activation) bits."""
-    if isinstance(bits, (tuple, list)):
-        if len(bits) != 2:
-            raise SchemeError(f"{what}={bits!r}: a pair is (weight bits, activation bits)")
-        return check_bits(bits[0], what), check_bits(bits[1], what)
-    return check_bits(bits, what), check_bits(bits, what)
+    weights, activations = _both(bits, what)
+    return check_bits(weights, what), check_bits(activations, what)
+
+
+def as_quantizers(bits: Bits | tuple[Bits, Bits], what: str = "bits") -> Quantizers:
+    """One quantizer or bit width for both, or a pair, as (weights, activations)."""
+    weights, activations = _both(bits, what)
+    return as_quantizer(weights, what), as_quantizer(activations, what)
+
+
+def parse_quantizers(
+    text: str, weights: str | None = None, activations: str | None = None
+) -> Quantizers:
+    """(weights, activations) as people write them: as for :func:`parse_precision`, or with words.
+
+    Args:
+        text: of both.
+        weights, activations: of one of them, in place of what ``text`` says of it.
+
+    Raises:
+        SchemeError: another form, or a quantizer that does not exist.
+
+    Example:
+        >>> both = parse_quantizers("4-symmetric-channel/8")
+        >>> both == parse_quantizers("8", weights="4-symmetric-channel")
+        True
+    """
+    if re.search("[0-9]-[a-z]", text.lower()) is None:
+        first, second = as_quantizers(parse_precision(text))
+    else:
+        words = [part.lstrip("wa") for part in text.strip().lower().split("/", 1)]
+        first, second = Quantizer.parse(words[0]), Quantizer.parse(words[-1])
+    first = first if weights is None else Quantizer.parse(weights)
+    second = second if activations is None else Quantizer.parse(activations)
+    return check_weights(first, "weights"), check_activations(second, "activations")
 
 
 def parse_precision(text: str) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import brevitas.nn as qnn
 from torch import Tensor, nn
@@ -10,45 +10,48 @@ from torch import Tensor, nn
 from ghnq_brevitas.layers import QuantConvBatchNorm2d
 from ghnq_brevitas.quantizers import AffineTensorQuant, activation_quantizer, weight_quantizer
 from ghnq_quant.errors import BackendError
-from ghnq_quant.quantization.affine import QuantParams
+from ghnq_quant.quantization.affine import QuantParams, qparams_of
+from ghnq_quant.quantization.quantizer import Quantizer
 from ghnq_quant.quantization.ranges import fixed_qparams
-from ghnq_quant.quantization.scheme import FLOAT_BITS, BatchNormMode
+from ghnq_quant.quantization.scheme import BatchNormMode
 
 
 class BrevitasBackend:
     """Real ``brevitas.nn`` layers with subclasses of Brevitas's own quantizers."""
 
-    def conv2d(self, conv: nn.Conv2d, weight_bits: int) -> nn.Module:
+    def conv2d(self, conv: nn.Conv2d, quantizer: Quantizer) -> nn.Module:
         return with_parameters(
-            qnn.QuantConv2d(**conv_settings(conv), weight_quant=_weight_quantizer(weight_bits)),
+            qnn.QuantConv2d(**conv_settings(conv), weight_quant=weight_quantizer(quantizer)),
             conv,
         )
 
     def conv2d_batch_norm(
-        self, conv: nn.Conv2d, bn: nn.BatchNorm2d, weight_bits: int, mode: BatchNormMode
+        self, conv: nn.Conv2d, bn: nn.BatchNorm2d, quantizer: Quantizer, mode: BatchNormMode
     ) -> nn.Module:
         layer = QuantConvBatchNorm2d(
-            **conv_settings(conv), weight_quant=_weight_quantizer(weight_bits), bn=bn, mode=mode
+            **conv_settings(conv), weight_quant=weight_quantizer(quantizer), bn=bn, mode=mode
         )
         return with_parameters(layer, conv)
 
-    def linear(self, linear: nn.Linear, weight_bits: int) -> nn.Module:
+    def linear(self, linear: nn.Linear, quantizer: Quantizer) -> nn.Module:
         layer = qnn.QuantLinear(
             linear.in_features,
             linear.out_features,
             bias=linear.bias is not None,
-            weight_quant=_weight_quantizer(weight_bits),
+            weight_quant=weight_quantizer(quantizer),
             device="meta",
         )
         return with_parameters(layer, linear)
 
-    def activation(self, act_bits: int, act_range: Literal["ema", "batch"]) -> nn.Module:
-        return qnn.QuantIdentity(act_quant=activation_quantizer(act_bits, act_range))
+    def activation(self, quantizer: Quantizer) -> nn.Module:
+        return qnn.QuantIdentity(act_quant=activation_quantizer(quantizer))
 
     def weight_qparams(self, layer: nn.Module, weight: Tensor) -> QuantParams | None:
         proxy: Any = layer.weight_quant
         if not proxy.is_quant_enabled:
             return None
+        if isinstance(proxy.tensor_quant, AffineTensorQuant):
+            return qparams_of(weight, proxy.tensor_quant.quantizer)
         quantized = proxy(weight)
         return _qparams(quantized.scale, quantized.zero_point, quantized.bit_width, proxy)
 
@@ -58,25 +61,26 @@ class BrevitasBackend:
             return None
         own = proxy.fused_activation_quant_proxy.tensor_quant
         if isinstance(own, AffineTensorQuant):
-            return fixed_qparams(own.range, own.bits)
+            return fixed_qparams(own.range, own.quantizer)
         return _qparams(proxy.scale(), proxy.zero_point(), proxy.bit_width(), proxy)
 
 
 def _qparams(scale: Tensor, zero_point: Tensor, bit_width: Tensor, proxy: Any) -> QuantParams:
-    """Brevitas's numbers as those of unsigned levels."""
-    bits = int(bit_width)
-    if scale.numel() != 1 or proxy.is_narrow_range or not 2 <= bits <= 8:
+    """The numbers of a quantizer of Brevitas's own: symmetric in narrow range, else as unsigned
+    levels."""
+    bits, per_channel = int(bit_width), scale.numel() != 1
+    shape = (-1,) if per_channel else ()
+    scale, zero_point = scale.reshape(shape), zero_point.expand_as(scale).reshape(shape)
+    symmetric = proxy.is_signed and proxy.is_narrow_range and not zero_point.any()
+    if not 2 <= bits <= 8 or proxy.is_narrow_range != symmetric:
         raise BackendError(
-            f"{type(proxy).__name__} quantizes to {bits} bits, scales of shape "
-            f"{tuple(scale.shape)}, narrow_range={proxy.is_narrow_range}: what can be converted are "
-            "tensorwise quantizers of 2 to 8 bits without narrow range"
+            f"{type(proxy).__name__} quantizes to {bits} bits, signed={proxy.is_signed}, "
+            f"narrow_range={proxy.is_narrow_range}: what can be converted are quantizers of 2 to 8 "
+            "bits without narrow range, or symmetric with it"
         )
-    shift = 2 ** (bits - 1) if proxy.is_signed else 0
-    return QuantParams(scale.reshape(()), zero_point.reshape(()) + shift, bits)
-
-
-def _weight_quantizer(bits: int) -> Any:
-    return None if bits == FLOAT_BITS else weight_quantizer(bits)
+    quantizer = Quantizer(bits, symmetric, "channel" if per_channel else "tensor")
+    shift = 2 ** (bits - 1) if proxy.is_signed and not symmetric else 0
+    return QuantParams(scale, zero_point + shift, quantizer)
 
 
 def conv_settings(conv: nn.Conv2d) -> dict[str, Any]:

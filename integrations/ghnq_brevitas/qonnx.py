@@ -7,29 +7,34 @@ import onnx
 import onnxoptimizer  # noqa: F401  # Brevitas asks for it late
 import torch
 from brevitas.export import export_qonnx as brevitas_export
-from brevitas.quant import ShiftedUint8ActPerTensorFloat, ShiftedUint8WeightPerTensorFloat
 from torch import Tensor, fx, nn
 
 from ghnq_brevitas.backend import conv_settings, with_parameters
+from ghnq_brevitas.quantizers import activation_class, levels_of, weight_class
 from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d, FoldedLayer, FoldedLinear
 from ghnq_quant.deployment.torch_onnx import exporting
-from ghnq_quant.quantization.affine import QuantParams, quantize_dequantize
+from ghnq_quant.quantization.affine import QuantParams, along_channels, quantize_dequantize
 
 
 class FixedTensorQuant(nn.Module):
     """What Brevitas calls a ``tensor_quant``, over a fixed range."""
 
+    scale: Tensor
+    zero_point: Tensor
+    bit_width: Tensor
+
     def __init__(self, int_quant: nn.Module, qparams: QuantParams) -> None:
         super().__init__()
         self.int_quant = int_quant  # Brevitas's export looks for it
-        self.bits = qparams.bits
+        self.quantizer = qparams.quantizer
         self.register_buffer("scale", qparams.scale)
         self.register_buffer("zero_point", qparams.zero_point)
-        self.register_buffer("bit_width", torch.tensor(float(qparams.bits)))
+        self.register_buffer("bit_width", torch.tensor(float(self.quantizer.bits)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        y = quantize_dequantize(x, self.scale, self.zero_point, self.bits)  # type: ignore[arg-type]
-        return y, self.scale, self.zero_point, self.bit_width  # type: ignore[return-value]
+        y = quantize_dequantize(x, self.scale, self.zero_point, self.quantizer)
+        parameters = along_channels(self.scale, x), along_channels(self.zero_point, x)
+        return y, *parameters, self.bit_width
 
 
 def export_qonnx(folded: fx.GraphModule, example_input: Tensor) -> onnx.ModelProto:
@@ -41,7 +46,7 @@ def export_qonnx(folded: fx.GraphModule, example_input: Tensor) -> onnx.ModelPro
     """
     for name, module in list(folded.named_modules()):
         if isinstance(module, FixedQuantizer):
-            quantizer = _fixed(ShiftedUint8ActPerTensorFloat, module.qparams)
+            quantizer = _fixed(activation_class(module.quantizer), module.qparams)
             folded.set_submodule(name, qnn.QuantIdentity(act_quant=quantizer).eval())
         elif isinstance(module, (FoldedConv2d, FoldedLinear)) and module.weight_quant is not None:
             folded.set_submodule(name, _layer(module, module.weight_quant.qparams).eval())
@@ -50,7 +55,7 @@ def export_qonnx(folded: fx.GraphModule, example_input: Tensor) -> onnx.ModelPro
 
 
 def _layer(layer: FoldedLayer, qparams: QuantParams) -> nn.Module:
-    quantizer = _fixed(ShiftedUint8WeightPerTensorFloat, qparams)
+    quantizer = _fixed(weight_class(qparams.quantizer), qparams)
     if isinstance(layer, FoldedConv2d):
         settings = {**conv_settings(layer), "weight_quant": quantizer}
         return with_parameters(qnn.QuantConv2d(**settings), layer)
@@ -65,5 +70,6 @@ def _layer(layer: FoldedLayer, qparams: QuantParams) -> nn.Module:
 
 
 def _fixed(base: type, qparams: QuantParams) -> type:
-    attributes = {"bit_width": qparams.bits, "qparams": qparams, "tensor_quant": FixedTensorQuant}
+    attributes = {"qparams": qparams, "tensor_quant": FixedTensorQuant}
+    attributes |= levels_of(qparams.quantizer)
     return type(f"Fixed{base.__name__}", (base,), attributes)

@@ -4,14 +4,69 @@ moving-average ranges."""
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
+from typing import Any
 
 import torch
-from brevitas.quant import ShiftedUint8ActPerTensorFloat, ShiftedUint8WeightPerTensorFloat
+from brevitas.inject import ExtendedInjector
+from brevitas.inject.enum import RestrictValueType
+from brevitas.quant import (
+    Int8ActPerTensorFixedPoint,
+    Int8ActPerTensorFloat,
+    Int8WeightPerChannelFloat,
+    Int8WeightPerTensorFixedPoint,
+    Int8WeightPerTensorFloat,
+    ShiftedUint8ActPerTensorFixedPoint,
+    ShiftedUint8ActPerTensorFloat,
+    ShiftedUint8WeightPerChannelFloat,
+    ShiftedUint8WeightPerTensorFloat,
+    Uint8ActPerTensorFixedPoint,
+    Uint8ActPerTensorFloat,
+)
 from torch import Tensor, nn
 
-from ghnq_quant.quantization.affine import affine_parameters, quantize_dequantize
+from ghnq_quant.quantization.affine import affine_parameters, along_channels, quantize_dequantize
+from ghnq_quant.quantization.quantizer import Quantizer, as_quantizer
 from ghnq_quant.quantization.ranges import make_range
+
+
+class _PowerOfTwo(ExtendedInjector):
+    """Brevitas's setting of a fixed-point quantizer, for those it has no class for."""
+
+    restrict_scaling_type = RestrictValueType.POWER_OF_TWO
+
+
+class Int8WeightPerChannelFixedPoint(_PowerOfTwo, Int8WeightPerChannelFloat):
+    """``Int8WeightPerTensorFixedPoint`` with a scale for each channel."""
+
+
+class ShiftedUint8WeightPerTensorFixedPoint(_PowerOfTwo, ShiftedUint8WeightPerTensorFloat):
+    """``ShiftedUint8WeightPerTensorFloat`` with a power of two for its scale."""
+
+
+class ShiftedUint8WeightPerChannelFixedPoint(_PowerOfTwo, ShiftedUint8WeightPerChannelFloat):
+    """``ShiftedUint8WeightPerChannelFloat`` with powers of two for its scales."""
+
+
+#: Of weights, by (symmetric, per channel, power of two).
+_WEIGHTS: dict[tuple[bool, bool, bool], type] = {
+    (False, False, False): ShiftedUint8WeightPerTensorFloat,
+    (False, False, True): ShiftedUint8WeightPerTensorFixedPoint,
+    (False, True, False): ShiftedUint8WeightPerChannelFloat,
+    (False, True, True): ShiftedUint8WeightPerChannelFixedPoint,
+    (True, False, False): Int8WeightPerTensorFloat,
+    (True, False, True): Int8WeightPerTensorFixedPoint,
+    (True, True, False): Int8WeightPerChannelFloat,
+    (True, True, True): Int8WeightPerChannelFixedPoint,
+}
+#: Of activations, by (symmetric, signed, power of two).
+_ACTIVATIONS: dict[tuple[bool, bool, bool], type] = {
+    (False, False, False): ShiftedUint8ActPerTensorFloat,
+    (False, False, True): ShiftedUint8ActPerTensorFixedPoint,
+    (True, False, False): Uint8ActPerTensorFloat,
+    (True, False, True): Uint8ActPerTensorFixedPoint,
+    (True, True, False): Int8ActPerTensorFloat,
+    (True, True, True): Int8ActPerTensorFixedPoint,
+}
 
 
 class AffineTensorQuant(nn.Module):
@@ -19,46 +74,59 @@ class AffineTensorQuant(nn.Module):
 
     Args:
         int_quant: Brevitas's own integer quantizer, which its export and analysis tools look for.
-        bit_width: of the levels.
-        act_range: where the range comes from.
+        quantizer: what it computes.
     """
 
-    def __init__(
-        self, int_quant: nn.Module, bit_width: int, act_range: Literal["ema", "batch"]
-    ) -> None:
+    def __init__(self, int_quant: nn.Module, quantizer: Quantizer) -> None:
         super().__init__()
         self.int_quant = int_quant
-        self.bits = bit_width
-        self.range = make_range(act_range)
-        self.register_buffer("bit_width", torch.tensor(float(bit_width)), persistent=False)
+        self.quantizer = quantizer
+        self.range = make_range(quantizer)
+        self.register_buffer("bit_width", torch.tensor(float(quantizer.bits)), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         low, high = self.range(x)
-        scale, zero_point = affine_parameters(low, high, self.bits)
-        y = quantize_dequantize(x, scale, zero_point, self.bits)
-        return y, scale, zero_point, self.bit_width  # type: ignore[return-value]
+        scale, zero_point = affine_parameters(low, high, self.quantizer)
+        y = quantize_dequantize(x, scale, zero_point, self.quantizer)
+        parameters = along_channels(scale, x), along_channels(zero_point, x)
+        return y, *parameters, self.bit_width  # type: ignore[return-value]
 
     def extra_repr(self) -> str:
-        return f"bit_width={self.bits}"
+        return f"quantizer={self.quantizer}"
+
+
+def weight_class(quantizer: Quantizer) -> type:
+    """Brevitas's class of weight quantizers of that kind, at 8 bits."""
+    return _WEIGHTS[quantizer.symmetric, quantizer.per_channel, quantizer.power_of_two]
+
+
+def activation_class(quantizer: Quantizer) -> type:
+    """Brevitas's class of activation quantizers of that kind, at 8 bits."""
+    return _ACTIVATIONS[quantizer.symmetric, quantizer.signed, quantizer.power_of_two]
+
+
+def weight_quantizer(quantizer: Quantizer | int) -> Any:
+    """Brevitas's quantizer of that kind, such as ``ShiftedUint8WeightPerTensorFloat``, as a
+    subclass; one and the same for equal arguments. None for 32 bits."""
+    quantizer = as_quantizer(quantizer)
+    return None if quantizer.is_float else _subclass(weight_class(quantizer), quantizer)
+
+
+def activation_quantizer(quantizer: Quantizer) -> Any:
+    """Brevitas's quantizer of that kind, such as ``ShiftedUint8ActPerTensorFloat``, as a subclass;
+    its range is moving where the quantizer says ``"ema"``."""
+    return _subclass(activation_class(quantizer), quantizer)
 
 
 @cache
-def weight_quantizer(bits: int) -> type[ShiftedUint8WeightPerTensorFloat]:
-    """Brevitas's ``ShiftedUint8WeightPerTensorFloat`` at ``bits`` bits."""
+def _subclass(base: type, quantizer: Quantizer) -> type:
     return type(
-        f"ShiftedUint{bits}WeightPerTensorFloat",
-        (ShiftedUint8WeightPerTensorFloat,),
-        {"bit_width": bits, "tensor_quant": AffineTensorQuant, "act_range": "batch"},
+        base.__name__.replace("8", str(quantizer.bits)),
+        (base,),
+        {"tensor_quant": AffineTensorQuant, "quantizer": quantizer, **levels_of(quantizer)},
     )
 
 
-@cache
-def activation_quantizer(
-    bits: int, act_range: Literal["ema", "batch"]
-) -> type[ShiftedUint8ActPerTensorFloat]:
-    """Brevitas's ``ShiftedUint8ActPerTensorFloat`` at ``bits`` bits over ``act_range``."""
-    return type(
-        f"ShiftedUint{bits}ActPerTensorFloat",
-        (ShiftedUint8ActPerTensorFloat,),
-        {"bit_width": bits, "tensor_quant": AffineTensorQuant, "act_range": act_range},
-    )
+def levels_of(quantizer: Quantizer) -> dict[str, Any]:
+    """The attributes of a Brevitas quantizer that say what its levels are."""
+    return {"bit_width": quantizer.bits, "narrow_range": quantizer.signed}

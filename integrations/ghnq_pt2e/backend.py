@@ -21,7 +21,7 @@ from ghnq_quant.quantization.graph_rewrite import (
     with_quantizers,
 )
 from ghnq_quant.quantization.model import QuantModel
-from ghnq_quant.quantization.scheme import FLOAT_BITS, QuantScheme
+from ghnq_quant.quantization.scheme import QuantScheme
 
 
 class Pt2eBackend:
@@ -39,7 +39,7 @@ class Pt2eBackend:
         markers: dict[str, nn.Module] = {
             quantizer_key(point.name): Marker()
             for point in plan.points
-            if scheme.bits_of(point.name)[1] != FLOAT_BITS
+            if not scheme.activations_of(point).is_float
         }
         modules = with_quantizers(captured.root, markers)
         traced = fx.GraphModule(modules, rewrite(captured, modules, fold=False))

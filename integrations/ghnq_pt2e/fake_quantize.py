@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import torch
-from torchao.quantization.pt2e import FakeQuantize, MinMaxObserver, MovingAverageMinMaxObserver
+from torchao.quantization.pt2e import (
+    FakeQuantize,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    PerChannelMinMaxObserver,
+)
 from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
-from ghnq_quant.quantization.observers import AffineFakeQuantization, BatchObserver, EmaObserver
+from ghnq_quant.quantization.observers import (
+    AffineFakeQuantization,
+    BatchObserver,
+    EmaObserver,
+    observer_settings,
+)
+from ghnq_quant.quantization.quantizer import Quantizer
 from ghnq_quant.quantization.ranges import MOMENTUM
-from ghnq_quant.quantization.scheme import ActRange
 
 
 class BatchMinMaxObserver(BatchObserver, MinMaxObserver):
     """``MinMaxObserver`` that holds the range of the last tensor alone."""
+
+
+class ChannelMinMaxObserver(BatchObserver, PerChannelMinMaxObserver):
+    """``PerChannelMinMaxObserver`` that holds the ranges of the last tensor alone."""
 
 
 class EmaMinMaxObserver(EmaObserver, MovingAverageMinMaxObserver):
@@ -23,18 +37,20 @@ class AffineFakeQuantize(AffineFakeQuantization, FakeQuantize):
     """``torchao.quantization.pt2e.FakeQuantize`` with a straight-through gradient."""
 
 
-def quantization_spec(bits: int, act_range: ActRange) -> QuantizationSpec:
-    """Per tensor, affine, levels 0 … 2^bits − 1; a weight's range is that of the batch."""
-    if act_range == "ema":
+def quantization_spec(quantizer: Quantizer) -> QuantizationSpec:
+    """What torchao makes a fake quantizer of; its range is moving where the quantizer says
+    ``"ema"``."""
+    settings = observer_settings(quantizer)
+    own = settings.pop("quantizer")
+    if quantizer.range == "ema":
         constructor = AffineFakeQuantize.with_args(
-            observer=EmaMinMaxObserver, averaging_constant=MOMENTUM
+            observer=EmaMinMaxObserver, averaging_constant=MOMENTUM, quantizer=own
         )
     else:
-        constructor = AffineFakeQuantize.with_args(observer=BatchMinMaxObserver)
+        observer = ChannelMinMaxObserver if quantizer.per_channel else BatchMinMaxObserver
+        constructor = AffineFakeQuantize.with_args(observer=observer, quantizer=own)
     return QuantizationSpec(
-        dtype=torch.uint8,
+        dtype=torch.int8 if quantizer.signed else torch.uint8,
         observer_or_fake_quant_ctr=constructor,
-        quant_min=0,
-        quant_max=2**bits - 1,
-        qscheme=torch.per_tensor_affine,
+        **settings,
     )

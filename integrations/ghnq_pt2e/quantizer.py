@@ -10,7 +10,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantize
 from ghnq_pt2e.fake_quantize import quantization_spec
 from ghnq_quant.capture import QuantPlan
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS, quantizer_key
-from ghnq_quant.quantization.scheme import FLOAT_BITS, QuantScheme
+from ghnq_quant.quantization.scheme import QuantScheme
 
 #: Under this key of a node's ``meta``: the name that the quantizer of its value will have.
 OUTPUT = "ghnq_output_quantizer"
@@ -34,7 +34,7 @@ class PlanQuantizer(Quantizer):
 
     Args:
         plan: of the model before it was exported with a :class:`Marker` at every point.
-        scheme: bit widths and ranges.
+        scheme: the quantizers.
     """
 
     def __init__(self, plan: QuantPlan, scheme: QuantScheme) -> None:
@@ -54,21 +54,21 @@ class PlanQuantizer(Quantizer):
         return model
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        outputs = {f"{QUANTIZERS}.{quantizer_key(p.name)}": p.name for p in self._plan.points}
+        outputs = {f"{QUANTIZERS}.{quantizer_key(p.name)}": p for p in self._plan.points}
         weights = {f"{unit.name}.weight": unit.name for unit in self._plan.units}
         for node in model.graph.nodes:
             inputs: dict[fx.Node, Any] = {}
             output = None
             if OUTPUT in node.meta:
-                bits = self._scheme.bits_of(outputs[node.meta[OUTPUT]])[1]
-                output = quantization_spec(bits, self._scheme.act_range)
+                quantizer = self._scheme.activations_of(outputs[node.meta[OUTPUT]])
+                output = quantization_spec(quantizer)
             if node.target in _LAYERS:
                 unit = weights[str(node.args[1].target)]
-                bits = self._scheme.bits_of(unit)[0]
-                if bits != FLOAT_BITS:
+                quantizer = self._scheme.weights_of(unit)
+                if not quantizer.is_float:
                     node.meta[WEIGHT] = f"{unit}.weight_fake_quant"
                     inputs[node.args[0]] = None  # torchao goes by the order: input, then weight
-                    inputs[node.args[1]] = quantization_spec(bits, "batch")
+                    inputs[node.args[1]] = quantization_spec(quantizer)
             if inputs or output is not None:
                 node.meta[_ANNOTATION] = QuantizationAnnotation(
                     input_qspec_map=inputs, output_qspec=output, _annotated=True

@@ -5,6 +5,7 @@ from ghnq_torch_ao.layers import QATConv2d, QATConvBatchNorm2d, QATLinear
 from ghnq_torch_ao.quantizers import (
     AffineFakeQuantize,
     BatchMinMaxObserver,
+    ChannelMinMaxObserver,
     EmaMinMaxObserver,
     activation_quantizer,
     weight_quantizer,
@@ -13,6 +14,7 @@ from ghnq_torch_ao.quantizers import (
 __all__ = [
     "AffineFakeQuantize",
     "BatchMinMaxObserver",
+    "ChannelMinMaxObserver",
     "EmaMinMaxObserver",
     "QATConv2d",
     "QATConvBatchNorm2d",

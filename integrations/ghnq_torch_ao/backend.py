@@ -6,10 +6,11 @@ from torch import Tensor, nn
 
 from ghnq_quant.capture.adapters import recast
 from ghnq_quant.errors import BackendError
-from ghnq_quant.quantization.affine import QuantParams, affine_parameters, tensor_range
+from ghnq_quant.quantization.affine import QuantParams, affine_parameters, qparams_of
 from ghnq_quant.quantization.observers import AffineFakeQuantization
+from ghnq_quant.quantization.quantizer import Quantizer
 from ghnq_quant.quantization.ranges import RunningRange
-from ghnq_quant.quantization.scheme import ActRange, BatchNormMode
+from ghnq_quant.quantization.scheme import BatchNormMode
 from ghnq_torch_ao.layers import QATConv2d, QATConvBatchNorm2d, QATLinear
 from ghnq_torch_ao.quantizers import activation_quantizer, weight_quantizer
 from ghnq_torch_ao.torch_ao import QConfig
@@ -19,22 +20,22 @@ class TorchAoBackend:
     """Layers of ``torch.ao.nn.qat`` and ``torch.ao.nn.intrinsic.qat`` with ``FakeQuantize``
     modules of ``torch.ao.quantization``."""
 
-    def conv2d(self, conv: nn.Conv2d, weight_bits: int) -> nn.Module:
-        return _quantized(recast(conv, QATConv2d), weight_bits)
+    def conv2d(self, conv: nn.Conv2d, quantizer: Quantizer) -> nn.Module:
+        return _quantized(recast(conv, QATConv2d), quantizer)
 
     def conv2d_batch_norm(
-        self, conv: nn.Conv2d, bn: nn.BatchNorm2d, weight_bits: int, mode: BatchNormMode
+        self, conv: nn.Conv2d, bn: nn.BatchNorm2d, quantizer: Quantizer, mode: BatchNormMode
     ) -> nn.Module:
         layer = recast(conv, QATConvBatchNorm2d, mode=mode, freeze_bn=False)
         layer.fold(bn)
-        return _quantized(layer, weight_bits)
+        return _quantized(layer, quantizer)
 
-    def linear(self, linear: nn.Linear, weight_bits: int) -> nn.Module:
-        return _quantized(recast(linear, QATLinear), weight_bits)
+    def linear(self, linear: nn.Linear, quantizer: Quantizer) -> nn.Module:
+        return _quantized(recast(linear, QATLinear), quantizer)
 
-    def activation(self, act_bits: int, act_range: ActRange) -> nn.Module:
-        quantizer: nn.Module = activation_quantizer(act_bits, act_range)()
-        return quantizer
+    def activation(self, quantizer: Quantizer) -> nn.Module:
+        module: nn.Module = activation_quantizer(quantizer)()
+        return module
 
     def weight_qparams(self, layer: nn.Module, weight: Tensor) -> QuantParams | None:
         quantizer = layer.weight_fake_quant
@@ -45,7 +46,7 @@ class TorchAoBackend:
             return None
         if not own.observer_enabled[0]:
             return _last_used(own)
-        return QuantParams(*affine_parameters(*tensor_range(weight), own.bits), own.bits)
+        return qparams_of(weight, own.quantizer)
 
     def activation_qparams(self, quantizer: nn.Module) -> QuantParams | None:
         own = _own(quantizer)
@@ -56,9 +57,8 @@ class TorchAoBackend:
         observer = own.activation_post_process
         if not isinstance(observer, RunningRange) or not observer.has_statistics():
             return None
-        return QuantParams(
-            *affine_parameters(observer.min_val, observer.max_val, own.bits), own.bits
-        )
+        parameters = affine_parameters(observer.min_val, observer.max_val, own.quantizer)
+        return QuantParams(*parameters, own.quantizer)
 
 
 def _own(quantizer: object) -> AffineFakeQuantization:
@@ -72,13 +72,16 @@ def _own(quantizer: object) -> AffineFakeQuantization:
 
 def _last_used(quantizer: AffineFakeQuantization) -> QuantParams:
     """Scale and zero point that a disabled observer left."""
-    scale, zero_point = quantizer.scale.view(()), quantizer.zero_point.view(())
-    return QuantParams(scale, zero_point.to(scale.dtype), quantizer.bits)
+    shape = (-1,) if quantizer.quantizer.per_channel else ()
+    scale, zero_point = quantizer.scale.view(shape), quantizer.zero_point.view(shape)
+    return QuantParams(scale, zero_point.to(scale.dtype), quantizer.quantizer)
 
 
-def _quantized(layer: QATConv2d | QATConvBatchNorm2d | QATLinear, weight_bits: int) -> nn.Module:
+def _quantized(
+    layer: QATConv2d | QATConvBatchNorm2d | QATLinear, quantizer: Quantizer
+) -> nn.Module:
     """``layer`` with a quantizer of its weight; its output is quantized by a module of the plan."""
-    layer.qconfig = QConfig(activation=nn.Identity, weight=weight_quantizer(weight_bits))
-    quantizer = layer.qconfig.weight()
-    layer.weight_fake_quant = quantizer.to(layer.weight.device, layer.weight.dtype)
+    layer.qconfig = QConfig(activation=nn.Identity, weight=weight_quantizer(quantizer))
+    module = layer.qconfig.weight()
+    layer.weight_fake_quant = module.to(layer.weight.device, layer.weight.dtype)
     return layer

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ghnq_quant.quantization.batch_norm import FoldsBatchNorm, conv_batch_norm
 from ghnq_quant.quantization.observers import AffineFakeQuantization
-from ghnq_quant.quantization.scheme import FLOAT_BITS
+from ghnq_quant.quantization.quantizer import FLOAT_BITS
 from ghnq_torch_ao.torch_ao import QConfig, intrinsic_qat, qat
 
 

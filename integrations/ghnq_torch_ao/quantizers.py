@@ -8,14 +8,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from ghnq_quant.quantization.observers import AffineFakeQuantization, BatchObserver, EmaObserver
+from ghnq_quant.quantization.observers import (
+    AffineFakeQuantization,
+    BatchObserver,
+    EmaObserver,
+    observer_settings,
+)
+from ghnq_quant.quantization.quantizer import Quantizer, as_quantizer
 from ghnq_quant.quantization.ranges import MOMENTUM
-from ghnq_quant.quantization.scheme import FLOAT_BITS, ActRange
-from ghnq_torch_ao.torch_ao import FakeQuantize, MinMaxObserver, MovingAverageMinMaxObserver
+from ghnq_torch_ao.torch_ao import (
+    FakeQuantize,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    PerChannelMinMaxObserver,
+)
 
 
 class BatchMinMaxObserver(BatchObserver, MinMaxObserver):  # type: ignore[misc]
     """``MinMaxObserver`` that holds the range of the last tensor alone."""
+
+
+class ChannelMinMaxObserver(BatchObserver, PerChannelMinMaxObserver):  # type: ignore[misc]
+    """``PerChannelMinMaxObserver`` that holds the ranges of the last tensor alone."""
 
 
 class EmaMinMaxObserver(EmaObserver, MovingAverageMinMaxObserver):  # type: ignore[misc]
@@ -30,43 +44,29 @@ class AffineFakeQuantize(AffineFakeQuantization, FakeQuantize):
         tensor([-1.,  0.,  2.])
     """
 
-
-class ActivationFakeQuantize(AffineFakeQuantize):
-    """A quantizer of an activation tensor."""
-
-    @property
-    def act_bits(self) -> int:
-        return self.bits
-
-    @property
-    def act_range(self) -> ActRange:
-        return "ema" if isinstance(self.activation_post_process, EmaObserver) else "batch"
-
     def extra_repr(self) -> str:
-        text = super().extra_repr()
-        return f"act_bits={self.act_bits}, act_range={self.act_range}, {text}"
+        return f"quantizer={self.quantizer}, {super().extra_repr()}"
 
 
-def _levels(bits: int) -> dict[str, Any]:
-    return {
-        "quant_min": 0,
-        "quant_max": 2**bits - 1,
-        "dtype": torch.quint8,
-        "qscheme": torch.per_tensor_affine,
-    }
-
-
-def weight_quantizer(bits: int) -> Any:
+def weight_quantizer(quantizer: Quantizer | int) -> Any:
     """What makes a weight's quantizer, as a ``QConfig`` holds it; of 32 bits, an identity."""
-    if bits == FLOAT_BITS:
+    quantizer = as_quantizer(quantizer)
+    if quantizer.is_float:
         return nn.Identity
-    return AffineFakeQuantize.with_args(observer=BatchMinMaxObserver, **_levels(bits))
+    observer = ChannelMinMaxObserver if quantizer.per_channel else BatchMinMaxObserver
+    return AffineFakeQuantize.with_args(observer=observer, **_settings(quantizer))
 
 
-def activation_quantizer(bits: int, act_range: ActRange) -> Any:
-    """What makes an activation's quantizer, as a ``QConfig`` holds it."""
-    if act_range == "batch":
-        return ActivationFakeQuantize.with_args(observer=BatchMinMaxObserver, **_levels(bits))
-    return ActivationFakeQuantize.with_args(
-        observer=EmaMinMaxObserver, averaging_constant=MOMENTUM, **_levels(bits)
+def activation_quantizer(quantizer: Quantizer) -> Any:
+    """What makes an activation's quantizer, as a ``QConfig`` holds it; its range is moving where the
+    quantizer says ``"ema"``."""
+    if quantizer.range != "ema":
+        return AffineFakeQuantize.with_args(observer=BatchMinMaxObserver, **_settings(quantizer))
+    return AffineFakeQuantize.with_args(
+        observer=EmaMinMaxObserver, averaging_constant=MOMENTUM, **_settings(quantizer)
     )
+
+
+def _settings(quantizer: Quantizer) -> dict[str, Any]:
+    dtype = torch.qint8 if quantizer.signed else torch.quint8
+    return {"dtype": dtype, **observer_settings(quantizer)}

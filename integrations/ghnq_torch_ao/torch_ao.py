@@ -11,6 +11,7 @@ try:
         FakeQuantize,
         MinMaxObserver,
         MovingAverageMinMaxObserver,
+        PerChannelMinMaxObserver,
         QConfig,
     )
 except ImportError as error:
@@ -23,6 +24,7 @@ __all__ = [
     "FakeQuantize",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
+    "PerChannelMinMaxObserver",
     "QConfig",
     "intrinsic_qat",
     "qat",

@@ -23,7 +23,7 @@ from naive_simulation import NaiveSimulation
 from torch import Tensor, nn
 
 import ghnq_quant
-from ghnq_quant import QuantScheme
+from ghnq_quant import Quantizer, QuantScheme
 from ghnq_quant.capture import capture
 from ghnq_quant.quantization import FoldsBatchNorm, emit
 
@@ -66,23 +66,23 @@ class StockBrevitas:
     def __init__(self, activation: type) -> None:
         self._activation = activation
 
-    def conv2d(self, conv: nn.Conv2d, weight_bits: int) -> nn.Module:
+    def conv2d(self, conv: nn.Conv2d, quantizer: Quantizer) -> nn.Module:
         return _layer(qnn.QuantConv2d, conv)
 
     def conv2d_batch_norm(
-        self, conv: nn.Conv2d, bn: nn.BatchNorm2d, weight_bits: int, mode: str
+        self, conv: nn.Conv2d, bn: nn.BatchNorm2d, quantizer: Quantizer, mode: str
     ) -> nn.Module:
         layer = _layer(StockConvBatchNorm2d, conv)
         layer.mode = mode
         layer.fold(bn)
         return layer
 
-    def linear(self, linear: nn.Linear, weight_bits: int) -> nn.Module:
+    def linear(self, linear: nn.Linear, quantizer: Quantizer) -> nn.Module:
         layer = qnn.QuantLinear(linear.in_features, linear.out_features, weight_quant=StockWeight)
         layer.load_state_dict(linear.state_dict(), strict=False)
         return layer
 
-    def activation(self, act_bits: int, act_range: str) -> nn.Module:
+    def activation(self, quantizer: Quantizer) -> nn.Module:
         return qnn.QuantIdentity(act_quant=self._activation)
 
 

@@ -14,7 +14,7 @@ from small_networks import SmallNetwork, images, small_network
 from torch import Tensor, nn
 
 import ghnq_quant
-from ghnq_quant import ConversionError, QuantScheme
+from ghnq_quant import ConversionError, Quantizer, QuantScheme
 from ghnq_quant.deployment.engine import exact_engine, quantized_tensor
 from ghnq_quant.deployment.integer_layers import IntegerLayer
 from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d, folded_layer
@@ -72,7 +72,7 @@ def test_a_folded_model_s_state_is_plain_tensors() -> None:
 
 
 def qparams(x: Tensor, bits: int) -> QuantParams:
-    return QuantParams(*affine_parameters(*tensor_range(x), bits), bits)
+    return QuantParams(*affine_parameters(*tensor_range(x), bits), Quantizer(bits))
 
 
 @settings(max_examples=60)
@@ -128,9 +128,11 @@ def test_the_chosen_engine_does_not_saturate() -> None:
         nn.Conv2d(64, 4, 3),
         torch.ones(4, 64, 3, 3),
         torch.zeros(4),
-        QuantParams(torch.tensor(1 / 255), torch.tensor(0.0), 8),
+        QuantParams(torch.tensor(1 / 255), torch.tensor(0.0), Quantizer(8)),
     )
-    output = FixedQuantizer(QuantParams(torch.tensor(255 * 576 / 200), torch.tensor(0.0), 8))
+    output = FixedQuantizer(
+        QuantParams(torch.tensor(255 * 576 / 200), torch.tensor(0.0), Quantizer(8))
+    )
     x = quantized_tensor(torch.full((1, 64, 3, 3), 255, dtype=torch.uint8), 1.0, 0)
     before = torch.backends.quantized.engine
     assert IntegerLayer(layer, output)(x).int_repr().unique().tolist() == [200]

@@ -11,6 +11,7 @@ from small_networks import images, small_network
 from torch import Tensor, nn
 
 import ghnq_quant
+from ghnq_quant import Quantizer
 from ghnq_quant.quantization import QuantModel, fake_quantize
 
 qnn = pytest.importorskip("brevitas.nn")
@@ -51,7 +52,10 @@ def test_layers_and_quantizers_are_brevitas_own() -> None:
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_quantizers_are_subclasses_of_brevitas_own(bits: int) -> None:
-    weights, activations = weight_quantizer(bits), activation_quantizer(bits, "ema")
+    weights, activations = (
+        weight_quantizer(bits),
+        activation_quantizer(Quantizer(bits, range="ema")),
+    )
     assert issubclass(weights, ShiftedUint8WeightPerTensorFloat)
     assert issubclass(activations, ShiftedUint8ActPerTensorFloat)
     assert weights.bit_width == activations.bit_width == bits

@@ -208,8 +208,8 @@ def test_overrides_and_float_layers() -> None:
     quantizers = qmodel.get_submodule("activation_quantizers")
     assert not hasattr(quantizers, "plain")
     assert not hasattr(qmodel.get_submodule("plain"), "weight_fake_quant")
-    assert qmodel.get_submodule("head").weight_fake_quant.bits == 3
-    assert (quantizers.add.bits, quantizers.mul.bits) == (6, 4)
+    assert qmodel.get_submodule("head").weight_fake_quant.quantizer.bits == 3
+    assert (quantizers.add.quantizer.bits, quantizers.mul.quantizer.bits) == (6, 4)
     assert qmodel(images()).shape == (6, 10)
 
 

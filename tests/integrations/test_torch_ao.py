@@ -26,7 +26,7 @@ from torch.ao.quantization import (
 )
 
 import ghnq_quant
-from ghnq_quant import QuantScheme
+from ghnq_quant import Quantizer, QuantScheme
 from ghnq_quant.quantization import QuantModel, fake_quantize
 
 LAYERS = {
@@ -69,7 +69,7 @@ def test_parts_are_torch_ao_own() -> None:
 def test_fake_quantizers_equal_torch_ao_own(bits: int) -> None:
     """Values, scale and zero point of the stock ``FakeQuantize`` with its stock observers."""
     levels = {"quant_min": 0, "quant_max": 2**bits - 1, "dtype": torch.quint8}
-    ours = {name: activation_quantizer(bits, name)() for name in ("batch", "ema")}
+    ours = {name: activation_quantizer(Quantizer(bits, range=name))() for name in ("batch", "ema")}
     ema = FakeQuantize(MovingAverageMinMaxObserver, averaging_constant=0.1, **levels)
     torch.manual_seed(bits)
     for scale in (1.0, 5.0, 0.2):
@@ -85,7 +85,7 @@ def test_fake_quantizers_equal_torch_ao_own(bits: int) -> None:
 
 def test_quantizers_work_in_a_layer_of_the_users_own() -> None:
     qconfig = torch.ao.quantization.QConfig(
-        activation=activation_quantizer(4, "ema"), weight=weight_quantizer(3)
+        activation=activation_quantizer(Quantizer(4, range="ema")), weight=weight_quantizer(3)
     )
     layer = qat.Conv2d(3, 8, 3, qconfig=qconfig)
     y = qconfig.activation()(layer(images()))
@@ -95,7 +95,7 @@ def test_quantizers_work_in_a_layer_of_the_users_own() -> None:
 
 
 def test_gradient_is_straight_through_outside_of_the_range_where_torch_masks_it() -> None:
-    ours = activation_quantizer(8, "ema")()
+    ours = activation_quantizer(Quantizer(8, range="ema"))()
     theirs = FakeQuantize(
         MovingAverageMinMaxObserver, averaging_constant=0.1, quant_min=0, quant_max=255
     )
@@ -173,7 +173,7 @@ def test_float_layers_and_activations() -> None:
     assert torch.equal(
         qmodel.get_submodule("plain").quant_weight(), qmodel.get_parameter("plain.weight")
     )
-    assert qmodel.get_submodule("activation_quantizers.stem_0").act_bits == 4
+    assert qmodel.get_submodule("activation_quantizers.stem_0").quantizer.bits == 4
 
 
 def test_frozen_batch_norm_statistics_stay_frozen_in_train() -> None:

@@ -13,7 +13,7 @@ from naive_simulation import conv_batch_norm as naive_conv_batch_norm
 from torch import Tensor, nn
 
 import ghnq_quant
-from ghnq_quant import GhnqWarning, QuantScheme
+from ghnq_quant import GhnqWarning, Quantizer, QuantScheme
 from ghnq_quant.quantization import conv_batch_norm, fake_quantize
 
 CONVS: dict[str, dict[str, Any]] = {
@@ -104,7 +104,7 @@ def test_equals_the_formula_in_train(name: str, bits: int) -> None:
     x, conv, bn = x.double(), conv.double(), bn.double()
 
     def naive(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
-        return naive_conv_batch_norm(x, conv, bn, bits, "running")
+        return naive_conv_batch_norm(x, conv, bn, Quantizer(bits), "running")
 
     theirs = run(naive, x, *copy.deepcopy((conv, bn)))
     # torch's fake quantization of the formula computes in float32
@@ -137,7 +137,7 @@ def test_batch_mode_uses_and_keeps_no_statistics_in_eval() -> None:
     bn.eval()
     bn.running_mean += 7
     before = copy.deepcopy(bn.state_dict())
-    expected = naive_conv_batch_norm(x, conv, bn, 8, "batch")
+    expected = naive_conv_batch_norm(x, conv, bn, Quantizer(8), "batch")
     y = quantized(8, "batch")(x, conv, bn)
     assert (y - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert all(torch.equal(before[k], v) for k, v in bn.state_dict().items())

@@ -14,7 +14,7 @@ from small_networks import images, small_network
 from torch import Tensor, nn
 
 import ghnq_quant
-from ghnq_quant import DataError, QuantScheme
+from ghnq_quant import DataError, Quantizer, QuantScheme
 from ghnq_quant.quantization import QuantModel
 
 
@@ -33,7 +33,9 @@ def test_running_statistics_are_the_average_over_the_batches(backend: str) -> No
     qmodel = make(backend, QuantScheme(4, 4, act_range="batch"))
     conv, norm = qmodel.get_submodule("stem.0"), qmodel.get_submodule("stem.1")
     data = batches()
-    z = [nn.functional.conv2d(quantize(x, 4), conv.weight, None, padding=1) for x in data]
+    z = [
+        nn.functional.conv2d(quantize(x, Quantizer(4)), conv.weight, None, padding=1) for x in data
+    ]
     mean = torch.stack([v.mean((0, 2, 3)) for v in z]).mean(0)
     variance = torch.stack([v.transpose(0, 1).flatten(1).var(1) for v in z]).mean(0)
     ghnq_quant.calibrate(qmodel, data)

@@ -252,7 +252,8 @@ def test_hooks_survive_and_work(backend: str, model: SmallNetwork) -> None:
 def test_repr_shows_bits_and_scheme(backend: str, model: SmallNetwork) -> None:
     scheme = QuantScheme(3, 5, overrides={"head": 7}, act_range="batch")
     text = repr(ghnq_quant.quantize(model, scheme=scheme, backend=backend))
-    assert "W3/A5, tensorwise asymmetric, act_range=batch, bn=running" in text
-    assert "overrides={'head': 7}" in text
-    for bits in (3, 5, 7):
-        assert any(f"{word}={bits}" in text for word in ("weight_bits", "act_bits", "bit_width"))
+    assert "W3/A5, act_range=batch, bn=running" in text
+    assert "overrides={'head': 'W7/A7'}" in text
+    for bits in (3, "5-batch", 7):
+        words = ("weight_bits", "weight_quantizer", "quantizer")
+        assert any(f"{word}={bits}" in text for word in words)

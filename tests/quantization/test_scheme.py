@@ -8,7 +8,8 @@ import pytest
 from small_networks import images, small_network
 
 import ghnq_quant
-from ghnq_quant import GhnqError, QuantScheme, SchemeError
+from ghnq_quant import GhnqError, Quantizer, QuantScheme, SchemeError
+from ghnq_quant.capture import QuantPoint
 from ghnq_quant.quantization.scheme import parse_precision
 
 NO_BITS: list[Any] = [0, 1, 9, 16, -4, "four", "4", True, False, 4.0, None, [4, 4], (4, 4)]
@@ -16,8 +17,12 @@ NO_BITS: list[Any] = [0, 1, 9, 16, -4, "four", "4", True, False, 4.0, None, [4, 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8, 32])
 def test_bit_widths(bits: int) -> None:
-    assert QuantScheme(bits, 4).bits_of("any") == (bits, 4)
-    assert QuantScheme(4, bits).bits_of("any") == (4, bits)
+    assert bits_of(QuantScheme(bits, 4), "any") == (bits, 4)
+    assert bits_of(QuantScheme(4, bits), "any") == (4, bits)
+
+
+def bits_of(scheme: QuantScheme, name: str) -> tuple[int, int]:
+    return scheme.weights_of(name).bits, scheme.activations_of(QuantPoint(name, name)).bits
 
 
 @pytest.mark.parametrize("bits", NO_BITS)
@@ -48,11 +53,11 @@ def test_errors_are_the_packages_own() -> None:
 
 def test_overrides_by_glob() -> None:
     scheme = QuantScheme(4, 4, overrides={"stem.*": 8, "head": (2, 32), "*.0": (6, 5)})
-    assert scheme.bits_of("stem.1") == (8, 8)
-    assert scheme.bits_of("stem.0") == (6, 5)  # the last pattern that matches counts
-    assert scheme.bits_of("head") == (2, 32)
-    assert scheme.bits_of("header") == (4, 4)
-    assert scheme.bits_of("Stem.1") == (4, 4)  # names are case-sensitive
+    assert bits_of(scheme, "stem.1") == (8, 8)
+    assert bits_of(scheme, "stem.0") == (6, 5)  # the last pattern that matches counts
+    assert bits_of(scheme, "head") == (2, 32)
+    assert bits_of(scheme, "header") == (4, 4)
+    assert bits_of(scheme, "Stem.1") == (4, 4)  # names are case-sensitive
 
 
 @pytest.mark.parametrize("backend", ["reference", "brevitas"])
@@ -90,7 +95,7 @@ def test_is_a_value() -> None:
     assert QuantScheme(4, 8) != QuantScheme(8, 4)
     assert str(QuantScheme(4, 8)) == "W4/A8"
     with pytest.raises(AttributeError):
-        QuantScheme(4, 8).act_bits = 4  # type: ignore[misc]
+        QuantScheme(4, 8).weights = Quantizer(4)  # type: ignore[misc]
 
 
 def test_precisions_as_people_write_them() -> None:

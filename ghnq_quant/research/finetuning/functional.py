@@ -20,7 +20,8 @@ from ghnq_quant.capture.quant_plan import find_places
 from ghnq_quant.quantization import fake_quantize
 from ghnq_quant.quantization.batch_norm import conv_batch_statistics_norm, fast_layout
 from ghnq_quant.quantization.convolution import Geometry
-from ghnq_quant.quantization.scheme import FLOAT, FLOAT_BITS
+from ghnq_quant.quantization.quantizer import FLOAT_BITS
+from ghnq_quant.quantization.scheme import FLOAT
 from ghnq_quant.research.finetuning.small_maps import convolve
 from ghnq_quant.research.networks.network import join, make_layer
 from ghnq_quant.research.networks.program import Instruction, Program

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
-from ghnq_quant.quantization.scheme import Precision, check_bits
+from ghnq_quant.quantization.quantizer import check_bits
+from ghnq_quant.quantization.scheme import Precision
 from ghnq_quant.research.runs.command import Option, bits_text, command_line, each
 from ghnq_quant.research.starts.starts import STARTS
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ghnq_quant.quantization import fake_quantize
-from ghnq_quant.quantization.scheme import FLOAT_BITS, Precision
+from ghnq_quant.quantization.quantizer import FLOAT_BITS
+from ghnq_quant.quantization.scheme import Precision
 from ghnq_quant.research.table1.results import PrecisionResult, finite_or_none
 
 

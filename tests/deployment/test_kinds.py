@@ -1,0 +1,101 @@
+"""Symmetric, per-channel and power-of-two quantizers after training: folded, integers, ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from backends import BACKENDS
+from small_networks import images, small_network
+from torch import Tensor
+
+import ghnq_quant
+from ghnq_quant import ConversionError
+from ghnq_quant.quantization import QuantModel
+from ghnq_quant.quantization.scheme import parse_quantizers
+
+KINDS = [
+    "8-symmetric/8-symmetric",
+    "3-channel/4-symmetric",
+    "4-symmetric-channel/8",
+    "6-symmetric-channel-power_of_two/5-symmetric-power_of_two",
+]
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def trained(kind: str, backend: str = "reference") -> QuantModel:
+    qmodel = ghnq_quant.quantize(small_network(), parse_quantizers(kind), backend=backend)
+    for _ in range(3):
+        qmodel(images())
+    return qmodel.eval()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@kinds
+def test_a_folded_model_gives_the_simulation_s_very_values(kind: str, backend: str) -> None:
+    qmodel, x = trained(kind, backend), images()
+    folded = ghnq_quant.convert(qmodel, integer=False)
+    torch.testing.assert_close(folded(x), qmodel(x), rtol=0, atol=1e-6)
+
+
+def test_symmetric_weights_and_activations_on_integer_kernels() -> None:
+    qmodel, x = trained("8-symmetric/8-symmetric"), images(40)
+    deployed = ghnq_quant.convert(qmodel)
+    layer: Any = deployed.get_submodule("stem.0")
+    assert type(layer).__name__ == "IntegerLayer"
+    assert layer.weight_zero_point == 0
+    y = qmodel(x)
+    assert (deployed(x) - y).abs().max() <= (y.max() - y.min()) / 255
+
+
+def test_integer_kernels_refuse_scales_for_each_channel() -> None:
+    qmodel = trained("8-symmetric-channel/8")
+    with pytest.raises(ConversionError, match=r"'\S+' is quantized per channel.*export_onnx"):
+        ghnq_quant.convert(qmodel, integer=True)
+    assert type(ghnq_quant.convert(qmodel).get_submodule("stem.0")).__name__ == "FoldedConv2d"
+
+
+def run(file: Path, x: Tensor) -> Tensor:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+
+
+@kinds
+def test_qdq_in_onnxruntime(kind: str, tmp_path: Path) -> None:
+    onnx, _ = pytest.importorskip("onnx"), pytest.importorskip("onnxscript")
+    qmodel, x = trained(kind), images(40)
+    file = ghnq_quant.export_onnx(qmodel, tmp_path / "model.onnx", x[:1])
+    torch.testing.assert_close(run(file, x), qmodel(x), rtol=1e-5, atol=1e-5)
+    tensors = {t.name: t for t in onnx.load(file).graph.initializer}
+    quantizer = qmodel.scheme.weights
+    scale = onnx.numpy_helper.to_array(tensors["stem.0.weight.scale"])
+    assert scale.shape == ((8,) if quantizer.per_channel else ())
+    zero_point = tensors["stem.0.weight.zero_point"]
+    if quantizer.symmetric:
+        assert zero_point.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.INT8)
+        assert not onnx.numpy_helper.to_array(zero_point).any()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of Brevitas
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_qonnx_in_its_executor(kind: str, tmp_path: Path) -> None:
+    for package in ("onnxscript", "brevitas", "qonnx"):
+        pytest.importorskip(package)
+    import onnx
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_shapes import InferShapes
+
+    qmodel, x = trained(kind), images(20)
+    file = ghnq_quant.export_onnx(qmodel, tmp_path / "m.onnx", images(1), format="qonnx")
+    model = ModelWrapper(onnx.load(file))
+    model.set_tensor_shape("input", list(x.shape))
+    found = execute_onnx(model.transform(InferShapes()), {"input": x.numpy()})["output"]
+    np.testing.assert_allclose(found, qmodel(x).detach().numpy(), rtol=1e-5, atol=1e-5)
