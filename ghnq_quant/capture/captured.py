@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from ghnq_quant.capture.arch_graph import ArchGraph
 from ghnq_quant.capture.build_arch_graph import build_arch_graph
+from ghnq_quant.capture.modes import ModeArgument
 from ghnq_quant.capture.operations import WEIGHTED, Kind, classify
 from ghnq_quant.capture.quant_plan import QuantPlan, build_quant_plan
 from ghnq_quant.capture.shapes import propagate_shapes
@@ -27,11 +28,15 @@ class Capture:
         root: module that the graph's names refer to.
         graph: the torch.fx graph.
         skipped: names of the modules that are kept whole because they are not supported.
+        mode_arguments: arguments in the graph, False as in eval, that are True in training.
+        more_outputs: whether training returns more values than eval, which the graph leaves out.
     """
 
     root: nn.Module
     graph: fx.Graph
     skipped: tuple[str, ...] = ()
+    mode_arguments: tuple[ModeArgument, ...] = ()
+    more_outputs: bool = False
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -90,7 +95,7 @@ class Capture:
             replaced: parameters of the copy by the ``id`` of those in whose place they are; they are
                 not copied, and neither are the ones they replace.
         """
-        return Capture(copy.deepcopy(self.root, dict(replaced)), self.graph, self.skipped)
+        return replace(self, root=copy.deepcopy(self.root, dict(replaced)))
 
     def shapes(self, input_shape: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
         """Shape of the value of each node, by the node's name; by default for one 224×224 image."""
@@ -131,7 +136,7 @@ def capture(
     """
     if skip not in (None, "unsupported"):
         raise CaptureError(f'skip={skip!r}: expected None or "unsupported"')
-    captured = Capture(*trace(model, skip=skip is not None))
+    captured = Capture(**vars(trace(model, skip=skip is not None)))
     if example_input is not None:
         captured.shapes(tuple(example_input.shape))
     return captured

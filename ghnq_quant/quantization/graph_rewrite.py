@@ -40,7 +40,8 @@ def rewrite(captured: Capture, modules: nn.Module, *, fold: bool = True) -> fx.G
 
     Args:
         modules: of :func:`with_quantizers`: the quantizers that it holds are called. A functional
-            dropout becomes a module in it, so that it follows train and eval as the traced code did.
+            dropout becomes a module in it, and so does the mode that another function is given, so
+            that they follow train and eval as the traced code did.
         fold: whether convolutions fold batch norms.
     """
     graph = fx.Graph()
@@ -51,7 +52,7 @@ def rewrite(captured: Capture, modules: nn.Module, *, fold: bool = True) -> fx.G
     _simplify(graph)
     if fold:
         _leave_batch_norms_out(graph, captured, copies)
-    _restore_dropout(graph, copies, modules)
+    _follow_mode(graph, captured, copies, modules)
     quantizers = getattr(modules, QUANTIZERS)
     for point in captured.quant_plan.points:
         key = quantizer_key(point.name)
@@ -88,16 +89,39 @@ def _quantize(graph: fx.Graph, node: fx.Node, target: str) -> None:
         user.replace_input_with(node, quantized)
 
 
-def _restore_dropout(graph: fx.Graph, copies: dict[str, fx.Node], modules: nn.Module) -> None:
-    for name, node in list(copies.items()):
-        if node.op == "call_function" and node.target is F.dropout:
-            key = name
-            while hasattr(modules, key):
-                key += "_"
+def _follow_mode(
+    graph: fx.Graph, captured: Capture, copies: dict[str, fx.Node], modules: nn.Module
+) -> None:
+    """Let arguments that are True in training alone be so again."""
+    for name, key in captured.mode_arguments:
+        node = copies[name]
+        if node.target is F.dropout:
             dropout = nn.Dropout(argument(node, 1, "p", 0.5))
-            modules.add_module(key, dropout.train(modules.training))
+            target = _add_module(modules, name, dropout)
             with graph.inserting_after(node):
-                module = graph.call_module(key, (node.args[0],))
+                module = graph.call_module(target, (node.args[0],))
             node.replace_all_uses_with(module)
             graph.erase_node(node)
             copies[name] = module
+            continue
+        with graph.inserting_before(node):
+            mode = graph.call_module(_add_module(modules, "training_mode", TrainingMode()))
+        if isinstance(key, str):
+            node.update_kwarg(key, mode)
+        else:
+            node.update_arg(key, mode)
+
+
+def _add_module(modules: nn.Module, name: str, module: nn.Module) -> str:
+    """Under ``name``, or where there is such an attribute, one like it."""
+    while hasattr(modules, name):
+        name += "_"
+    modules.add_module(name, module.train(modules.training))
+    return name
+
+
+class TrainingMode(nn.Module):
+    """Gives its own mode, for functions that take it as an argument."""
+
+    def forward(self) -> bool:
+        return self.training
