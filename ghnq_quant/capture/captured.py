@@ -29,6 +29,8 @@ class Capture:
         graph: the torch.fx graph.
         skipped: names of the modules that are kept whole because they are not supported.
         mode_arguments: arguments in the graph, False as in eval, that are True in training.
+        kept_whole: names of the modules without parameters that do something else in training, or
+            have a gradient of their own.
         more_outputs: whether training returns more values than eval, which the graph leaves out.
     """
 
@@ -36,6 +38,7 @@ class Capture:
     graph: fx.Graph
     skipped: tuple[str, ...] = ()
     mode_arguments: tuple[ModeArgument, ...] = ()
+    kept_whole: tuple[str, ...] = ()
     more_outputs: bool = False
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from ghnq_quant.capture.computed_weight import ComputedWeight
 from ghnq_quant.capture.operations import Kind, module_kind
 from ghnq_quant.errors import CaptureError
 
@@ -72,12 +73,15 @@ def check_is_standard(module: nn.Module, name: str) -> None:
         )
 
 
-def check_has_no_hooks(module: nn.Module, name: str) -> None:
-    """Of a module that is taken apart: it is called no more."""
-    if has_hooks(module):
+def check_weight(module: nn.Module, name: str) -> None:
+    """Of a layer: that weight and bias are its own parameters."""
+    computed = isinstance(module, ComputedWeight)
+    if not computed and not {"weight", "bias"} <= module._parameters.keys():
         raise CaptureError(
-            f"module {name!r} ({type(module).__name__}) has hooks, but the quantized model calls its "
-            "parts and not itself: remove them, or register them on a layer in it"
+            f"module {name!r} ({type(module).__name__}) has a weight or bias that is computed by a "
+            "parametrization or a hook, such as weight_norm, spectral_norm or pruning, which its "
+            "quantized layer would not do: make it permanent first, by "
+            "torch.nn.utils.parametrize.remove_parametrizations or the method's own remove"
         )
 
 

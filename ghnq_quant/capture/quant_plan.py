@@ -32,10 +32,17 @@ class Unit:
 
 @dataclass(frozen=True)
 class QuantPoint:
-    """An activation tensor that is quantized: the value of ``node``, under a name for people."""
+    """An activation tensor that is quantized: the value of ``node``.
+
+    Attributes:
+        name: for people, and for the patterns of a scheme; no two points have the same.
+        node: of the graph.
+        key: name of its quantizer in the model's ``activation_quantizers``.
+    """
 
     name: str
     node: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -155,11 +162,10 @@ def build_quant_plan(
         )
         for layer, norm, output in places.units
     )
-    points = [
-        QuantPoint(_scoped_name(nodes[named_after], kinds[nodes[named_after]]), nodes[place].name)
-        for place, named_after in places.quantized.items()
-    ]
-    return QuantPlan(units, _distinct(points))
+    sources = [nodes[named_after] for named_after in places.quantized.values()]
+    names = _distinct([_scoped_name(n, kinds[n]) for n in sources], {u.name for u in units})
+    quantized = [nodes[place].name for place in places.quantized]
+    return QuantPlan(units, tuple(map(QuantPoint, names, quantized, _keys(names))))
 
 
 def _is_batch_norm_2d(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -188,10 +194,28 @@ def _scoped_name(node: fx.Node, kind: Kind) -> str:
     return f"{scope}.{kind.value}" if scope else kind.value
 
 
-def _distinct(points: list[QuantPoint]) -> tuple[QuantPoint, ...]:
-    seen: dict[str, int] = {}
-    named = []
-    for point in points:
-        count = seen[point.name] = seen.get(point.name, 0) + 1
-        named.append(point if count == 1 else QuantPoint(f"{point.name}_{count - 1}", point.node))
-    return tuple(named)
+def _distinct(names: list[str], taken: set[str]) -> list[str]:
+    """The names, numbered where one comes again; a number never makes one of ``taken``."""
+    counts: dict[str, int] = {}
+    used = taken | set(names)
+    distinct = []
+    for name in names:
+        numbered, count = name, counts.get(name, 0)
+        while count and numbered in used:
+            numbered, count = f"{name}_{count}", count + 1
+        counts[name] = max(count, 1)
+        used.add(numbered)
+        distinct.append(numbered)
+    return distinct
+
+
+def _keys(names: list[str]) -> list[str]:
+    """Names that modules of a container may have: without dots, none twice, no attribute's."""
+    container = nn.ModuleDict()
+    keys: list[str] = []
+    for name in names:
+        key = name.replace(".", "_")
+        while key in keys or hasattr(container, key):
+            key += "_"
+        keys.append(key)
+    return keys

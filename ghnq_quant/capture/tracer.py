@@ -15,10 +15,10 @@ from ghnq_quant.capture.adapters import Adapter, Surrounded, adapters_in_use
 from ghnq_quant.capture.checks import (
     NORMS,
     REPLACED,
-    check_has_no_hooks,
     check_is_known,
     check_is_standard,
     check_layers,
+    check_weight,
 )
 from ghnq_quant.capture.modes import ModeArgument, ModeDifference, compare_modes, makes_tensors
 from ghnq_quant.capture.recorder import WITHOUT_GRADIENT, Recorder
@@ -46,6 +46,8 @@ class Trace:
         graph: of eval.
         skipped: names of the modules that are kept whole because they are not supported.
         mode_arguments: that are True in training.
+        kept_whole: names of the modules without parameters that do something else in training, or
+            have a gradient of their own.
         more_outputs: whether training returns further values, which are left out.
     """
 
@@ -53,6 +55,7 @@ class Trace:
     graph: fx.Graph
     skipped: tuple[str, ...]
     mode_arguments: tuple[ModeArgument, ...]
+    kept_whole: tuple[str, ...]
     more_outputs: bool
 
 
@@ -85,13 +88,16 @@ def trace(model: nn.Module, *, skip: bool = False) -> Trace:
         for name, what in lost.items():
             _check_can_be_whole(root, name, what, skip)
     skipped = (*tracer.skipped, *(n for n in whole if _has_parameters(root, n)))
+    kept_whole = tuple(n for n in whole if n not in skipped)
     constants = _constants(tracer.root, graph)
     if constants:
         root = copy_of_modules(root)
         for name, value in constants.items():
             vars(root).pop(name, None)
             root.register_buffer(name, value, persistent=False)
-    return Trace(root, graph, skipped, tuple(difference.arguments), difference.more_outputs)
+    return Trace(
+        root, graph, skipped, tuple(difference.arguments), kept_whole, difference.more_outputs
+    )
 
 
 def _record(tracer: _Tracer, root: nn.Module, *, training: bool) -> fx.Graph:
@@ -181,14 +187,17 @@ class _Tracer(Recorder):
             return True
         if isinstance(m, REPLACED):
             check_is_standard(m, module_qualified_name)
+            check_weight(m, module_qualified_name)
             return True
         if any(adapter.is_leaf(m) for adapter in self.adapters):
             return True
         if isinstance(m, NORMS):
             check_is_standard(m, module_qualified_name)
+            check_weight(m, module_qualified_name)
             return True
         is_leaf = super().is_leaf_module(m, module_qualified_name)
-        (check_is_known if is_leaf else check_has_no_hooks)(m, module_qualified_name)
+        if is_leaf:
+            check_is_known(m, module_qualified_name)
         return is_leaf
 
     def call(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -6,19 +6,17 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ghnq_quant.capture import Capture
+from ghnq_quant.capture.checks import HOOKS
 from ghnq_quant.capture.operations import argument
+from ghnq_quant.errors import CaptureError
 
 #: Name of the container of all activation quantizers in a quantized model.
 QUANTIZERS = "activation_quantizers"
 
 
-def quantizer_key(point_name: str) -> str:
-    """Name of a point's quantizer in the container; a module's name may not hold a dot."""
-    return point_name.replace(".", "_")
-
-
 def adopt(module: nn.Module, other: nn.Module) -> None:
-    """Give ``module`` the mode and the very children, parameters and buffers of ``other``."""
+    """Give ``module`` the mode and the very children, parameters, buffers and hooks of ``other``."""
+    adopt_hooks(module, other)
     module._modules.update(other._modules)
     module._parameters.update(other._parameters)
     module._buffers.update(other._buffers)
@@ -26,8 +24,21 @@ def adopt(module: nn.Module, other: nn.Module) -> None:
     module.training = other.training
 
 
+def adopt_hooks(module: nn.Module, other: nn.Module) -> None:
+    """Give ``module`` the hooks of ``other``'s calls too."""
+    for hooks in HOOKS:
+        getattr(module, hooks).update(getattr(other, hooks))
+    module._is_full_backward_hook = other._is_full_backward_hook
+
+
 def with_quantizers(root: nn.Module, quantizers: dict[str, nn.Module]) -> nn.Module:
-    """A plain module with all that ``root`` has, in its order, and behind it the quantizers."""
+    """A plain module with all that ``root`` has, in its order, and behind it the quantizers.
+
+    Raises:
+        CaptureError: the network has a part of that name itself.
+    """
+    if hasattr(root, QUANTIZERS):
+        raise CaptureError(f"{QUANTIZERS!r} of the network: quantized models need that name")
     modules = nn.Module()
     adopt(modules, root)
     modules.add_module(QUANTIZERS, nn.ModuleDict(quantizers))
@@ -55,9 +66,8 @@ def rewrite(captured: Capture, modules: nn.Module, *, fold: bool = True) -> fx.G
     _follow_mode(graph, captured, copies, modules)
     quantizers = getattr(modules, QUANTIZERS)
     for point in captured.quant_plan.points:
-        key = quantizer_key(point.name)
-        if key in quantizers:
-            _quantize(graph, copies[point.node], f"{QUANTIZERS}.{key}")
+        if point.key in quantizers:
+            _quantize(graph, copies[point.node], f"{QUANTIZERS}.{point.key}")
     graph.lint()
     return graph
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ghnq_quant.capture import Capture, Unit
+from ghnq_quant.capture.checks import has_hooks
 from ghnq_quant.capture.computed_weight import ComputedWeight, keep_computing
+from ghnq_quant.errors import CaptureError
 from ghnq_quant.quantization.backends import Backend, ModelBackend
 from ghnq_quant.quantization.batch_norm import FoldsBatchNorm
 from ghnq_quant.quantization.graph_rewrite import (
     QUANTIZERS,
-    quantizer_key,
+    adopt_hooks,
     rewrite,
     with_quantizers,
 )
@@ -71,18 +73,19 @@ def emit(
 
     Raises:
         SchemeError: an override that matches no layer.
-        CaptureError: a layer that is called more than once.
+        CaptureError: a layer that is called more than once, or a hook that would not run.
         BackendError: the backend cannot make such a model.
     """
     plan = captured.quant_plan
     scheme.check_overrides([*(u.name for u in plan.units), *(p.name for p in plan.points)])
+    check_hooks(captured, isinstance(backend, ModelBackend))
     if isinstance(backend, ModelBackend):
         return backend.model(captured, scheme, example_input)
     quantizers = {}
     for point in plan.points:
         bits = scheme.bits_of(point.name)[1]
         if bits != FLOAT_BITS:
-            quantizers[quantizer_key(point.name)] = backend.activation(bits, scheme.act_range)
+            quantizers[point.key] = backend.activation(bits, scheme.act_range)
     for unit in plan.units:
         captured.root.set_submodule(unit.name, _layer(captured, unit, scheme, backend))
     model = LayerwiseModel(captured, scheme, quantizers, backend)
@@ -103,4 +106,23 @@ def _layer(captured: Capture, unit: Unit, scheme: QuantScheme, backend: Backend)
         layer = backend.conv2d_batch_norm(module, norm, bits, scheme.bn)  # type: ignore[arg-type]
     if isinstance(module, ComputedWeight):
         keep_computing(layer, module)
+    if layer._forward_hooks is not module._forward_hooks:
+        adopt_hooks(layer, module)
     return layer.train(module.training)
+
+
+def check_hooks(captured: Capture, whole_model: bool) -> None:
+    """Raise CaptureError for a hook that would run in another place in the quantized model, or
+    nowhere: of a module that is taken apart, of a folded batch norm and its convolution, and of
+    all where a backend makes the ``whole_model``."""
+    units = captured.quant_plan.units
+    folded = {n for u in units if u.batch_norm is not None for n in (u.name, u.batch_norm)}
+    called = {str(n.target) for n in captured.graph.nodes if n.op == "call_module"}
+    kept = {"", *called} - folded
+    for name, module in captured.modules.items():
+        inside = any(name.startswith(f"{outer}.") for outer in called)
+        if has_hooks(module) and (whole_model or not (name in kept or inside)):
+            raise CaptureError(
+                f"module {name!r} ({type(module).__name__}) has hooks, which would not run at that "
+                "place in a quantized model: remove them, and register them on the quantized model"
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from keyword import iskeyword
 from typing import Any, TypeVar
 
 from torch import fx, nn
@@ -65,11 +66,12 @@ class QuantModel(fx.GraphModule):
         self.skipped = skipped
         self._warned = False
         for name in (*modules._modules, *modules._parameters, *modules._buffers):
-            if hasattr(self, name):
+            if hasattr(self, name) or name == "backend":  # which subclasses set
                 raise CaptureError(
                     f"{name!r} of the network has the name of an attribute of quantized models: "
                     "give it another"
                 )
+        _check_names(graph)
         adopt(self, modules)
         self.graph = graph
 
@@ -142,6 +144,17 @@ class QuantModel(fx.GraphModule):
 def _class(model: _Model) -> type[_Model]:
     """The model's class without the one that a GraphModule makes for each instance."""
     return type(model).__bases__[0]
+
+
+def _check_names(graph: fx.Graph) -> None:
+    """Raise CaptureError for a name that cannot stand in the source that torch.fx writes."""
+    for node in graph.nodes:
+        parts = str(node.target).split(".") if node.op in ("call_module", "get_attr") else []
+        if any(iskeyword(part) or not part.isprintable() or {*part} & {*'"\\'} for part in parts):
+            raise CaptureError(
+                f"module {node.target!r}: torch.fx can call no module of such a name; give it one "
+                "that is no keyword of Python and without quotes and backslashes"
+            )
 
 
 def _new(cls: type[_Model]) -> _Model:
