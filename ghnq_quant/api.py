@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ghnq_quant.capture import Capture, capture
+from ghnq_quant.errors import SchemeError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.prediction import predict_captured, warn_of_kept, warn_of_skipped
 from ghnq_quant.quantization import QuantModel, QuantScheme, calibrate, emit, load_backend
@@ -22,7 +23,7 @@ from ghnq_quant.start import Classifier, Start, reset_running_statistics, simula
 @overload
 def predict_parameters(
     model: nn.Module,
-    ghn: GHN | None = None,
+    ghn: GHN | str | None = None,
     *,
     bits: int | tuple[int, int] = FLOAT_BITS,
     example_input: Tensor | None = None,
@@ -32,7 +33,7 @@ def predict_parameters(
 @overload
 def predict_parameters(
     model: list[nn.Module],
-    ghn: GHN | None = None,
+    ghn: GHN | str | None = None,
     *,
     bits: int | tuple[int, int] = FLOAT_BITS,
     example_input: Tensor | None = None,
@@ -41,7 +42,7 @@ def predict_parameters(
 
 def predict_parameters(
     model: nn.Module | list[nn.Module],
-    ghn: GHN | None = None,
+    ghn: GHN | str | None = None,
     *,
     bits: int | tuple[int, int] = FLOAT_BITS,
     example_input: Tensor | None = None,
@@ -50,7 +51,8 @@ def predict_parameters(
 
     Args:
         model: the network; it is not changed. A list of networks is predicted as one batch.
-        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10`` that the package ships.
+        ghn: the hypernetwork, or its name or folder for ``GHN.from_pretrained``; by default the
+            checkpoint ``ghnq-cifar10`` that the package ships.
         bits: precision that the parameters are meant for, as one bit width or as (weight,
             activation); only a hypernetwork with a precision embedding reads it.
         example_input: (N, C, H, W), to check that the network runs on its shape.
@@ -91,7 +93,7 @@ def initialize(
     model: nn.Module,
     data: Iterable[Any] | None = None,
     *,
-    ghn: GHN | None = None,
+    ghn: GHN | str | None = None,
     share: float | None = None,
     classifier: Classifier = "fitted",
     example_input: Tensor | None = None,
@@ -108,7 +110,8 @@ def initialize(
         data: batches (images, labels) of the task in a mixed order, as a training loader gives them:
             floats (N, C, H, W), normalized as for training, and class numbers (N,). The first
             1,000 images are read.
-        ghn: the hypernetwork, by default the checkpoint ``ghnq-cifar10`` that the package ships.
+        ghn: the hypernetwork, or its name or folder for ``GHN.from_pretrained``; by default the
+            checkpoint ``ghnq-cifar10`` that the package ships.
         share: how many of the convolutions are predicted, in order of depth from the image, as a
             share of all, rounded up; a quarter by default.
         classifier: of the layer that gives the logits: ``"fitted"`` to ``data`` by multinomial
@@ -159,7 +162,7 @@ def init_quantized(
     act_bits: int | None = None,
     stem_bits: int | None = None,
     backend: str = "brevitas",
-    ghn: GHN | None = None,
+    ghn: GHN | str | None = None,
     scheme: QuantScheme | None = None,
     share: float | None = None,
     classifier: Classifier = "fitted",
@@ -268,7 +271,9 @@ def with_stem_bits(captured: Capture, scheme: QuantScheme, stem_bits: int | None
 def _scheme(
     bits: int | tuple[int, int], act_bits: int | None, scheme: QuantScheme | None
 ) -> QuantScheme:
-    if scheme is not None:
+    if isinstance(scheme, QuantScheme):
         return scheme
+    if scheme is not None:
+        raise SchemeError(f"scheme={scheme!r}: expected a QuantScheme, such as QuantScheme(4, 8)")
     weight_bits, both = as_pair(bits)
     return QuantScheme(weight_bits, both if act_bits is None else check_bits(act_bits, "act_bits"))

@@ -23,13 +23,15 @@ def default_ghn() -> GHN:
 
 
 def predict_captured(
-    captures: list[Capture], ghn: GHN | None, bits: tuple[int, int]
+    captures: list[Capture], ghn: GHN | str | None, bits: tuple[int, int]
 ) -> list[NewValues]:
     """For each network the new value of each of its parameters, None where nothing is predicted.
 
     Raises:
         PredictionError: a parameter cannot be predicted, or its prediction is not finite.
     """
+    if isinstance(ghn, str):
+        ghn = GHN.from_pretrained(ghn)
     ghn = ghn if ghn is not None else default_ghn()
     with torch.no_grad():
         by_name = ghn([c.arch_graph for c in captures], [bits] * len(captures))

@@ -62,7 +62,7 @@ class Start:
                 f"share={share} with as_predicted=True, which predicts everything: leave one out"
             )
 
-    def values(self, captured: Capture, ghn: GHN | None, bits: tuple[int, int]) -> NewValues:
+    def values(self, captured: Capture, ghn: GHN | str | None, bits: tuple[int, int]) -> NewValues:
         """Of each parameter what the training starts from; None where it keeps the network's own."""
         (predicted,) = predict_captured([captured], ghn, bits)
         if self.as_predicted:

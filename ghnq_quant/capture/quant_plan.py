@@ -53,7 +53,7 @@ class QuantPlan:
         units: in the order of execution.
         points: the quantized activations: the input, the units' outputs, and the results of
             additions, multiplications, average poolings and batch norms that no convolution folds;
-            never the logits.
+            never the logits, the values that nothing reads but the caller.
     """
 
     units: tuple[Unit, ...]
@@ -122,7 +122,8 @@ def find_places(
 
 
 def _logits(kinds: Sequence[Kind], inputs: Sequence[Sequence[int]]) -> set[int]:
-    """The operations whose value is the network's output, be it reshaped."""
+    """The operations whose value is the network's output, be it reshaped or behind a softmax, and
+    that nothing else reads."""
     found: set[int] = set()
     pending = [
         i for kind, own in zip(kinds, inputs, strict=True) if kind is Kind.OUTPUT for i in own
@@ -130,8 +131,11 @@ def _logits(kinds: Sequence[Kind], inputs: Sequence[Sequence[int]]) -> set[int]:
     while pending:
         position = pending.pop()
         found.add(position)
-        if kinds[position] is Kind.RESHAPE:
+        if kinds[position] in (Kind.RESHAPE, Kind.SOFTMAX):
             pending += [i for i in inputs[position] if kinds[i] is not Kind.NOT_A_TENSOR]
+    for position in reversed(range(len(kinds))):  # readers before what they read
+        if position not in found and kinds[position] not in (Kind.OUTPUT, Kind.NOT_A_TENSOR):
+            found.difference_update(inputs[position])
     return found
 
 

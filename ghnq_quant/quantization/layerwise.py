@@ -78,6 +78,7 @@ def emit(
     """
     plan = captured.quant_plan
     scheme.check_overrides([*(u.name for u in plan.units), *(p.name for p in plan.points)])
+    _drop_idle_dilation(captured)
     check_hooks(captured, isinstance(backend, ModelBackend))
     if isinstance(backend, ModelBackend):
         return backend.model(captured, scheme, example_input)
@@ -92,6 +93,15 @@ def emit(
     _place_quantizers(model)
     getattr(model, QUANTIZERS).train(model.training)
     return model
+
+
+def _drop_idle_dilation(captured: Capture) -> None:
+    """A 1×1 convolution has nothing to dilate, but oneDNN crashes the process where it is told to
+    (torch 2.13, on channels-last maps of width 1 with stride, padding and bias)."""
+    for unit in captured.quant_plan.units:
+        layer = captured.modules[unit.name]
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+            layer.dilation = (1, 1)
 
 
 def _layer(captured: Capture, unit: Unit, scheme: QuantScheme, backend: Backend) -> nn.Module:

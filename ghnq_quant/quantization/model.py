@@ -84,6 +84,15 @@ class QuantModel(fx.GraphModule):
         self._follow_modules()  # no hook: those run when ``forward`` is already looked up
         return super().__call__(*args, **kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise AttributeError(
+                f"{error}: a quantized model has the modules, parameters and buffers of the network "
+                "it was made from, and none of its other attributes and methods"
+            ) from None
+
     def _follow_modules(self) -> None:
         """Bring the graph in line with the modules' modes, where it holds them as constants."""
 
