@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ghnq_quant.capture import Capture, capture
 from ghnq_quant.errors import SchemeError
 from ghnq_quant.ghn import GHN
-from ghnq_quant.prediction import predict_captured, warn_of_kept, warn_of_skipped
+from ghnq_quant.prediction import predict_captured, warn_of_kept, warn_of_losses, warn_of_skipped
 from ghnq_quant.quantization import QuantModel, QuantScheme, calibrate, emit, load_backend
 from ghnq_quant.quantization.scheme import FLOAT, FLOAT_BITS, as_pair, check_bits
 from ghnq_quant.sample import CALIBRATION_IMAGES, read_sample
@@ -224,6 +224,8 @@ def init_quantized(
     sample = None if data is None else read_sample(data, next(model.parameters()))
     values = start.values(captured, ghn, (scheme.weight_bits, scheme.act_bits))
     warn_of_skipped(captured, stacklevel=2)
+    if (scheme.weight_bits, scheme.act_bits) != FLOAT:
+        warn_of_losses(captured, stacklevel=2)
     started = with_values(captured, values)
     if sample is not None:
         start.fit(simulation(started, scheme), captured, sample)
@@ -255,6 +257,8 @@ def quantize(
     layers = load_backend(backend)
     captured = capture(model, example_input)
     scheme = with_stem_bits(captured, scheme, stem_bits)
+    if (scheme.weight_bits, scheme.act_bits) != FLOAT:
+        warn_of_losses(captured, stacklevel=2)
     return emit(captured.copied({}), scheme, layers, example_input)
 
 

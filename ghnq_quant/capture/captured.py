@@ -78,6 +78,25 @@ class Capture:
         outputs = [node for node, kind in self.kinds.items() if kind is Kind.OUTPUT]
         return self._first_layers(outputs, lambda node: node.all_input_nodes)
 
+    @cached_property
+    def float_parts(self) -> tuple[str, ...]:
+        """Names of what a plan leaves float: skipped modules, norms that no convolution folds and
+        whose result goes on as it is, and parameters that are used outside of layers.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1))
+            >>> capture(model).float_parts
+            ('1',)
+        """
+        parameters = {name for name, _ in self.root.named_parameters(remove_duplicate=False)}
+        names = [
+            str(node.target)
+            for node, kind in self.kinds.items()
+            if (kind is Kind.OTHER_NORM or (node.op == "get_attr" and node.target in parameters))
+            and not all(self.kinds[user].quantized for user in node.users)
+        ]
+        return tuple(dict.fromkeys((*self.skipped, *names)))
+
     def _first_layers(
         self, pending: list[fx.Node], neighbours: Callable[[fx.Node], list[fx.Node]]
     ) -> tuple[str, ...]:

@@ -80,8 +80,11 @@ def emit(
     scheme.check_overrides([*(u.name for u in plan.units), *(p.name for p in plan.points)])
     _drop_idle_dilation(captured)
     check_hooks(captured, isinstance(backend, ModelBackend))
+    float_parts = captured.float_parts
     if isinstance(backend, ModelBackend):
-        return backend.model(captured, scheme, example_input)
+        whole = backend.model(captured, scheme, example_input)
+        whole.float_parts = float_parts
+        return whole
     quantizers = {}
     for point in plan.points:
         bits = scheme.bits_of(point.name)[1]
@@ -92,6 +95,7 @@ def emit(
     model = LayerwiseModel(captured, scheme, quantizers, backend)
     _place_quantizers(model)
     getattr(model, QUANTIZERS).train(model.training)
+    model.float_parts = float_parts
     return model
 
 

@@ -30,6 +30,10 @@ class QuantModel(fx.GraphModule):
     order, and behind them ``activation_quantizers``. Folded batch norms keep their place: they
     hold the parameters and running statistics that the convolution before them folds in.
 
+    Attributes:
+        float_parts: names of the modules and parameters that are not quantized: skipped ones, norms
+            that no convolution folds, parameters used outside of layers.
+
     It can be copied and pickled, its graph as data: no code is saved, and none of a file's text is
     executed. ``torch.load`` with ``weights_only=True`` refuses it, whatever was allowed; save the
     ``state_dict`` where the reader does not trust the writer.
@@ -50,6 +54,7 @@ class QuantModel(fx.GraphModule):
     scheme: QuantScheme
     plan: QuantPlan
     skipped: tuple[str, ...]
+    float_parts: tuple[str, ...]
     _warned: bool
 
     def __init__(
@@ -64,6 +69,7 @@ class QuantModel(fx.GraphModule):
         self.plan = plan
         self.scheme = scheme
         self.skipped = skipped
+        self.float_parts = skipped
         self._warned = False
         for name in (*modules._modules, *modules._parameters, *modules._buffers):
             if hasattr(self, name) or name == "backend":  # which subclasses set
