@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ghnq_quant.errors import DataError
+from ghnq_quant.quantization.distinct import warn_of_equal_outputs
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
 from ghnq_quant.quantization.model import QuantModel
 from ghnq_quant.quantization.ranges import RunningRange
@@ -18,7 +19,8 @@ def calibrate(qmodel: QuantModel, batches: Iterable[Tensor | tuple[Tensor, ...]]
     """Fill a quantized model's running batch-norm statistics and activation ranges.
 
     Both start anew: batch norms average all batches with equal weight, activation ranges are the
-    moving average of the batches'. Parameters, and the modes of all modules, stay as they are.
+    moving average of the batches'. One warning says so where the calibrated model hardly tells the
+    first batch's images apart. Parameters, and the modes of all modules, stay as they are.
 
     Args:
         qmodel: of :func:`ghnq_quant.init_quantized`.
@@ -49,6 +51,8 @@ def calibrate(qmodel: QuantModel, batches: Iterable[Tensor | tuple[Tensor, ...]]
         qmodel(images)
         for batch in iterator:
             qmodel(_images(batch))
+    with torch.no_grad():
+        warn_of_equal_outputs(qmodel, images, stacklevel=2)
     return qmodel
 
 
