@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ _WRAPPED = threading.RLock()
 WITHOUT_GRADIENT = "computes without gradient (torch.no_grad)"
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 
+_BY_SIZE = ("size", "dim", "numel", "ndimension")
+_DEVICES = ("cpu", "cuda")
 _MATH = {id(f) for f in vars(math).values() if callable(f)}
 
 
@@ -75,10 +77,16 @@ class Recorder(fx.Tracer):
         self._entered: list[tuple[str, bool]] = [("", True)]  # and whether gradients were on
         self._proxies: dict[nn.Parameter, fx.Proxy] = {}
         self._calls: Counter[str] = Counter()
+        self._without_autocast = [d for d in _DEVICES if not torch.is_autocast_enabled(d)]
 
     @property
     def mode_was_read(self) -> bool:
         return bool(self._reads)
+
+    @property
+    def current_module(self) -> str:
+        """Name of the module that is being recorded, or was when an error stopped it."""
+        return str(next(reversed(self.module_stack.values()), ("",))[0])
 
     def record(self, root: nn.Module) -> fx.Graph:
         """The graph of ``root`` in the modes that its modules are in; ``root`` is used up."""
@@ -107,8 +115,12 @@ class Recorder(fx.Tracer):
             for key, value in attributes.items():
                 if isinstance(value, Tensor):
                     self.tensor_attrs[value] = prefix + key
-            attributes["training"] = Mode(module.training)
-            attributes["training"].reads = self._reads
+            cls: Any = type(module)
+            if _names_training(cls):  # which may ask in a way that no object can tell
+                self._reads.append(True)
+            else:
+                attributes["training"] = Mode(module.training)
+                attributes["training"].reads = self._reads
 
     def _proxy_of(self, parameter: nn.Parameter) -> fx.Proxy | nn.Parameter:
         if parameter not in self._names:
@@ -148,7 +160,7 @@ class Recorder(fx.Tracer):
             node.meta["nn_module_stack"] = dict(self.module_stack)
         self.owners[node] = self._entered[-1][0]
         if kind.startswith("call"):
-            self._note_what_is_lost()
+            self._note_what_is_lost(node)
         return node
 
     def create_arg(self, a: Any) -> Any:
@@ -164,15 +176,30 @@ class Recorder(fx.Tracer):
             return bool(a)
         return super().create_arg(a)
 
-    def _note_what_is_lost(self) -> None:
+    def _note_what_is_lost(self, node: fx.Node) -> None:
         function = _autograd_function(sys._getframe(2))
         if function is CheckpointFunction:  # the gradient is that of the operations
             return
         if function is not None:
             self.lost[self._entered[-1][0]] = f"has a gradient of its own ({function.__name__})"
-        elif not torch.is_grad_enabled():
+        elif any(map(torch.is_autocast_enabled, self._without_autocast)):
+            self.lost[self._entered[-1][0]] = "computes under autocast"
+        elif not torch.is_grad_enabled() and not self._is_a_size(node):
             owner = next(name for name, enabled in reversed(self._entered) if enabled)
             self.lost[owner] = WITHOUT_GRADIENT
+
+    def _is_a_size(self, node: fx.Node) -> bool:
+        if node.target is getattr or node.target in _BY_SIZE:
+            return True
+        return node.op == "call_function" and all(map(self._is_a_size, node.all_input_nodes))
+
+
+@cache
+def _names_training(cls: type[nn.Module]) -> bool:
+    """Whether code of a class, or of one that it inherits from, reads an attribute ``training``."""
+    own = [c for c in cls.__mro__ if not c.__module__.startswith("torch.")]
+    functions = [f for c in own for f in vars(c).values() if isinstance(f, FunctionType)]
+    return any("training" in inspect.unwrap(f).__code__.co_names for f in functions)
 
 
 def _autograd_function(frame: FrameType | None) -> Any:

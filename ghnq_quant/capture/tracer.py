@@ -115,7 +115,13 @@ def _losses(tracer: _Tracer, root: nn.Module) -> tuple[ModeDifference, dict[str,
     difference, lost = ModeDifference(), dict(tracer.lost)
     if not lost and (tracer.mode_was_read or makes_tensors(tracer.graph)):
         trained = _Tracer(tracer.adapters, tracer.skip, (*tracer.whole, *tracer.skipped))
-        _record(trained, root, training=True)
+        try:
+            _record(trained, root, training=True)
+        except CaptureError:
+            name = trained.current_module
+            if not name or _has_parameters(root, name):
+                raise
+            return difference, {name: _IN_TRAINING}
         difference = compare_modes(tracer, trained)
         lost = dict.fromkeys(sorted(difference.owners), _IN_TRAINING) | trained.lost
     return difference, lost
@@ -268,7 +274,7 @@ def _default(placeholder: fx.Node) -> tuple[Any] | None:
 
 
 def _explain(error: Exception, tracer: _Tracer, model: nn.Module, training: bool) -> str:
-    name = next(reversed(tracer.module_stack.values()), ("", None))[0]
+    name = tracer.current_module
     module = model.get_submodule(name)
     return (
         f"cannot trace {f'module {name!r}' if name else 'the model'} ({type(module).__name__})"

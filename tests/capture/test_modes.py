@@ -57,6 +57,17 @@ class FunctionalNorm(nn.Module):
         return F.batch_norm(x, self.running_mean, self.running_var, training=self.training)
 
 
+class AsksByIdentity(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x if self.training is True else x
+
+
+def size_without_gradient(n: Net, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        batch, channels = x.shape[0], x.size(1)
+    return x.reshape(batch, channels, -1, 1)
+
+
 KEPT: dict[str, Net] = {
     "dropout": Net(lambda n, x: F.dropout(x, 0.5, n.training)),
     "dropout2d": Net(lambda n, x: F.dropout2d(x, 0.5, training=n.training)),
@@ -66,6 +77,8 @@ KEPT: dict[str, Net] = {
     "rrelu": Net(lambda n, x: F.rrelu(-x, training=n.training)),
     "drop path": Net(lambda n, x: n.path(x), path=DropPath()),
     "noise": Net(lambda n, x: n.noise(x), noise=Noise()),
+    "identity": Net(lambda n, x: n.doubled(x), doubled=AsksByIdentity()),
+    "size": Net(size_without_gradient),
     "batch norm": Net(lambda n, x: n.norm(x), norm=FunctionalNorm()),
 }
 
@@ -119,7 +132,13 @@ def without_gradient(n: Net, x: Tensor) -> Tensor:
         return n.second(x)
 
 
+def in_half_precision(n: Net, x: Tensor) -> Tensor:
+    with torch.autocast("cpu"):
+        return n.second(x)
+
+
 REFUSED = {
+    "autocast": (Net(in_half_precision, second=nn.Conv2d(8, 8, 1)), "under autocast"),
     "noise": (Net(noisy_in_training), r"the model \(Net\) does something else in training"),
     "frozen random numbers": (Net(lambda n, x: x * torch.rand(1)), "draws random numbers"),
     "gradient": (Net(lambda n, x: Doubled.apply(x)), r"gradient of its own \(Doubled\)"),

@@ -67,6 +67,7 @@ class OneShared(nn.Module):
         return self.act(self.b(self.act(self.a(x))))
 
 
+# Random numbers come in the order of memory, which the copy of a convolution may change.
 PARTS: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: nn.Conv2d(4, 4, 3, padding=1),
     "depthwise": lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
@@ -76,10 +77,10 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "group norm": lambda: nn.GroupNorm(2, 4),
     "relu": lambda: nn.ReLU(inplace=True),
     "silu": lambda: Function(lambda x, _: F.silu(x)),
-    "dropout": lambda: Function(lambda x, training: F.dropout(x, 0.3, training)),
-    "dropout2d": lambda: Function(lambda x, training: F.dropout2d(x, 0.3, training)),
-    "always dropout": lambda: Function(lambda x, _: F.dropout(x, 0.3)),
-    "rrelu": lambda: Function(lambda x, training: F.rrelu(x, training=training)),
+    "dropout": lambda: Function(lambda x, training: F.dropout(x.contiguous(), 0.3, training)),
+    "dropout2d": lambda: Function(lambda x, training: F.dropout2d(x.contiguous(), 0.3, training)),
+    "always dropout": lambda: Function(lambda x, _: F.dropout(x.contiguous(), 0.3)),
+    "rrelu": lambda: Function(lambda x, training: F.rrelu(x.contiguous(), training=training)),
     "drop path": DropPath,
     "scale": Scale,
     "shared": OneShared,
