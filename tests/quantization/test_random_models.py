@@ -75,7 +75,7 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "batch norm": lambda: nn.BatchNorm2d(4),
     "averaging batch norm": lambda: nn.BatchNorm2d(4, momentum=None),
     "group norm": lambda: nn.GroupNorm(2, 4),
-    "relu": lambda: nn.ReLU(inplace=True),
+    "relu": nn.ReLU,
     "silu": lambda: Function(lambda x, _: F.silu(x)),
     "dropout": lambda: Function(lambda x, training: F.dropout(x.contiguous(), 0.3, training)),
     "dropout2d": lambda: Function(lambda x, training: F.dropout2d(x.contiguous(), 0.3, training)),
