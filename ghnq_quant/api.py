@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ghnq_quant.capture import Capture, capture
-from ghnq_quant.prediction import Hypernetwork, predict_captured, warn_of_kept, warn_of_skipped
+from ghnq_quant.errors import SchemeError
+from ghnq_quant.prediction import (
+    Hypernetwork,
+    predict_captured,
+    warn_of_kept,
+    warn_of_losses,
+    warn_of_skipped,
+)
 from ghnq_quant.quantization import QuantModel, QuantScheme, calibrate, emit, load_backend
 from ghnq_quant.quantization.quantizer import FLOAT_BITS, check_bits
 from ghnq_quant.quantization.scheme import FLOAT, Bits, as_pair, as_quantizers
@@ -227,6 +234,8 @@ def init_quantized(
     precision = (scheme.weights.bits, scheme.activations.bits)
     values = start.values(captured, ghn, precision)
     warn_of_skipped(captured)
+    if precision != FLOAT:
+        warn_of_losses(captured)
     started = with_values(captured, values)
     if sample is not None:
         start.fit(simulation(started, scheme), captured, sample)
@@ -260,6 +269,8 @@ def quantize(
     captured = capture(model, example_input, skip=skip)
     scheme = with_stem_bits(captured, scheme, stem_bits)
     warn_of_skipped(captured)
+    if (scheme.weights.bits, scheme.activations.bits) != FLOAT:
+        warn_of_losses(captured)
     return emit(captured.copied({}), scheme, layers, example_input)
 
 
@@ -276,8 +287,10 @@ def with_stem_bits(captured: Capture, scheme: QuantScheme, stem_bits: int | None
 def _scheme(
     bits: Bits | tuple[Bits, Bits], act_bits: int | None, scheme: QuantScheme | None
 ) -> QuantScheme:
-    if scheme is not None:
+    if isinstance(scheme, QuantScheme):
         return scheme
+    if scheme is not None:
+        raise SchemeError(f"scheme={scheme!r}: expected a QuantScheme, such as QuantScheme(4, 8)")
     weights, activations = as_quantizers(bits)
     if act_bits is not None:
         activations = replace(activations, bits=check_bits(act_bits, "act_bits"))

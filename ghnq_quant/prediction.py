@@ -100,6 +100,22 @@ def warn_of_kept(captured: Capture, values: NewValues) -> None:
         )
 
 
+def warn_of_losses(captured: Capture) -> None:
+    """What the quantized copy of a network leaves float or out, beside skipped modules."""
+    parts = [name for name in captured.float_parts if name not in captured.skipped]
+    if parts:
+        warn(
+            f"{len(parts)} parts stay float, of which layers read values that are not quantized: "
+            f"{', '.join(parts[:8])}{', …' if len(parts) > 8 else ''} (norms that no convolution "
+            "folds, parameters used outside of layers); the model's float_parts names them all"
+        )
+    if captured.more_outputs:
+        warn(
+            f"{type(captured.root).__name__} returns further values in training, such as those of "
+            "auxiliary classifiers: its quantized copy returns what it returns in eval"
+        )
+
+
 def warn_of_skipped(captured: Capture) -> None:
     """One warning that names the modules that were skipped, if there are any."""
     if captured.skipped:

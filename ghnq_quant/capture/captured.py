@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from ghnq_quant.capture.arch_graph import ArchGraph
 from ghnq_quant.capture.build_arch_graph import build_arch_graph
 from ghnq_quant.capture.graph_rules import GraphRules, build_ghn3_graph
+from ghnq_quant.capture.modes import ModeArgument
 from ghnq_quant.capture.operations import WEIGHTED, Kind, classify
 from ghnq_quant.capture.quant_plan import QuantPlan, build_quant_plan
 from ghnq_quant.capture.shapes import propagate_shapes
@@ -28,11 +29,18 @@ class Capture:
         root: module that the graph's names refer to.
         graph: the torch.fx graph.
         skipped: names of the modules that are kept whole because they are not supported.
+        mode_arguments: arguments in the graph, False as in eval, that are True in training.
+        kept_whole: names of the modules without parameters that do something else in training, or
+            have a gradient of their own.
+        more_outputs: whether training returns more values than eval, which the graph leaves out.
     """
 
     root: nn.Module
     graph: fx.Graph
     skipped: tuple[str, ...] = ()
+    mode_arguments: tuple[ModeArgument, ...] = ()
+    kept_whole: tuple[str, ...] = ()
+    more_outputs: bool = False
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -87,6 +95,25 @@ class Capture:
         outputs = [node for node, kind in self.kinds.items() if kind is Kind.OUTPUT]
         return self._first_layers(outputs, lambda node: node.all_input_nodes)
 
+    @cached_property
+    def float_parts(self) -> tuple[str, ...]:
+        """Names of what a plan leaves float: skipped modules, norms that no convolution folds and
+        whose result goes on as it is, and parameters that are used outside of layers.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1))
+            >>> capture(model).float_parts
+            ('1',)
+        """
+        parameters = {name for name, _ in self.root.named_parameters(remove_duplicate=False)}
+        names = [
+            str(node.target)
+            for node, kind in self.kinds.items()
+            if (kind is Kind.OTHER_NORM or (node.op == "get_attr" and node.target in parameters))
+            and not all(self.kinds[user].quantized for user in node.users)
+        ]
+        return tuple(dict.fromkeys((*self.skipped, *names)))
+
     def _first_layers(
         self, pending: list[fx.Node], neighbours: Callable[[fx.Node], list[fx.Node]]
     ) -> tuple[str, ...]:
@@ -107,7 +134,7 @@ class Capture:
             replaced: parameters of the copy by the ``id`` of those in whose place they are; they are
                 not copied, and neither are the ones they replace.
         """
-        return Capture(copy.deepcopy(self.root, dict(replaced)), self.graph, self.skipped)
+        return replace(self, root=copy.deepcopy(self.root, dict(replaced)))
 
     def shapes(self, input_shape: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
         """Shape of the value of each node, by the node's name; by default for one 224×224 image."""
@@ -148,7 +175,7 @@ def capture(
     """
     if skip not in (None, "unsupported"):
         raise CaptureError(f'skip={skip!r}: expected None or "unsupported"')
-    captured = Capture(*trace(model, skip=skip is not None))
+    captured = Capture(**vars(trace(model, skip=skip is not None)))
     if example_input is not None:
         captured.shapes(tuple(example_input.shape))
     return captured

@@ -57,6 +57,7 @@ class Kind(Enum):
     SPATIAL_MEAN = "mean", "glob_avg", True
     #: Keeps every value (dropout is the identity in eval), so a quantized tensor stays quantized.
     RESHAPE = "reshape"
+    SOFTMAX = "softmax"
     #: An integer or a shape, not a tensor of activations.
     NOT_A_TENSOR = "not_a_tensor"
     OUTPUT = "output"
@@ -129,6 +130,9 @@ OPERATIONS: dict[str, Operation] = {
     "softplus": _named("softplus", Kind.ACTIVATION, nn.Softplus),
     "softsign": Operation(Kind.ACTIVATION, (nn.Softsign,)),
     "threshold": _named("threshold", Kind.ACTIVATION, nn.Threshold),
+    "softmax": _named(
+        *("softmax log_softmax", Kind.SOFTMAX), *(nn.Softmax, nn.LogSoftmax, nn.Softmax2d)
+    ),
     "max_pool": _named("max_pool2d", Kind.MAX_POOL, nn.MaxPool2d),
     "avg_pool": _named("avg_pool2d", Kind.AVG_POOL, nn.AvgPool2d),
     "adaptive_avg_pool": _named("adaptive_avg_pool2d", Kind.GLOBAL_AVG_POOL, nn.AdaptiveAvgPool2d),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import fx, nn
 
@@ -33,14 +33,18 @@ class Unit:
 
 @dataclass(frozen=True)
 class QuantPoint:
-    """An activation tensor that is quantized: the value of ``node``, under a name for people.
+    """An activation tensor that is quantized: the value of ``node``.
 
     Attributes:
+        name: for people, and for the patterns of a scheme; no two points have the same.
+        node: of the graph.
+        key: name of its quantizer in the model's ``activation_quantizers``.
         never_negative: whether the operations that it comes from give no negative value.
     """
 
     name: str
     node: str
+    key: str
     never_negative: bool = False
 
 
@@ -52,7 +56,7 @@ class QuantPlan:
         units: in the order of execution.
         points: the quantized activations: the input, the units' outputs, and the results of
             additions, multiplications, average poolings and batch norms that no convolution folds;
-            never the logits.
+            never the logits, the values that nothing reads but the caller.
     """
 
     units: tuple[Unit, ...]
@@ -121,7 +125,8 @@ def find_places(
 
 
 def _logits(kinds: Sequence[Kind], inputs: Sequence[Sequence[int]]) -> set[int]:
-    """The operations whose value is the network's output, be it reshaped."""
+    """The operations whose value is the network's output, be it reshaped or behind a softmax, and
+    that nothing else reads."""
     found: set[int] = set()
     pending = [
         i for kind, own in zip(kinds, inputs, strict=True) if kind is Kind.OUTPUT for i in own
@@ -129,8 +134,11 @@ def _logits(kinds: Sequence[Kind], inputs: Sequence[Sequence[int]]) -> set[int]:
     while pending:
         position = pending.pop()
         found.add(position)
-        if kinds[position] is Kind.RESHAPE:
+        if kinds[position] in (Kind.RESHAPE, Kind.SOFTMAX):
             pending += [i for i in inputs[position] if kinds[i] is not Kind.NOT_A_TENSOR]
+    for position in reversed(range(len(kinds))):  # readers before what they read
+        if position not in found and kinds[position] not in (Kind.OUTPUT, Kind.NOT_A_TENSOR):
+            found.difference_update(inputs[position])
     return found
 
 
@@ -162,15 +170,13 @@ def build_quant_plan(
         for layer, norm, output in places.units
     )
     signs = never_negative(graph, kinds, modules)
-    points = [
-        QuantPoint(
-            _scoped_name(nodes[named_after], kinds[nodes[named_after]]),
-            nodes[place].name,
-            nodes[place] in signs,
-        )
-        for place, named_after in places.quantized.items()
-    ]
-    return QuantPlan(units, _distinct(points))
+    sources = [nodes[named_after] for named_after in places.quantized.values()]
+    names = _distinct([_scoped_name(n, kinds[n]) for n in sources], {u.name for u in units})
+    points = tuple(
+        QuantPoint(name, nodes[place].name, key, nodes[place] in signs)
+        for name, place, key in zip(names, places.quantized, _keys(names), strict=True)
+    )
+    return QuantPlan(units, points)
 
 
 def _is_batch_norm_2d(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -199,10 +205,28 @@ def _scoped_name(node: fx.Node, kind: Kind) -> str:
     return f"{scope}.{kind.value}" if scope else kind.value
 
 
-def _distinct(points: list[QuantPoint]) -> tuple[QuantPoint, ...]:
-    seen: dict[str, int] = {}
-    named = []
-    for point in points:
-        count = seen[point.name] = seen.get(point.name, 0) + 1
-        named.append(point if count == 1 else replace(point, name=f"{point.name}_{count - 1}"))
-    return tuple(named)
+def _distinct(names: list[str], taken: set[str]) -> list[str]:
+    """The names, numbered where one comes again; a number never makes one of ``taken``."""
+    counts: dict[str, int] = {}
+    used = taken | set(names)
+    distinct = []
+    for name in names:
+        numbered, count = name, counts.get(name, 0)
+        while count and numbered in used:
+            numbered, count = f"{name}_{count}", count + 1
+        counts[name] = max(count, 1)
+        used.add(numbered)
+        distinct.append(numbered)
+    return distinct
+
+
+def _keys(names: list[str]) -> list[str]:
+    """Names that modules of a container may have: without dots, none twice, no attribute's."""
+    container = nn.ModuleDict()
+    keys: list[str] = []
+    for name in names:
+        key = name.replace(".", "_")
+        while key in keys or hasattr(container, key):
+            key += "_"
+        keys.append(key)
+    return keys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ghnq_quant.capture.unchanged import unchanged
+from ghnq_quant.capture.twin import twin
 from ghnq_quant.errors import CaptureError
 
 
@@ -36,16 +37,15 @@ def propagate_shapes(
     Raises:
         CaptureError: the network does not run on such an input; the message names the operation.
     """
-    interpreter = _ShapeInterpreter(root, graph)
+    copied = twin(root).eval()  # in eval no batch norm updates its statistics
+    interpreter = _ShapeInterpreter(copied, graph)
     parameter = next(root.parameters())
     try:
         with (
-            unchanged(root),
             torch.no_grad(),
             _no_log_of_failures(),
             FakeTensorMode(allow_non_fake_inputs=True),
         ):
-            root.eval()  # so that no batch norm updates its statistics
             interpreter.run(
                 torch.empty(input_shape, dtype=parameter.dtype, device=parameter.device)
             )
@@ -61,8 +61,13 @@ def propagate_shapes(
 def _no_log_of_failures() -> Iterator[None]:
     """An operation that fails is logged with a trace, beside the exception that it raises."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
-    disabled, logger.disabled = logger.disabled, True
+    own_thread = threading.get_ident()
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.thread != own_thread
+
+    logger.addFilter(is_of_others)
     try:
         yield
     finally:
-        logger.disabled = disabled
+        logger.removeFilter(is_of_others)

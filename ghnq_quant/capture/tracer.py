@@ -4,70 +4,100 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.parameter import UninitializedParameter
 
 from ghnq_quant.capture.adapters import Adapter, Surrounded, adapters_in_use
-from ghnq_quant.capture.operations import Kind, module_kind
-from ghnq_quant.capture.unchanged import copy_of_modules, unchanged
+from ghnq_quant.capture.checks import (
+    NORMS,
+    REPLACED,
+    check_is_known,
+    check_is_standard,
+    check_layers,
+    check_weight,
+)
+from ghnq_quant.capture.modes import ModeArgument, ModeDifference, compare_modes, makes_tensors
+from ghnq_quant.capture.recorder import WITHOUT_GRADIENT, Recorder
+from ghnq_quant.capture.twin import copy_of_modules, twin
 from ghnq_quant.errors import CaptureError
 
-_UNSUPPORTED = (
-    nn.Conv1d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-#: Layers that a quantization backend replaces: what they compute must be known.
-_REPLACED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
-_NORMS = (nn.LayerNorm, nn.GroupNorm)
 #: Functions whose second operand may be a weight.
 _PRODUCTS: set[Any] = {
     *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose2d, F.linear),
     *(torch.matmul, torch.mm, torch.bmm, operator.matmul, "matmul"),
 }
+_IN_TRAINING = "does something else in training than in eval, or draws random numbers"
+_ADVICE = {
+    WITHOUT_GRADIENT: "; or freeze parameters by requires_grad_(False) in place of torch.no_grad"
+}
 
 
-def trace(model: nn.Module, *, skip: bool = False) -> tuple[nn.Module, fx.Graph, tuple[str, ...]]:
-    """Trace ``model`` as it runs in eval mode.
+@dataclass(frozen=True)
+class Trace:
+    """A network as it runs in eval.
+
+    Attributes:
+        root: module that the graph's names refer to: the model itself, or a copy that shares its
+            tensors where an adapter rewrote layers or ``forward`` holds tensors.
+        graph: of eval.
+        skipped: names of the modules that are kept whole because they are not supported.
+        mode_arguments: that are True in training.
+        kept_whole: names of the modules without parameters that do something else in training, or
+            have a gradient of their own.
+        more_outputs: whether training returns further values, which are left out.
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+    skipped: tuple[str, ...]
+    mode_arguments: tuple[ModeArgument, ...]
+    kept_whole: tuple[str, ...]
+    more_outputs: bool
+
+
+def trace(model: nn.Module, *, skip: bool = False) -> Trace:
+    """Trace ``model`` as it runs in eval mode, and see to it that training loses nothing.
+
+    A module without parameters that does something else in training, or has a gradient of its own,
+    is kept whole.
 
     Args:
         skip: keep whole, as one operation, each module that cannot be traced or is not supported.
 
-    Returns:
-        the module that the graph's names refer to (``model`` itself, or a copy that shares its
-        tensors where an adapter rewrote layers or ``forward`` holds tensors), the graph, and the
-        names of the modules that were skipped.
-
     Raises:
-        CaptureError: the model has no 2-d convolution, has a convolution of another rank, or its
-            ``forward`` cannot be traced.
+        CaptureError: the model has no 2-d convolution, has a convolution of another rank, its
+            ``forward`` cannot be traced, or does what the graph of eval does not hold.
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(f"expected an nn.Module, got {type(model).__name__}")
     adapters = adapters_in_use()
     root = _rewritten(model, adapters)
-    _check_layers(root, skip)
-    tracer = _Tracer(adapters, skip)
-    with unchanged(root):
-        root.eval()
-        try:
-            graph = tracer.trace(root)
-        except CaptureError:
-            raise
-        except Exception as error:
-            raise CaptureError(_explain(error, tracer, model)) from error
-        constants = _constants(root, graph)
+    check_layers(root, skip)
+    whole: tuple[str, ...] = ()
+    while True:
+        tracer = _Tracer(adapters, skip, whole)
+        graph = _record(tracer, root, training=False)
+        difference, lost = _losses(tracer, root)
+        if not lost:
+            break
+        whole += tuple(lost)
+        for name, what in lost.items():
+            _check_can_be_whole(root, name, what, skip)
+    skipped = (*tracer.skipped, *(n for n in whole if _has_parameters(root, n)))
+    kept_whole = tuple(n for n in whole if n not in skipped)
+    constants = _constants(tracer.root, graph)
     if constants:
         root = copy_of_modules(root)
         for name, value in constants.items():
+            vars(root).pop(name, None)
             root.register_buffer(name, value, persistent=False)
-    return root, graph, tuple(tracer.skipped)
+    return Trace(
+        root, graph, skipped, tuple(difference.arguments), kept_whole, difference.more_outputs
+    )
 
 
 def trace_training(root: nn.Module, skipped: tuple[str, ...]) -> fx.Graph:
@@ -79,43 +109,57 @@ def trace_training(root: nn.Module, skipped: tuple[str, ...]) -> fx.Graph:
     Raises:
         CaptureError: its ``forward`` cannot be traced in training.
     """
-    tracer = _Tracer(adapters_in_use(), skip=False)
-    tracer.skipped = list(skipped)
-    with unchanged(root):
-        root.train()
+    tracer = _Tracer(adapters_in_use(), False, skipped)
+    return _record(tracer, root, training=True)
+
+
+def _record(tracer: _Tracer, root: nn.Module, *, training: bool) -> fx.Graph:
+    copied = twin(root)
+    try:
+        return tracer.record(copied.train(training))
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise CaptureError(_explain(error, tracer, root, training)) from error
+
+
+def _losses(tracer: _Tracer, root: nn.Module) -> tuple[ModeDifference, dict[str, str]]:
+    """How training differs from eval, and the modules whose graph does not hold all they do."""
+    difference, lost = ModeDifference(), dict(tracer.lost)
+    if not lost and (tracer.mode_was_read or makes_tensors(tracer.graph)):
+        trained = _Tracer(tracer.adapters, tracer.skip, (*tracer.whole, *tracer.skipped))
         try:
-            return tracer.trace(root)
+            _record(trained, root, training=True)
         except CaptureError:
-            raise
-        except Exception as error:
-            raise CaptureError(_explain(error, tracer, root)) from error
+            name = trained.current_module
+            if not name or _has_parameters(root, name):
+                raise
+            return difference, {name: _IN_TRAINING}
+        difference = compare_modes(tracer, trained)
+        lost = dict.fromkeys(sorted(difference.owners), _IN_TRAINING) | trained.lost
+    return difference, lost
 
 
-def _constants(root: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
-    """Tensors that ``forward`` makes or closes over: torch.fx made them attributes of the root."""
+def _check_can_be_whole(root: nn.Module, name: str, what: str, skip: bool) -> None:
+    if name and (skip or not _has_parameters(root, name)):
+        return
+    module = root.get_submodule(name)
+    raise CaptureError(
+        f"{f'module {name!r}' if name else 'the model'} ({type(module).__name__}) {what}, which its "
+        "quantized copy would lose: move that part into a module of its own without parameters, "
+        "which is kept whole" + _ADVICE.get(what, "")
+    )
+
+
+def _has_parameters(root: nn.Module, name: str) -> bool:
+    return next(root.get_submodule(name).parameters(), None) is not None
+
+
+def _constants(recorded: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
+    """Tensors that ``forward`` makes, closes over or reads, and that are attributes of the root."""
     names = [str(n.target) for n in graph.nodes if n.op == "get_attr"]
-    return {n: vars(root)[n] for n in names if n.startswith("_tensor_constant") and n in vars(root)}
-
-
-def _check_layers(model: nn.Module, skip: bool) -> None:
-    has_conv = False
-    for name, module in model.named_modules():
-        if isinstance(module, _UNSUPPORTED) and not skip:
-            raise CaptureError(
-                f"module {name!r} is a {type(module).__name__}: only Conv2d convolutions are "
-                "supported; replace it, or quantize the part of the model that has none"
-            )
-        if any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)):
-            raise CaptureError(
-                f"module {name!r} ({type(module).__name__}) has no shapes yet: run the model once "
-                "on an input of yours, so that it makes its parameters"
-            )
-        has_conv = has_conv or isinstance(module, nn.Conv2d)
-    if not has_conv:
-        raise CaptureError(
-            f"{type(model).__name__} has no nn.Conv2d: ghnq-quant predicts parameters of "
-            "convolutional networks"
-        )
+    attributes = vars(recorded)
+    return {n: attributes[n] for n in names if isinstance(attributes.get(n), Tensor)}
 
 
 def _rewritten(model: nn.Module, adapters: tuple[Adapter, ...]) -> nn.Module:
@@ -138,11 +182,12 @@ def _rewrite(module: nn.Module, adapters: tuple[Adapter, ...]) -> nn.Module | No
     return next((new for new in candidates if new is not None), None)
 
 
-class _Tracer(fx.Tracer):
-    def __init__(self, adapters: tuple[Adapter, ...], skip: bool) -> None:
+class _Tracer(Recorder):
+    def __init__(self, adapters: tuple[Adapter, ...], skip: bool, whole: tuple[str, ...]) -> None:
         super().__init__()
-        self._adapters = adapters
-        self._skip = skip
+        self.adapters = adapters
+        self.skip = skip
+        self.whole = whole
         self.skipped: list[str] = []
 
     def create_args_for_root(
@@ -156,64 +201,50 @@ class _Tracer(fx.Tracer):
                 args[position] = default[0]
         return function, args
 
-    def create_arg(self, a: Any) -> Any:
-        """The usual arguments without the base class's long row of questions about their type."""
-        kind = type(a)
-        if kind is fx.Proxy:
-            return a.node
-        if kind is tuple:
-            return tuple(map(self.create_arg, a))
-        if a is None or kind in (int, float, bool, str):
-            return a
-        return super().create_arg(a)
-
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self.skipped:
+        if module_qualified_name in self.skipped or module_qualified_name in self.whole:
             return True
-        if isinstance(m, _REPLACED):
-            _check_is_standard(m, module_qualified_name)
+        if isinstance(m, REPLACED):
+            check_is_standard(m, module_qualified_name)
+            check_weight(m, module_qualified_name)
             return True
-        if any(adapter.is_leaf(m) for adapter in self._adapters):
+        if any(adapter.is_leaf(m) for adapter in self.adapters):
             return True
-        if isinstance(m, _NORMS):
-            _check_is_standard(m, module_qualified_name)
+        if isinstance(m, NORMS):
+            check_is_standard(m, module_qualified_name)
+            check_weight(m, module_qualified_name)
             return True
         is_leaf = super().is_leaf_module(m, module_qualified_name)
         if is_leaf:
-            _check_is_known(m, module_qualified_name)
+            check_is_known(m, module_qualified_name)
         return is_leaf
 
-    def call_module(
-        self,
-        m: nn.Module,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        if not self._skip:
-            return self._call(m, forward, args, kwargs)
+    def call(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not self.skip:
+            return self._call(module, *args, **kwargs)
         last, stack = next(reversed(self.graph.nodes)), self.module_stack.copy()
-        name = self.path_of_module(m)
-        skipped = len(self.skipped)
+        entered, lost, skipped = len(self._entered), self.lost.copy(), len(self.skipped)
+        name = self.path_of_module(module)
         try:
-            return self._call(m, forward, args, kwargs)
+            return self._call(module, *args, **kwargs)
         except Exception:
-            while (newest := next(reversed(self.graph.nodes))) is not last:
-                self.graph.erase_node(newest)
+            self._forget(last, entered, lost)
             self.module_stack = stack
             self.skipped[skipped:] = [name]
-            return super().call_module(m, forward, args, kwargs)
+            return super().call(module, *args, **kwargs)
 
-    def _call(
-        self,
-        m: nn.Module,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        if not isinstance(m, Surrounded):
-            return super().call_module(m, forward, args, kwargs)
-        return m.after(super().call_module(m, forward, (m.before(*args, **kwargs),), {}))
+    def _forget(self, last: fx.Node, entered: int, lost: dict[str, str]) -> None:
+        """All that was recorded behind ``last``."""
+        while (newest := next(reversed(self.graph.nodes))) is not last:
+            self._proxies = {p: x for p, x in self._proxies.items() if x.node is not newest}
+            self.graph.erase_node(newest)
+        del self._entered[entered:]
+        self.lost = lost
+
+    def _call(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(module, Surrounded):
+            return super().call(module, *args, **kwargs)
+        return module.after(super().call(module, module.before(*args, **kwargs)))
 
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **others: Any
@@ -255,36 +286,13 @@ def _default(placeholder: fx.Node) -> tuple[Any] | None:
     return (placeholder.args[0],) if placeholder.args else None
 
 
-def _check_is_known(module: nn.Module, name: str) -> None:
-    has_matrix = any(p.dim() > 1 for p in module.parameters())
-    if has_matrix and module_kind(module) is Kind.OTHER:
-        raise CaptureError(
-            f"module {name!r} is a {type(module).__name__}, whose parameters are neither of a "
-            "conv, linear nor norm layer; replace it, or leave it float with "
-            'skip="unsupported"'
-        )
-
-
-def _check_is_standard(module: nn.Module, name: str) -> None:
-    base = next(t for t in (*_REPLACED, *_NORMS) if isinstance(module, t))
-    if any(
-        getattr(type(module), method, None) is not getattr(base, method, None)
-        for method in ("forward", "_conv_forward")
-    ):
-        raise CaptureError(
-            f"module {name!r} ({type(module).__name__}) replaces {base.__name__}.forward, so what "
-            "it computes is unknown; register an adapter for it (entry-point group "
-            "ghnq_quant.adapters)"
-        )
-
-
-def _explain(error: Exception, tracer: fx.Tracer, model: nn.Module) -> str:
-    name = next(reversed(tracer.module_stack), "") if tracer.module_stack else ""
-    module = model.get_submodule(name) if name else model
+def _explain(error: Exception, tracer: _Tracer, model: nn.Module, training: bool) -> str:
+    name = tracer.current_module
+    module = model.get_submodule(name)
     return (
-        f"cannot trace {f'module {name!r}' if name else 'the model'} ({type(module).__name__}): "
-        f"{type(error).__name__}: {error}. torch.fx records one path through the network, so "
-        "`forward` must not branch on tensor values, sizes or outside state; move such a decision "
-        "out of it, or register an adapter that keeps the module whole (entry-point group "
-        "ghnq_quant.adapters)"
+        f"cannot trace {f'module {name!r}' if name else 'the model'} ({type(module).__name__})"
+        f"{' in training' if training else ''}: {type(error).__name__}: {error}. torch.fx records "
+        "one path through the network, so `forward` must not branch on tensor values, sizes or "
+        "outside state; move such a decision out of it, or register an adapter that keeps the "
+        "module whole (entry-point group ghnq_quant.adapters)"
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 
 @contextmanager
@@ -34,10 +33,3 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 def _containers(module: nn.Module) -> dict[str, Any]:
     builtin = (dict, OrderedDict, list, set)
     return {name: v.copy() if v else () for name, v in vars(module).items() if type(v) in builtin}
-
-
-def copy_of_modules(model: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares every parameter, buffer and other tensor attribute."""
-    tensors = [*model.parameters(), *model.buffers()]
-    tensors += [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
-    return copy.deepcopy(model, {id(t): t for t in tensors})

@@ -13,7 +13,7 @@ from ghnq_quant.deployment.layers import FixedQuantizer, FoldedLayer, folded_lay
 from ghnq_quant.errors import ConversionError
 from ghnq_quant.quantization.backends import Backend
 from ghnq_quant.quantization.batch_norm import fold_running_statistics, has_running_statistics
-from ghnq_quant.quantization.graph_rewrite import QUANTIZERS, quantizer_key
+from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
 from ghnq_quant.quantization.layerwise import LayerwiseModel
 from ghnq_quant.quantization.model import QuantModel
 
@@ -93,7 +93,7 @@ def _fixed(model: LayerwiseModel, backend: Backend, target: str) -> FixedQuantiz
 
 
 def _is_of_batch(model: LayerwiseModel, target: str) -> bool:
-    points = {quantizer_key(point.name): point for point in model.plan.points}
+    points = {point.key: point for point in model.plan.points}
     point = points[target.removeprefix(f"{QUANTIZERS}.")]
     return model.scheme.activations_of(point).range == "batch"
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ghnq_quant.errors import DataError
 from ghnq_quant.quantization.convolution import Geometry, convolution
 from ghnq_quant.quantization.scheme import BatchNormMode
 
@@ -85,6 +86,9 @@ def conv_batch_norm(
 
     Returns:
         (N, C_out, H', W')
+
+    Raises:
+        DataError: one value a channel in training.
 
     Example:
         >>> conv, bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
@@ -171,6 +175,12 @@ def _with_batch_statistics(
         x = F.pad(x, conv._reversed_padding_repeated_twice, mode)
         padding = (0, 0)
     geometry = Geometry(conv.stride, padding, conv.dilation, conv.groups)
+    places = math.prod(geometry.output_size(x.shape[2:], conv.weight.shape[2:]))
+    if bn.training and len(x) * places == 1:
+        raise DataError(
+            f"a batch norm of {bn.num_features} channels got one value a channel in training, which "
+            "has no variance: give batches of more images (a loader's drop_last) or larger ones"
+        )
     parameters = conv.weight, conv.bias, bn.weight, bn.bias
     y, mean, variance = conv_batch_statistics_norm(
         x, *parameters, bn.eps, geometry, quantize, straight_through=straight_through

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from ghnq_quant.errors import DataError
+from ghnq_quant.quantization.distinct import warn_of_equal_outputs
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
 from ghnq_quant.quantization.model import QuantModel
+from ghnq_quant.quantization.ranges import RunningRange
 
 
 def calibrate(qmodel: QuantModel, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> QuantModel:
     """Fill a quantized model's running batch-norm statistics and activation ranges.
 
-    Batch norms start anew and average all batches with equal weight; activation ranges go on with
-    their moving average. Parameters, and the modes of all modules, stay as they are.
+    Both start anew: batch norms average all batches with equal weight, activation ranges are the
+    moving average of the batches'. One warning says so where the calibrated model hardly tells the
+    first batch's images apart. Parameters, and the modes of all modules, stay as they are.
 
     Args:
         qmodel: of :func:`ghnq_quant.init_quantized`.
@@ -28,17 +31,28 @@ def calibrate(qmodel: QuantModel, batches: Iterable[Tensor | tuple[Tensor, ...]]
         ``qmodel`` itself.
 
     Raises:
-        DataError: there is no batch.
+        DataError: there is no batch, or one that is empty or no tensor.
     """
+    if isinstance(batches, Tensor):
+        raise DataError(
+            f"calibrate got one tensor of shape {tuple(batches.shape)}: give batches of images, such "
+            "as a list that holds it"
+        )
     iterator = iter(batches)
     first = next(iterator, None)
     if first is None:
         raise DataError("calibrate got no batch: give at least one of images (N, C, H, W)")
+    images = _images(first)
     with statistics_of_batches(qmodel), torch.no_grad():
-        getattr(qmodel, QUANTIZERS).train()
-        _forward(qmodel, first)
+        quantizers = getattr(qmodel, QUANTIZERS).train()
+        for module in quantizers.modules():
+            if isinstance(module, RunningRange):
+                module.reset()
+        qmodel(images)
         for batch in iterator:
-            _forward(qmodel, batch)
+            qmodel(_images(batch))
+    with torch.no_grad():
+        warn_of_equal_outputs(qmodel, images, stacklevel=2)
     return qmodel
 
 
@@ -63,5 +77,9 @@ def statistics_of_batches(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _forward(qmodel: QuantModel, batch: Tensor | tuple[Tensor, ...]) -> None:
-    qmodel(batch if isinstance(batch, Tensor) else batch[0])
+def _images(batch: Tensor | tuple[Tensor, ...]) -> Tensor:
+    images = batch if isinstance(batch, Tensor) else next(iter(batch), None)
+    if not isinstance(images, Tensor) or images.numel() == 0:
+        what = f"of shape {tuple(images.shape)}" if isinstance(images, Tensor) else repr(images)
+        raise DataError(f"calibrate got a batch without images, {what}: give (N, C, H, W)")
+    return images

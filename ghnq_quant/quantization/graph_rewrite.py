@@ -6,19 +6,17 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ghnq_quant.capture import Capture
+from ghnq_quant.capture.checks import HOOKS
 from ghnq_quant.capture.operations import argument
+from ghnq_quant.errors import CaptureError
 
 #: Name of the container of all activation quantizers in a quantized model.
 QUANTIZERS = "activation_quantizers"
 
 
-def quantizer_key(point_name: str) -> str:
-    """Name of a point's quantizer in the container; a module's name may not hold a dot."""
-    return point_name.replace(".", "_")
-
-
 def adopt(module: nn.Module, other: nn.Module) -> None:
-    """Give ``module`` the mode and the very children, parameters and buffers of ``other``."""
+    """Give ``module`` the mode and the very children, parameters, buffers and hooks of ``other``."""
+    adopt_hooks(module, other)
     module._modules.update(other._modules)
     module._parameters.update(other._parameters)
     module._buffers.update(other._buffers)
@@ -26,8 +24,21 @@ def adopt(module: nn.Module, other: nn.Module) -> None:
     module.training = other.training
 
 
+def adopt_hooks(module: nn.Module, other: nn.Module) -> None:
+    """Give ``module`` the hooks of ``other``'s calls too."""
+    for hooks in HOOKS:
+        getattr(module, hooks).update(getattr(other, hooks))
+    module._is_full_backward_hook = other._is_full_backward_hook
+
+
 def with_quantizers(root: nn.Module, quantizers: dict[str, nn.Module]) -> nn.Module:
-    """A plain module with all that ``root`` has, in its order, and behind it the quantizers."""
+    """A plain module with all that ``root`` has, in its order, and behind it the quantizers.
+
+    Raises:
+        CaptureError: the network has a part of that name itself.
+    """
+    if hasattr(root, QUANTIZERS):
+        raise CaptureError(f"{QUANTIZERS!r} of the network: quantized models need that name")
     modules = nn.Module()
     adopt(modules, root)
     modules.add_module(QUANTIZERS, nn.ModuleDict(quantizers))
@@ -40,7 +51,8 @@ def rewrite(captured: Capture, modules: nn.Module, *, fold: bool = True) -> fx.G
 
     Args:
         modules: of :func:`with_quantizers`: the quantizers that it holds are called. A functional
-            dropout becomes a module in it, so that it follows train and eval as the traced code did.
+            dropout becomes a module in it, and so does the mode that another function is given, so
+            that they follow train and eval as the traced code did.
         fold: whether convolutions fold batch norms.
     """
     graph = fx.Graph()
@@ -51,12 +63,11 @@ def rewrite(captured: Capture, modules: nn.Module, *, fold: bool = True) -> fx.G
     _simplify(graph)
     if fold:
         _leave_batch_norms_out(graph, captured, copies)
-    _restore_dropout(graph, copies, modules)
+    _follow_mode(graph, captured, copies, modules)
     quantizers = getattr(modules, QUANTIZERS)
     for point in captured.quant_plan.points:
-        key = quantizer_key(point.name)
-        if key in quantizers:
-            _quantize(graph, copies[point.node], f"{QUANTIZERS}.{key}")
+        if point.key in quantizers:
+            _quantize(graph, copies[point.node], f"{QUANTIZERS}.{point.key}")
     graph.lint()
     return graph
 
@@ -88,16 +99,39 @@ def _quantize(graph: fx.Graph, node: fx.Node, target: str) -> None:
         user.replace_input_with(node, quantized)
 
 
-def _restore_dropout(graph: fx.Graph, copies: dict[str, fx.Node], modules: nn.Module) -> None:
-    for name, node in list(copies.items()):
-        if node.op == "call_function" and node.target is F.dropout:
-            key = name
-            while hasattr(modules, key):
-                key += "_"
+def _follow_mode(
+    graph: fx.Graph, captured: Capture, copies: dict[str, fx.Node], modules: nn.Module
+) -> None:
+    """Let arguments that are True in training alone be so again."""
+    for name, key in captured.mode_arguments:
+        node = copies[name]
+        if node.target is F.dropout:
             dropout = nn.Dropout(argument(node, 1, "p", 0.5))
-            modules.add_module(key, dropout.train(modules.training))
+            target = _add_module(modules, name, dropout)
             with graph.inserting_after(node):
-                module = graph.call_module(key, (node.args[0],))
+                module = graph.call_module(target, (node.args[0],))
             node.replace_all_uses_with(module)
             graph.erase_node(node)
             copies[name] = module
+            continue
+        with graph.inserting_before(node):
+            mode = graph.call_module(_add_module(modules, "training_mode", TrainingMode()))
+        if isinstance(key, str):
+            node.update_kwarg(key, mode)
+        else:
+            node.update_arg(key, mode)
+
+
+def _add_module(modules: nn.Module, name: str, module: nn.Module) -> str:
+    """Under ``name``, or where there is such an attribute, one like it."""
+    while hasattr(modules, name):
+        name += "_"
+    modules.add_module(name, module.train(modules.training))
+    return name
+
+
+class TrainingMode(nn.Module):
+    """Gives its own mode, for functions that take it as an argument."""
+
+    def forward(self) -> bool:
+        return self.training

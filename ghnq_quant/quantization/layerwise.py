@@ -5,12 +5,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ghnq_quant.capture import Capture, Unit
+from ghnq_quant.capture.checks import has_hooks
 from ghnq_quant.capture.computed_weight import ComputedWeight, keep_computing
+from ghnq_quant.errors import CaptureError
 from ghnq_quant.quantization.backends import Backend, ModelBackend
 from ghnq_quant.quantization.batch_norm import FoldsBatchNorm
 from ghnq_quant.quantization.graph_rewrite import (
     QUANTIZERS,
-    quantizer_key,
+    adopt_hooks,
     rewrite,
     with_quantizers,
 )
@@ -71,24 +73,39 @@ def emit(
 
     Raises:
         SchemeError: an override that matches no layer.
-        CaptureError: a layer that is called more than once.
+        CaptureError: a layer that is called more than once, or a hook that would not run.
         BackendError: the backend cannot make such a model.
     """
     plan = captured.quant_plan
     scheme.check_overrides([*(u.name for u in plan.units), *(p.name for p in plan.points)])
+    _drop_idle_dilation(captured)
+    check_hooks(captured, isinstance(backend, ModelBackend))
+    float_parts = captured.float_parts
     if isinstance(backend, ModelBackend):
-        return backend.model(captured, scheme, example_input)
+        whole = backend.model(captured, scheme, example_input)
+        whole.float_parts = float_parts
+        return whole
     quantizers = {}
     for point in plan.points:
         quantizer = scheme.activations_of(point)
         if not quantizer.is_float:
-            quantizers[quantizer_key(point.name)] = backend.activation(quantizer)
+            quantizers[point.key] = backend.activation(quantizer)
     for unit in plan.units:
         captured.root.set_submodule(unit.name, _layer(captured, unit, scheme, backend))
     model = LayerwiseModel(captured, scheme, quantizers, backend)
     _place_quantizers(model)
     getattr(model, QUANTIZERS).train(model.training)
+    model.float_parts = float_parts
     return model
+
+
+def _drop_idle_dilation(captured: Capture) -> None:
+    """A 1×1 convolution has nothing to dilate, but oneDNN crashes the process where it is told to
+    (torch 2.13, on channels-last maps of width 1 with stride, padding and bias)."""
+    for unit in captured.quant_plan.units:
+        layer = captured.modules[unit.name]
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+            layer.dilation = (1, 1)
 
 
 def _layer(captured: Capture, unit: Unit, scheme: QuantScheme, backend: Backend) -> nn.Module:
@@ -103,4 +120,23 @@ def _layer(captured: Capture, unit: Unit, scheme: QuantScheme, backend: Backend)
         layer = backend.conv2d_batch_norm(module, norm, quantizer, scheme.bn)  # type: ignore[arg-type]
     if isinstance(module, ComputedWeight):
         keep_computing(layer, module)
+    if layer._forward_hooks is not module._forward_hooks:
+        adopt_hooks(layer, module)
     return layer.train(module.training)
+
+
+def check_hooks(captured: Capture, whole_model: bool) -> None:
+    """Raise CaptureError for a hook that would run in another place in the quantized model, or
+    nowhere: of a module that is taken apart, of a folded batch norm and its convolution, and of
+    all where a backend makes the ``whole_model``."""
+    units = captured.quant_plan.units
+    folded = {n for u in units if u.batch_norm is not None for n in (u.name, u.batch_norm)}
+    called = {str(n.target) for n in captured.graph.nodes if n.op == "call_module"}
+    kept = {"", *called} - folded
+    for name, module in captured.modules.items():
+        inside = any(name.startswith(f"{outer}.") for outer in called)
+        if has_hooks(module) and (whole_model or not (name in kept or inside)):
+            raise CaptureError(
+                f"module {name!r} ({type(module).__name__}) has hooks, which would not run at that "
+                "place in a quantized model: remove them, and register them on the quantized model"
+            )

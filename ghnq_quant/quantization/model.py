@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from keyword import iskeyword
 from typing import Any, TypeVar
 
 from torch import fx, nn
@@ -28,6 +29,10 @@ class QuantModel(fx.GraphModule):
     order, and behind them ``activation_quantizers``. Folded batch norms keep their place: they
     hold the parameters and running statistics that the convolution before them folds in.
 
+    Attributes:
+        float_parts: names of the modules and parameters that are not quantized: skipped ones, norms
+            that no convolution folds, parameters used outside of layers.
+
     It can be copied and pickled, its graph as data: no code is saved, and none of a file's text is
     executed. ``torch.load`` with ``weights_only=True`` refuses it, whatever was allowed; save the
     ``state_dict`` where the reader does not trust the writer.
@@ -48,6 +53,7 @@ class QuantModel(fx.GraphModule):
     scheme: QuantScheme
     plan: QuantPlan
     skipped: tuple[str, ...]
+    float_parts: tuple[str, ...]
     _warned: bool
 
     def __init__(
@@ -62,13 +68,15 @@ class QuantModel(fx.GraphModule):
         self.plan = plan
         self.scheme = scheme
         self.skipped = skipped
+        self.float_parts = skipped
         self._warned = False
         for name in (*modules._modules, *modules._parameters, *modules._buffers):
-            if hasattr(self, name):
+            if hasattr(self, name) or name == "backend":  # which subclasses set
                 raise CaptureError(
                     f"{name!r} of the network has the name of an attribute of quantized models: "
                     "give it another"
                 )
+        _check_names(graph)
         adopt(self, modules)
         self.graph = graph
 
@@ -80,6 +88,15 @@ class QuantModel(fx.GraphModule):
         self._warn_of_missing_statistics()
         self._follow_modules()  # no hook: those run when ``forward`` is already looked up
         return super().__call__(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise AttributeError(
+                f"{error}: a quantized model has the modules, parameters and buffers of the network "
+                "it was made from, and none of its other attributes and methods"
+            ) from None
 
     def _follow_modules(self) -> None:
         """Bring the graph in line with the modules' modes, where it holds them as constants."""
@@ -140,6 +157,17 @@ class QuantModel(fx.GraphModule):
 def _class(model: _Model) -> type[_Model]:
     """The model's class without the one that a GraphModule makes for each instance."""
     return type(model).__bases__[0]
+
+
+def _check_names(graph: fx.Graph) -> None:
+    """Raise CaptureError for a name that cannot stand in the source that torch.fx writes."""
+    for node in graph.nodes:
+        parts = str(node.target).split(".") if node.op in ("call_module", "get_attr") else []
+        if any(iskeyword(part) or not part.isprintable() or {*part} & {*'"\\'} for part in parts):
+            raise CaptureError(
+                f"module {node.target!r}: torch.fx can call no module of such a name; give it one "
+                "that is no keyword of Python and without quotes and backslashes"
+            )
 
 
 def _new(cls: type[_Model]) -> _Model:

@@ -97,6 +97,11 @@ class EmaObserver(AffineObserver):
         """Whether at least one tensor was averaged."""
         return bool(self.min_val <= self.max_val)
 
+    def reset(self) -> None:
+        """Begin anew."""
+        self.min_val.fill_(torch.inf)
+        self.max_val.fill_(-torch.inf)
+
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not self.training:
             return (self.min_val, self.max_val) if self.has_statistics() else tensor_range(x)
@@ -104,7 +109,7 @@ class EmaObserver(AffineObserver):
         weight = self.averaging_constant
         for value, new in ((self.min_val, low), (self.max_val, high)):
             new = new.to(value.dtype)
-            value.copy_(torch.where(value.isinf(), new, value.lerp(new, weight)))
+            value.copy_(torch.where(value.isfinite(), value.lerp(new, weight), new))
         return self.min_val, self.max_val
 
 

@@ -28,6 +28,9 @@ class RunningRange(Protocol):
     def has_statistics(self) -> bool:
         """Whether there is a range yet."""
 
+    def reset(self) -> None:
+        """Begin anew."""
+
 
 class TensorRange(nn.Module):
     """The range of each tensor at hand; per channel, where the quantizer is."""
@@ -63,6 +66,11 @@ class EmaRange(nn.Module):
     def has_statistics(self) -> bool:
         """Whether at least one batch was averaged."""
         return int(self.num_batches_tracked) > 0
+
+    def reset(self) -> None:
+        """Begin anew."""
+        for value in (self.running_min, self.running_max, self.num_batches_tracked):
+            value.zero_()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.training:

@@ -16,7 +16,7 @@ from ghnq_quant.capture import Capture
 from ghnq_quant.errors import BackendError, CaptureError, warn
 from ghnq_quant.quantization.graph_rewrite import (
     QUANTIZERS,
-    quantizer_key,
+    TrainingMode,
     rewrite,
     with_quantizers,
 )
@@ -37,12 +37,13 @@ class Pt2eBackend:
             )
         plan = captured.quant_plan
         markers: dict[str, nn.Module] = {
-            quantizer_key(point.name): Marker()
+            point.key: Marker()
             for point in plan.points
             if not scheme.activations_of(point).is_float
         }
         modules = with_quantizers(captured.root, markers)
         traced = fx.GraphModule(modules, rewrite(captured, modules, fold=False))
+        _check_modes(captured, modules)
         with _as_in_training(modules):
             exported = _export(traced, example_input)
         with warnings.catch_warnings():
@@ -53,6 +54,17 @@ class Pt2eBackend:
         model = Pt2eModel(modules, prepared.graph, plan, scheme, captured.skipped)
         model.meta.update(prepared.meta)  # convert_pt2e reads it
         return model
+
+
+def _check_modes(captured: Capture, modules: nn.Module) -> None:
+    """Raise BackendError for what differs between the modes, which an exported graph holds fixed."""
+    functions = any(isinstance(m, TrainingMode) for m in modules.modules())
+    if functions or captured.kept_whole:
+        name = repr(captured.kept_whole[0]) if captured.kept_whole else "a function that it calls"
+        raise BackendError(
+            f"{name} does something else in training than in eval, or has a gradient of its own, "
+            "which an exported model cannot keep: use another backend, or a model without it"
+        )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantize
 
 from ghnq_pt2e.fake_quantize import quantization_spec
 from ghnq_quant.capture import QuantPlan
-from ghnq_quant.quantization.graph_rewrite import QUANTIZERS, quantizer_key
+from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
 from ghnq_quant.quantization.scheme import QuantScheme
 
 #: Under this key of a node's ``meta``: the name that the quantizer of its value will have.
@@ -54,7 +54,7 @@ class PlanQuantizer(Quantizer):
         return model
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        outputs = {f"{QUANTIZERS}.{quantizer_key(p.name)}": p for p in self._plan.points}
+        outputs = {f"{QUANTIZERS}.{p.key}": p for p in self._plan.points}
         weights = {f"{unit.name}.weight": unit.name for unit in self._plan.units}
         for node in model.graph.nodes:
             inputs: dict[fx.Node, Any] = {}

@@ -22,7 +22,7 @@ def test_bit_widths(bits: int) -> None:
 
 
 def bits_of(scheme: QuantScheme, name: str) -> tuple[int, int]:
-    return scheme.weights_of(name).bits, scheme.activations_of(QuantPoint(name, name)).bits
+    return scheme.weights_of(name).bits, scheme.activations_of(QuantPoint(name, name, name)).bits
 
 
 @pytest.mark.parametrize("bits", NO_BITS)

@@ -1,0 +1,249 @@
+"""Records one call of a network as a torch.fx graph, by changes to the network's modules alone.
+
+``torch.fx.Tracer`` puts other methods into ``nn.Module`` for as long as it traces, in which no other
+thread can run a network. Here each module of a throwaway copy has its own.
+"""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import math
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from types import FrameType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace
+from torch.utils.checkpoint import CheckpointFunction
+
+from ghnq_quant.capture.twin import is_of_torch
+
+#: Held while functions that ``fx.wrap`` registered, or of ``math``, record calls with proxies.
+_WRAPPED = threading.RLock()
+WITHOUT_GRADIENT = "computes without gradient (torch.no_grad)"
+_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+
+_BY_SIZE = ("size", "dim", "numel", "ndimension")
+_DEVICES = ("cpu", "cuda")
+_MATH = {id(f) for f in vars(math).values() if callable(f)}
+
+
+class Mode(int):
+    """A module's ``training`` that notes in ``reads`` that it was asked for."""
+
+    reads: list[bool]
+
+    def __bool__(self) -> bool:
+        self.reads.append(True)
+        return int(self) != 0
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self) == other
+
+    __hash__ = int.__hash__
+
+
+class _Parameters(dict[str, Any]):
+    """A module's parameters, read as proxies by the module's own code."""
+
+    proxy: Callable[[nn.Parameter], fx.Proxy | nn.Parameter]
+
+    def __getitem__(self, name: str) -> Any:
+        parameter = super().__getitem__(name)
+        return parameter if parameter is None else self.proxy(parameter)
+
+
+class Recorder(fx.Tracer):
+    """Records a module that nobody else uses, see :func:`ghnq_quant.capture.twin.twin`.
+
+    Attributes:
+        owners: of each node the name of the module whose code made it.
+        mode_was_read: whether any module's code asked for its mode.
+        lost: names of modules whose code does what no graph holds, and what that is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owners: dict[fx.Node, str] = {}
+        self.lost: dict[str, str] = {}
+        self._reads: list[bool] = []
+        self._entered: list[tuple[str, bool]] = [("", True)]  # and whether gradients were on
+        self._proxies: dict[nn.Parameter, fx.Proxy] = {}
+        self._calls: Counter[str] = Counter()
+        self._without_autocast = [d for d in _DEVICES if not torch.is_autocast_enabled(d)]
+
+    @property
+    def mode_was_read(self) -> bool:
+        return bool(self._reads)
+
+    @property
+    def current_module(self) -> str:
+        """Name of the module that is being recorded, or was when an error stopped it."""
+        return str(next(reversed(self.module_stack.values()), ("",))[0])
+
+    def record(self, root: nn.Module) -> fx.Graph:
+        """The graph of ``root`` in the modes that its modules are in; ``root`` is used up."""
+        self.root = root
+        self.graph = fx.Graph()
+        self.tensor_attrs = {}
+        self.submodule_paths = {}
+        for name, module in root.named_modules():
+            self.submodule_paths[module] = name
+            self._prepare(name, module)
+        self._names = {p: name for name, p in root.named_parameters()}
+        forward: Any = type(root).forward
+        with torch.enable_grad(), _wrapped_functions(root):
+            forward, args = self.create_args_for_root(forward, True)
+            self.create_node("output", "output", (self.create_arg(forward(*args)),), {})
+        return self.graph
+
+    def _prepare(self, name: str, module: nn.Module) -> None:
+        attributes = vars(module)
+        attributes["_compiled_call_impl"] = partial(self.call, module)
+        if module._parameters:
+            attributes["_parameters"] = _Parameters(module._parameters)
+            attributes["_parameters"].proxy = self._proxy_of
+        if not is_of_torch(module):
+            prefix = f"{name}." if name else ""
+            for key, value in attributes.items():
+                if isinstance(value, Tensor):
+                    self.tensor_attrs[value] = prefix + key
+            cls: Any = type(module)
+            if _names_training(cls):  # which may ask in a way that no object can tell
+                self._reads.append(True)
+            else:
+                attributes["training"] = Mode(module.training)
+                attributes["training"].reads = self._reads
+
+    def _proxy_of(self, parameter: nn.Parameter) -> fx.Proxy | nn.Parameter:
+        if parameter not in self._names:
+            return parameter
+        if parameter not in self._proxies:
+            name = self._names[parameter]
+            self._proxies[parameter] = self.create_proxy("get_attr", name, (), {})
+        return self._proxies[parameter]
+
+    def call(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """What a call of ``module`` does while it is recorded."""
+        name = self.path_of_module(module)
+        count = self._calls[name]
+        self._calls[name] += 1
+        key = f"{name}@{count}" if count else name
+        self.module_stack[key] = (name, type(module))
+        if self.is_leaf_module(module, name):
+            result = self.create_proxy("call_module", name, args, kwargs)
+        else:
+            self._entered.append((name, torch.is_grad_enabled()))
+            result = module.forward(*args, **kwargs)
+            self._entered.pop()
+        del self.module_stack[key]
+        return result
+
+    def create_node(
+        self,
+        kind: str,
+        target: Any,
+        args: Any,
+        kwargs: Any,
+        name: str | None = None,
+        type_expr: Any = None,
+    ) -> fx.Node:
+        node = self.graph.create_node(kind, target, args, kwargs, name, type_expr)
+        if self.module_stack:
+            node.meta["nn_module_stack"] = dict(self.module_stack)
+        self.owners[node] = self._entered[-1][0]
+        if kind.startswith("call"):
+            self._note_what_is_lost(node)
+        return node
+
+    def create_arg(self, a: Any) -> Any:
+        """The usual arguments without the base class's long row of questions about their type."""
+        kind = type(a)
+        if kind is fx.Proxy:
+            return a.node
+        if kind is tuple:
+            return tuple(map(self.create_arg, a))
+        if a is None or kind in (int, float, bool, str):
+            return a
+        if kind is Mode:
+            return bool(a)
+        return super().create_arg(a)
+
+    def _note_what_is_lost(self, node: fx.Node) -> None:
+        function = _autograd_function(sys._getframe(2))
+        if function is CheckpointFunction:  # the gradient is that of the operations
+            return
+        if function is not None:
+            self.lost[self._entered[-1][0]] = f"has a gradient of its own ({function.__name__})"
+        elif any(map(torch.is_autocast_enabled, self._without_autocast)):
+            self.lost[self._entered[-1][0]] = "computes under autocast"
+        elif not torch.is_grad_enabled() and not self._is_a_size(node):
+            owner = next(name for name, enabled in reversed(self._entered) if enabled)
+            self.lost[owner] = WITHOUT_GRADIENT
+
+    def _is_a_size(self, node: fx.Node) -> bool:
+        if node.target is getattr or node.target in _BY_SIZE:
+            return True
+        return node.op == "call_function" and all(map(self._is_a_size, node.all_input_nodes))
+
+
+@cache
+def _names_training(cls: type[nn.Module]) -> bool:
+    """Whether code of a class, or of one that it inherits from, reads an attribute ``training``."""
+    own = [c for c in cls.__mro__ if not c.__module__.startswith("torch.")]
+    functions = [f for c in own for f in vars(c).values() if isinstance(f, FunctionType)]
+    return any("training" in inspect.unwrap(f).__code__.co_names for f in functions)
+
+
+def _autograd_function(frame: FrameType | None) -> Any:
+    """The ``autograd.Function`` in whose forward a frame is, None if it is in none."""
+    while frame is not None and frame.f_code is not Recorder.record.__code__:
+        if frame.f_code is _APPLY:
+            return frame.f_locals["cls"]
+        frame = frame.f_back
+    return None
+
+
+@contextmanager
+def _wrapped_functions(root: nn.Module) -> Iterator[None]:
+    """Functions that record a call as one operation where they are given a proxy.
+
+    They are those that ``fx.wrap`` registered and those of ``math``. With anything but a proxy they
+    do what they always do, so that other threads may call them meanwhile.
+    """
+    with _WRAPPED:
+        replaced: list[tuple[dict[str, Any], str, Any]] = []
+        try:
+            for scope, name in _names_to_wrap(root):
+                function = scope.get(name) or getattr(builtins, name)
+                replaced.append((scope, name, scope.get(name)))
+                scope[name] = _recording(function)
+            yield
+        finally:
+            for scope, name, function in reversed(replaced):
+                if function is None:  # a builtin, found behind the scope
+                    del scope[name]
+                else:
+                    scope[name] = function
+
+
+def _names_to_wrap(root: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    registered = _symbolic_trace._wrapped_fns_to_patch.items()
+    names = [(scope, name) for (_, name), scope in list(registered)]
+    forwards = {type(m).forward for m in root.modules() if not is_of_torch(m)}
+    scopes = [getattr(inspect.unwrap(f), "__globals__", {}) for f in forwards]
+    for scope in {id(scope): scope for scope in (vars(math), *scopes)}.values():
+        names += [(scope, n) for n, f in list(scope.items()) if id(f) in _MATH and n[0] != "_"]
+    return names
+
+
+@cache
+def _recording(function: Callable[..., Any]) -> Any:
+    return _symbolic_trace._create_wrapped_func(function)

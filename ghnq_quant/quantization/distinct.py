@@ -1,0 +1,71 @@
+"""Whether a quantized model still tells images apart: one that does not is dead before training."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ghnq_quant.errors import GhnqWarning
+from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
+from ghnq_quant.quantization.model import QuantModel
+
+#: Of fewer images the share of different outputs says little.
+_ENOUGH = 16
+
+
+def warn_of_equal_outputs(qmodel: QuantModel, images: Tensor, *, stacklevel: int) -> None:
+    """Warn where fewer than half of ``images`` (N, C, H, W) have an output of their own in eval.
+
+    The warning names the first quantized activation of which that is true.
+    """
+    if len(images) < _ENOUGH:
+        return
+    modes = {m: m.training for m in qmodel.modules()}
+    try:
+        qmodel.eval()
+        expected = _distinct_rows(images)
+        rows = _distinct_rows(qmodel(images))
+        if expected is None or rows is None or 2 * rows >= expected:
+            return
+        place = _first_place(qmodel, images, expected)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    warnings.warn(
+        f"{expected} images have only {rows} different outputs"
+        f"{f', from {place!r} on' if place else ''}: at this precision the model hardly tells them "
+        "apart, and will hardly train; give that layer and those before it more bits (stem_bits=8, "
+        "or the scheme's overrides)",
+        GhnqWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
+def _distinct_rows(value: object) -> int | None:
+    """How many different rows a tensor, or the first of several, has; None of anything else."""
+    if isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return None
+    return len(torch.unique(value.detach().flatten(1) if value.dim() > 1 else value, dim=0))
+
+
+def _first_place(qmodel: QuantModel, images: Tensor, expected: int) -> str | None:
+    rows: dict[str, int | None] = {}
+
+    def count(name: str, _: nn.Module, __: object, output: Tensor) -> None:
+        rows[name] = _distinct_rows(output)
+
+    quantizers = dict(qmodel.get_submodule(QUANTIZERS).named_children())
+    points = [point for point in qmodel.plan.points if point.key in quantizers]
+    hooks = [quantizers[p.key].register_forward_hook(partial(count, p.name)) for p in points]
+    try:
+        qmodel(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    few = (p.name for p in points if 2 * (rows.get(p.name) or expected) < expected)
+    return next(few, None)

@@ -1,0 +1,126 @@
+"""Random networks: a copy that quantizes nothing does what the network itself does, in both modes.
+
+More of them: ``EXAMPLES=2000 pytest tests/quantization/test_random_models.py -n0``
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ghnq_quant import quantize
+
+EXAMPLES = int(os.environ.get("EXAMPLES", "30"))
+
+
+class DropPath(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = x * torch.rand(x.shape[0], 1, 1, 1, dtype=x.dtype)
+        return x
+
+
+class Function(nn.Module):
+    """A call in ``forward`` that follows the mode of the module."""
+
+    def __init__(self, function: Callable[[Tensor, bool], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.training)
+
+
+class Residual(nn.Module):
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.add_1 = nn.Sequential(*parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.add_1(x)
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.gain = torch.tensor(0.5).double(), nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((x[:, :2] * self.scale, x[:, 2:]), 1) * self.gain
+
+
+class OneShared(nn.Module):
+    """The same activation function after each of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.b(self.act(self.a(x))))
+
+
+# Random numbers come in the order of memory, which the copy of a convolution may change.
+PARTS: dict[str, Callable[[], nn.Module]] = {
+    "conv": lambda: nn.Conv2d(4, 4, 3, padding=1),
+    "depthwise": lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
+    "dilated": lambda: nn.Conv2d(4, 4, 1, padding=0, dilation=2),
+    "batch norm": lambda: nn.BatchNorm2d(4),
+    "averaging batch norm": lambda: nn.BatchNorm2d(4, momentum=None),
+    "group norm": lambda: nn.GroupNorm(2, 4),
+    "relu": nn.ReLU,
+    "silu": lambda: Function(lambda x, _: F.silu(x)),
+    "dropout": lambda: Function(lambda x, training: F.dropout(x.contiguous(), 0.3, training)),
+    "dropout2d": lambda: Function(lambda x, training: F.dropout2d(x.contiguous(), 0.3, training)),
+    "always dropout": lambda: Function(lambda x, _: F.dropout(x.contiguous(), 0.3)),
+    "rrelu": lambda: Function(lambda x, training: F.rrelu(x.contiguous(), training=training)),
+    "drop path": DropPath,
+    "scale": Scale,
+    "shared": OneShared,
+    "pool": lambda: nn.AvgPool2d(3, 1, 1),
+}
+names = st.sampled_from(["block", "block_0", "add", "add_1", "x", "keys", "weight", "a b", "7"])
+leaves = st.sampled_from(sorted(PARTS)).map(lambda name: PARTS[name]())
+parts = st.one_of(leaves, st.lists(leaves, min_size=1, max_size=3).map(lambda p: Residual(*p)))
+
+
+@st.composite
+def models(draw: st.DrawFn) -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1))
+    for number, (name, part) in enumerate(draw(st.lists(st.tuples(names, parts), max_size=6))):
+        container = nn.ModuleDict()
+        free = not hasattr(model, name) and not hasattr(container, name)
+        model.add_module(name if free else f"{name}_{number}", part)
+    for number, part in enumerate(model.children()):
+        frozen = number > 0 and draw(st.booleans())
+        for parameter in part.parameters():
+            parameter.requires_grad_(not frozen)
+    return model.double()
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(models(), st.integers(0, 2**16))
+def test_a_float_copy_does_what_the_network_does(model: nn.Module, seed: int) -> None:
+    before = copy.deepcopy(model.state_dict())
+    copied = quantize(model, bits=32, backend="reference")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    x = torch.randn(5, 3, 6, 6, dtype=torch.double, generator=torch.Generator().manual_seed(seed))
+    for training in (True, False, True):
+        outputs = []
+        for network in (model, copied):
+            torch.manual_seed(seed)
+            network.train(training).zero_grad()
+            outputs.append(network(x))
+            outputs[-1].square().mean().backward()
+        torch.testing.assert_close(outputs[1], outputs[0])
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(copied.get_parameter(name).grad, parameter.grad)
+        for name, buffer in model.named_buffers():
+            torch.testing.assert_close(copied.get_buffer(name), buffer)
