@@ -23,10 +23,10 @@ Quantize = Callable[[Tensor], Tensor]
 
 
 def has_running_statistics(bn: nn.BatchNorm2d) -> bool:
-    """Whether ``bn`` holds running statistics of at least one batch."""
-    return bn.running_mean is not None and (
-        bn.num_batches_tracked is None or int(bn.num_batches_tracked) > 0
-    )
+    """Whether ``bn`` holds running statistics of at least one batch; on the meta device, it does not."""
+    if bn.running_mean is None or bn.running_mean.is_meta:
+        return False
+    return bn.num_batches_tracked is None or int(bn.num_batches_tracked) > 0
 
 
 class FoldsBatchNorm(nn.Module):

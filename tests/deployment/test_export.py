@@ -179,7 +179,7 @@ def test_export_command(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = "exportnets:small_network"
-    arguments = ["--weights", "trained.pt", "-o", "model.onnx", "--image-size", "8"]
+    arguments = ["--weights", "trained.pt", "-o", "model.onnx", "--image-size", "8", "--bits", "4"]
     assert ghnq(monkeypatch, model, *arguments) == 0
     assert "Saved to model.onnx" in capsys.readouterr().out
     x, qmodel = images(), trained(4, "brevitas")
@@ -203,8 +203,8 @@ def test_export_command_takes_the_first_layers_bits_that_init_noted(
     x = images()
     wanted = qmodel.eval()(x)
     for arguments in (
-        ("--weights", "noted.safetensors"),
-        ("--weights", "trained.pt", "--stem-bits", "8"),
+        ("--weights", "noted.safetensors", "--bits", "4"),
+        ("--weights", "trained.pt", "--bits", "4", "--stem-bits", "8"),
     ):
         model = ("exportnets:small_network", *arguments, "-o", "model.onnx", "--image-size", "8")
         assert ghnq(monkeypatch, *model) == 0

@@ -59,7 +59,8 @@ def digest_of_model(create: Callable[[], nn.Module]) -> str:
         CaptureError: the model cannot be captured.
 
     Example:
-        >>> digest_of_model(lambda: nn.ReLU()) == digest_of_model(lambda: nn.SiLU())
+        >>> thin = digest_of_model(lambda: nn.Sequential(nn.Conv2d(3, 4, 1)))
+        >>> thin == digest_of_model(lambda: nn.Sequential(nn.Conv2d(3, 8, 1)))
         False
     """
     with torch.random.fork_rng(devices=[]):

@@ -26,7 +26,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     Example:
         >>> import tempfile
         >>> folder = tempfile.mkdtemp()
-        >>> with locked(folder), locked(folder):
+        >>> with locked(folder), locked(folder):  # doctest: +ELLIPSIS
         ...     pass
         Traceback (most recent call last):
         ghnq_quant.errors.GhnqError: ...
