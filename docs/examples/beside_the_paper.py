@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ghnq_quant.research.runs.tables import markdown
 from ghnq_quant.research.table1.settings import TABLE_SPLITS
 from ghnq_quant.research.table1.summary import Summary
-from ghnq_quant.research.table1.tables import ACCURACIES, accuracy_cell, markdown
+from ghnq_quant.research.table1.tables import ACCURACIES, accuracy_cell
 
 #: Yun and Wong (2022), Table 1: mean, standard error and maximum, % of top-1 and top-5, by split.
 PAPER = {

@@ -13,6 +13,7 @@ import torch
 import torchvision
 from ghn2_vectors import VECTORS
 from ghn_graphs import GRAPHS, assert_close, four_classes, random_loss, resnet, without_head
+from gradient_check import check_gradients
 from naive_ghn import predict
 from torch import Tensor, nn
 
@@ -119,18 +120,7 @@ def test_gradients_by_finite_differences() -> None:
     graph = capture(
         nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 4))
     ).arch_graph
-    names, weights = zip(*ghn.named_parameters(), strict=True)
-
-    def values(*w: Tensor) -> tuple[Tensor, ...]:
-        state = dict(zip(names, w, strict=True))
-        (parameters,) = torch.func.functional_call(ghn, state, ([graph],))
-        return tuple(parameters.values())
-
-    inputs = [
-        w.detach().clone().requires_grad_("shape_enc" not in n)
-        for n, w in zip(names, weights, strict=True)
-    ]
-    assert torch.autograd.gradcheck(values, inputs, fast_mode=True)
+    check_gradients(ghn, graph)
 
 
 def test_batch_equals_one_by_one(tiny_ghn: GHN) -> None:

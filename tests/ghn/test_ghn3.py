@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from gradient_check import check_gradients
 from torch import Tensor, nn
 
 from ghnq_quant import GHN
@@ -266,18 +267,7 @@ def test_gradients_by_finite_differences() -> None:
     graph = capture(
         nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 4))
     ).arch_graph_by("ghn3")
-    names, weights = zip(*ghn.named_parameters(), strict=True)
-
-    def values(*w: Tensor) -> tuple[Tensor, ...]:
-        state = dict(zip(names, w, strict=True))
-        (parameters,) = torch.func.functional_call(ghn, state, ([graph],))
-        return tuple(parameters.values())
-
-    inputs = [
-        w.detach().clone().requires_grad_("shape_enc" not in n)
-        for n, w in zip(names, weights, strict=True)
-    ]
-    assert torch.autograd.gradcheck(values, inputs, fast_mode=True)
+    check_gradients(ghn, graph)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from torch import Tensor, fx, nn
 
 from ghnq_quant.capture import Capture, Kind, capture
 from ghnq_quant.capture.adapters import load_adapters
-from ghnq_quant.capture.unchanged import unchanged
 from ghnq_quant.errors import CaptureError, GhnqError, GhnqWarning
 from ghnq_quant.prediction import predict_captured
 from ghnq_quant.quantization import QuantModel, QuantScheme, emit, load_backend
+from ghnq_quant.research.coverage.unchanged import unchanged
 from ghnq_quant.research.coverage.zoo import Model
 from ghnq_quant.start import first_convolutions, with_values
 

@@ -38,10 +38,10 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.first = _conv_bn(inputs, outputs, 3, stride)
-        self.second = _conv_bn(outputs, outputs, 3)
+        self.first = conv_bn(inputs, outputs, 3, stride)
+        self.second = conv_bn(outputs, outputs, 3)
         same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else _conv_bn(inputs, outputs, 1, stride)
+        self.shortcut = nn.Identity() if same else conv_bn(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
@@ -53,9 +53,9 @@ class InvertedResidual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = expansion * inputs
-        self.expand = _conv_bn(inputs, wide, 1) if expansion > 1 else nn.Identity()
-        self.depthwise = _conv_bn(wide, wide, 3, stride, groups=wide)
-        self.project = _conv_bn(wide, outputs, 1)
+        self.expand = conv_bn(inputs, wide, 1) if expansion > 1 else nn.Identity()
+        self.depthwise = conv_bn(wide, wide, 3, stride, groups=wide)
+        self.project = conv_bn(wide, outputs, 1)
         self.has_shortcut = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,16 +75,16 @@ class ShuffleUnit(nn.Module):
         self.halves = same
         own = half if same else inputs
         self.branch = nn.Sequential(
-            _conv_bn(own, half, 1),
+            conv_bn(own, half, 1),
             nn.ReLU(),
-            _conv_bn(half, half, 3, stride, groups=half),
-            _conv_bn(half, half, 1),
+            conv_bn(half, half, 3, stride, groups=half),
+            conv_bn(half, half, 1),
             nn.ReLU(),
         )
         if not same:
             self.shortcut = nn.Sequential(
-                _conv_bn(inputs, inputs, 3, stride, groups=inputs),
-                _conv_bn(inputs, half, 1),
+                conv_bn(inputs, inputs, 3, stride, groups=inputs),
+                conv_bn(inputs, half, 1),
                 nn.ReLU(),
             )
         self.shuffle = nn.ChannelShuffle(2)
@@ -103,8 +103,8 @@ class RepVGGBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.large = _conv_bn(inputs, outputs, 3, stride)
-        self.small = _conv_bn(inputs, outputs, 1, stride)
+        self.large = conv_bn(inputs, outputs, 3, stride)
+        self.small = conv_bn(inputs, outputs, 1, stride)
         same = stride == 1 and inputs == outputs
         self.identity = nn.BatchNorm2d(inputs) if same else None
 
@@ -116,7 +116,7 @@ class RepVGGBlock(nn.Module):
 def resnet8(num_classes: int = 10) -> nn.Module:
     """ResNet for CIFAR (He et al. 2015, section 4.2) with one block a stage: 78,042 parameters."""
     body = [
-        _conv_bn(3, 16, 3),
+        conv_bn(3, 16, 3),
         nn.ReLU(),
         BasicBlock(16, 16, 1),
         BasicBlock(16, 32, 2),
@@ -131,7 +131,7 @@ def vgg7(num_classes: int = 10) -> nn.Module:
     inputs = 3
     for outputs in (24, 48, 96):
         for _ in range(2):
-            body += [_conv_bn(inputs, outputs, 3), nn.ReLU()]
+            body += [conv_bn(inputs, outputs, 3), nn.ReLU()]
             inputs = outputs
         body.append(nn.MaxPool2d(2))
     return CifarNetwork(body, inputs, num_classes)
@@ -140,19 +140,19 @@ def vgg7(num_classes: int = 10) -> nn.Module:
 def mobilenet_v2_small(num_classes: int = 10) -> nn.Module:
     """MobileNetV2 for 32×32 images with half of its blocks and channels."""
     stages = ((8, 1, 1, 1), (12, 2, 2, 6), (16, 2, 2, 6), (32, 2, 2, 6), (48, 1, 1, 6))
-    body = [_conv_bn(3, 16, 3), nn.ReLU6()]
+    body = [conv_bn(3, 16, 3), nn.ReLU6()]
     inputs = 16
     for outputs, repeats, stride, expansion in stages:
         for number in range(repeats):
             body.append(InvertedResidual(inputs, outputs, stride if number == 0 else 1, expansion))
             inputs = outputs
-    body += [_conv_bn(inputs, 192, 1), nn.ReLU6()]
+    body += [conv_bn(inputs, 192, 1), nn.ReLU6()]
     return CifarNetwork(body, 192, num_classes)
 
 
 def shufflenet_small(num_classes: int = 10) -> nn.Module:
     """ShuffleNetV2 for 32×32 images with seven units."""
-    body = [_conv_bn(3, 24, 3), nn.ReLU()]
+    body = [conv_bn(3, 24, 3), nn.ReLU()]
     inputs = 24
     for outputs, repeats in ((48, 3), (96, 3), (192, 1)):
         for number in range(repeats):
@@ -186,9 +186,10 @@ CIFAR_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def _conv_bn(
+def conv_bn(
     inputs: int, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
+    """A convolution that keeps the size at stride 1, and its batch norm."""
     padding = kernel_size // 2
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel_size, stride, padding, groups=groups, bias=False),

@@ -25,6 +25,7 @@ from ghnq_quant.research.runs.lock import locked
 from ghnq_quant.research.runs.progress import Progress
 from ghnq_quant.research.runs.provenance import checksum, versions
 from ghnq_quant.research.runs.seeds import CHOICE_SEED
+from ghnq_quant.research.runs.tables import show_result
 from ghnq_quant.research.starts.folder import TRIALS_FILE, save_comparison
 from ghnq_quant.research.starts.record import Comparison
 from ghnq_quant.research.starts.results import TrialResult, best_lr
@@ -96,10 +97,7 @@ def compare_init(
         comparison = Comparison(settings, {**facts, "versions": versions()}, finished)
         save_comparison(comparison, output)
     if console is not None:
-        for table in terminal_tables(comparison):
-            console.print(table)
-        console.print(accuracy_caption(comparison), markup=False, highlight=False)
-        console.print(f"Saved to {output}", markup=False, highlight=False, soft_wrap=True)
+        show_result(console, terminal_tables(comparison), accuracy_caption(comparison), output)
     return comparison
 
 

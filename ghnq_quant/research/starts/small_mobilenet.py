@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ghnq_quant.research.starts.cifar_networks import conv_bn
+
 
 class SmallMobileNet(nn.Module):
     """A MobileNet-like CNN as a user would write one: 48,266 parameters at ten classes.
@@ -18,7 +20,7 @@ class SmallMobileNet(nn.Module):
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        self.stem = _conv_bn(3, 16, kernel_size=3, stride=2)
+        self.stem = _conv_bn_act(3, 16, kernel_size=3, stride=2)
         self.blocks = nn.Sequential(
             InvertedResidual(16, 24, stride=1),
             InvertedResidual(24, 24, stride=1),
@@ -26,7 +28,7 @@ class SmallMobileNet(nn.Module):
             InvertedResidual(40, 40, stride=1),
             InvertedResidual(40, 64, stride=2),
         )
-        self.head = _conv_bn(64, 128, kernel_size=1)
+        self.head = _conv_bn_act(64, 128, kernel_size=1)
         self.classifier = nn.Linear(128, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,8 +44,8 @@ class InvertedResidual(nn.Module):
         wide = 3 * inputs
         self.shortcut = stride == 1 and inputs == outputs
         self.layers = nn.Sequential(
-            _conv_bn(inputs, wide, kernel_size=1),
-            _conv_bn(wide, wide, kernel_size=3, stride=stride, groups=wide),
+            _conv_bn_act(inputs, wide, kernel_size=1),
+            _conv_bn_act(wide, wide, kernel_size=3, stride=stride, groups=wide),
             nn.Conv2d(wide, outputs, 1, bias=False),
             nn.BatchNorm2d(outputs),
         )
@@ -52,12 +54,7 @@ class InvertedResidual(nn.Module):
         return x + self.layers(x) if self.shortcut else self.layers(x)
 
 
-def _conv_bn(
+def _conv_bn_act(
     inputs: int, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    padding = kernel_size // 2
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel_size, stride, padding, groups=groups, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU6(),
-    )
+    return conv_bn(inputs, outputs, kernel_size, stride, groups).append(nn.ReLU6())

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 from rich.markup import escape
 
 from ghnq_quant.quantization.scheme import Precision, precision_name
+from ghnq_quant.research.runs.tables import markdown, mean_cell
 from ghnq_quant.research.starts.record import BASELINE, Comparison
 from ghnq_quant.research.starts.starts import STARTS
-from ghnq_quant.research.table1.tables import markdown, mean_cell
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -28,6 +28,7 @@ from ghnq_quant.research.runs.lock import locked
 from ghnq_quant.research.runs.processes import in_processes, one_thread
 from ghnq_quant.research.runs.progress import Progress
 from ghnq_quant.research.runs.provenance import checksum, versions
+from ghnq_quant.research.runs.tables import show_result
 from ghnq_quant.research.table1.evaluation import NETWORKS_FILE, Evaluation
 from ghnq_quant.research.table1.measurement import num_evaluated
 from ghnq_quant.research.table1.networks import Evaluator, Place, network_places
@@ -142,10 +143,7 @@ def evaluate(
         evaluation.save(output)
         write_tables(evaluation, output)
     if console is not None:
-        for table in terminal_tables(evaluation):
-            console.print(table)
-        console.print(caption(evaluation), markup=False, highlight=False)
-        console.print(f"Saved to {output}", markup=False, highlight=False, soft_wrap=True)
+        show_result(console, terminal_tables(evaluation), caption(evaluation), output)
     return evaluation
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from rich.markup import escape
 
 from ghnq_quant.files import replacing
+from ghnq_quant.research.runs.tables import markdown, mean_cell
 from ghnq_quant.research.table1.evaluation import Evaluation
 from ghnq_quant.research.table1.results import LayerResult
 from ghnq_quant.research.table1.settings import TABLE_SPLITS
@@ -90,14 +91,6 @@ def accuracy_cell(summary: Summary) -> str:
     return (
         f"{mean_cell(summary)}; {summary.maximum:.1f}" if summary.count > 1 else mean_cell(summary)
     )
-
-
-def mean_cell(summary: Summary) -> str:
-    """Mean ± standard error, a dash where there is no value."""
-    if summary.mean is None:
-        return "–"
-    error = "" if summary.standard_error is None else f"±{summary.standard_error:.1f}"
-    return f"{summary.mean:.1f}{error}".replace("-", "−")
 
 
 def table_cells(evaluation: Evaluation, metric: str) -> list[list[str]]:
@@ -195,13 +188,6 @@ def markdown_table(evaluation: Evaluation, metric: str) -> str:
     """One metric's table."""
     head, *rows = _lines(evaluation, metric, "{title} ({kind})")
     return markdown([head, *rows])
-
-
-def markdown(lines: Sequence[Sequence[str]], titles: int = 1) -> str:
-    """Lines of cells as a Markdown table, the first its head and the first ``titles`` columns text."""
-    head, *rows = lines
-    lines = [head, ["---"] * titles + ["---:"] * (len(head) - titles), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def mismatch_lines(evaluation: Evaluation) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Keeps a user's modules as they were, whatever their code does while it is traced."""
+"""Keeps a user's modules as they were, whatever their code does while it runs."""
 
 from __future__ import annotations
 
