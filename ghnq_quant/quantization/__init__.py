@@ -11,6 +11,7 @@ from ghnq_quant.quantization.affine import (
 from ghnq_quant.quantization.backends import Backend, ModelBackend, load_backend
 from ghnq_quant.quantization.batch_norm import FoldsBatchNorm, conv_batch_norm
 from ghnq_quant.quantization.calibration import calibrate
+from ghnq_quant.quantization.equalization import equalize
 from ghnq_quant.quantization.layerwise import emit
 from ghnq_quant.quantization.model import QuantModel
 from ghnq_quant.quantization.quantizer import Quantizer
@@ -28,6 +29,7 @@ __all__ = [
     "calibrate",
     "conv_batch_norm",
     "emit",
+    "equalize",
     "fake_quantize",
     "load_backend",
     "qparams_of",

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ghnq_quant.capture import Capture, Unit
 from ghnq_quant.capture.checks import has_hooks
 from ghnq_quant.capture.computed_weight import ComputedWeight, keep_computing
-from ghnq_quant.errors import CaptureError
+from ghnq_quant.errors import BackendError, CaptureError
 from ghnq_quant.quantization.backends import Backend, ModelBackend
 from ghnq_quant.quantization.batch_norm import FoldsBatchNorm
 from ghnq_quant.quantization.graph_rewrite import (
@@ -51,6 +51,25 @@ class LayerwiseModel(QuantModel):
                 layer.fold(self.get_submodule(unit.batch_norm))  # type: ignore[arg-type]
         super().train(mode)
         return self
+
+
+def as_layerwise(model: QuantModel, function: str) -> LayerwiseModel:
+    """``model`` itself, for a ``function`` that reads and changes its layers.
+
+    Raises:
+        BackendError: it is no quantized model, or one that its toolkit made as a whole.
+    """
+    if not isinstance(model, QuantModel):
+        raise BackendError(
+            f"{function} got a {type(model).__name__}: expected a model of ghnq_quant.quantize or "
+            "init_quantized"
+        )
+    if not isinstance(model, LayerwiseModel):
+        raise BackendError(
+            f"{function} cannot change a {type(model).__name__}, which backend 'pt2e' exports as a "
+            "whole: use backend 'reference', 'brevitas' or 'torch_ao'"
+        )
+    return model
 
 
 def _place_quantizers(model: nn.Module, *_: object) -> None:
