@@ -26,7 +26,7 @@ from ghnq_quant.errors import (  # noqa: E402
     SchemeError,
 )
 from ghnq_quant.ghn import GHN  # noqa: E402
-from ghnq_quant.quantization import Quantizer, QuantScheme, calibrate, equalize  # noqa: E402
+from ghnq_quant.quantization import Quantizer, QuantScheme, calibrate, correct_biases, equalize  # noqa: E402
 from ghnq_quant.stem import adapt_stem  # noqa: E402
 
 __version__ = version("ghnq-quant")
@@ -47,6 +47,7 @@ __all__ = [
     "adapt_stem",
     "calibrate",
     "convert",
+    "correct_biases",
     "equalize",
     "export_onnx",
     "init_quantized",

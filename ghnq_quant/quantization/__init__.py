@@ -10,6 +10,7 @@ from ghnq_quant.quantization.affine import (
 )
 from ghnq_quant.quantization.backends import Backend, ModelBackend, load_backend
 from ghnq_quant.quantization.batch_norm import FoldsBatchNorm, conv_batch_norm
+from ghnq_quant.quantization.bias_correction import correct_biases
 from ghnq_quant.quantization.calibration import calibrate
 from ghnq_quant.quantization.equalization import equalize
 from ghnq_quant.quantization.layerwise import emit
@@ -28,6 +29,7 @@ __all__ = [
     "affine_parameters",
     "calibrate",
     "conv_batch_norm",
+    "correct_biases",
     "emit",
     "equalize",
     "fake_quantize",

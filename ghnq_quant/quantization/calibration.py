@@ -33,16 +33,8 @@ def calibrate(qmodel: QuantModel, batches: Iterable[Tensor | tuple[Tensor, ...]]
     Raises:
         DataError: there is no batch, or one that is empty or no tensor.
     """
-    if isinstance(batches, Tensor):
-        raise DataError(
-            f"calibrate got one tensor of shape {tuple(batches.shape)}: give batches of images, such "
-            "as a list that holds it"
-        )
-    iterator = iter(batches)
-    first = next(iterator, None)
-    if first is None:
-        raise DataError("calibrate got no batch: give at least one of images (N, C, H, W)")
-    images = _images(first)
+    iterator = image_batches(batches, "calibrate")
+    images = next(iterator)
     with statistics_of_batches(qmodel), torch.no_grad():
         quantizers = getattr(qmodel, QUANTIZERS).train()
         for module in quantizers.modules():
@@ -50,7 +42,7 @@ def calibrate(qmodel: QuantModel, batches: Iterable[Tensor | tuple[Tensor, ...]]
                 module.reset()
         qmodel(images)
         for batch in iterator:
-            qmodel(_images(batch))
+            qmodel(batch)
     with torch.no_grad():
         warn_of_equal_outputs(qmodel, images, stacklevel=2)
     return qmodel
@@ -77,9 +69,26 @@ def statistics_of_batches(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _images(batch: Tensor | tuple[Tensor, ...]) -> Tensor:
-    images = batch if isinstance(batch, Tensor) else next(iter(batch), None)
-    if not isinstance(images, Tensor) or images.numel() == 0:
-        what = f"of shape {tuple(images.shape)}" if isinstance(images, Tensor) else repr(images)
-        raise DataError(f"calibrate got a batch without images, {what}: give (N, C, H, W)")
-    return images
+def image_batches(
+    batches: Iterable[Tensor | tuple[Tensor, ...]], function: str
+) -> Iterator[Tensor]:
+    """The images of each batch that ``function`` got; at least one.
+
+    Raises:
+        DataError: there is no batch, or one that is empty or no tensor.
+    """
+    if isinstance(batches, Tensor):
+        raise DataError(
+            f"{function} got one tensor of shape {tuple(batches.shape)}: give batches of images, such "
+            "as a list that holds it"
+        )
+    empty = True
+    for batch in batches:
+        empty = False
+        images = batch if isinstance(batch, Tensor) else next(iter(batch), None)
+        if not isinstance(images, Tensor) or images.numel() == 0:
+            what = f"of shape {tuple(images.shape)}" if isinstance(images, Tensor) else repr(images)
+            raise DataError(f"{function} got a batch without images, {what}: give (N, C, H, W)")
+        yield images
+    if empty:
+        raise DataError(f"{function} got no batch: give at least one of images (N, C, H, W)")

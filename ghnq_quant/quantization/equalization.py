@@ -123,7 +123,7 @@ def equalize(qmodel: QuantModel) -> QuantModel:
     for node in clipped:
         node.op, node.target, node.args, node.kwargs = "call_function", F.relu, node.args[:1], {}
     model.recompile()
-    for module in model.get_submodule(QUANTIZERS).modules():
+    for module in model.modules():
         if isinstance(module, RunningRange):
             module.reset()
     return model

@@ -105,6 +105,18 @@ class QuantModel(fx.GraphModule):
         """Before each forward in eval; warns once."""
         if self.training or self._warned:
             return
+        missing = self.missing_statistics()
+        if missing:
+            self._warned = True
+            warn(
+                f"eval mode without running statistics ({missing[0]!r} and {len(missing) - 1} "
+                "more): the batch's own are used until some exist; train, or call "
+                "ghnq_quant.calibrate"
+            )
+
+    def missing_statistics(self) -> list[str]:
+        """Names of the folded batch norms and activation quantizers in eval that have no running
+        statistics yet and take the batch's own."""
         names = [u.batch_norm for u in self.plan.units if u.batch_norm is not None]
         norms = {n: self.get_submodule(n) for n in names} if self.scheme.bn == "running" else {}
         missing = [
@@ -117,13 +129,7 @@ class QuantModel(fx.GraphModule):
             for n, m in self.named_modules()
             if isinstance(m, RunningRange) and not m.training and not m.has_statistics()
         ]
-        if missing:
-            self._warned = True
-            warn(
-                f"eval mode without running statistics ({missing[0]!r} and {len(missing) - 1} "
-                "more): the batch's own are used until some exist; train, or call "
-                "ghnq_quant.calibrate"
-            )
+        return missing
 
     def _attributes(self) -> dict[str, Any]:
         return {k: v for k, v in super().__getstate__().items() if k not in _OF_GRAPH}
