@@ -79,7 +79,7 @@ METHODS = {
     "equalize": Method("… and `equalize`", equalize=True),
     "biases": Method("… and `correct_biases`", biases=True),
     "stem": Method("… and `stem_bits=8`", stem=True),
-    "all": Method("all of these", equalize=True, biases=True, stem=True, steps=(0, QAT_STEPS)),
+    "together": Method("all of these", equalize=True, biases=True, stem=True, steps=(0, QAT_STEPS)),
 }
 
 

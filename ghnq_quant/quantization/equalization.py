@@ -90,6 +90,9 @@ def equalize(qmodel: QuantModel) -> QuantModel:
     rounds over all pairs go on until nothing changes, so that a depthwise layer and its two
     neighbours end up alike. A residual, a branch, or any other operation ends such a row of layers.
 
+    What it evens out in the weights it makes uneven in the activations, which counts where these have
+    few bits; weights quantized per channel do not need it.
+
     The float function stays as it is, in train and in eval, but for ReLU6 between two such layers: as
     in the paper it becomes a ReLU. Activation ranges start anew: call :func:`ghnq_quant.calibrate`
     afterwards. The parameters are another model's then: load a state saved after ``equalize`` into a
