@@ -26,6 +26,7 @@ from ghnq_quant.errors import (  # noqa: E402
     SchemeError,
 )
 from ghnq_quant.ghn import GHN  # noqa: E402
+from ghnq_quant.mixed_precision import assign_bits, sensitivity  # noqa: E402
 from ghnq_quant.quantization import Quantizer, QuantScheme, calibrate  # noqa: E402
 from ghnq_quant.stem import adapt_stem  # noqa: E402
 
@@ -45,6 +46,7 @@ __all__ = [
     "Quantizer",
     "SchemeError",
     "adapt_stem",
+    "assign_bits",
     "calibrate",
     "convert",
     "export_onnx",
@@ -52,4 +54,5 @@ __all__ = [
     "initialize",
     "predict_parameters",
     "quantize",
+    "sensitivity",
 ]
