@@ -6,52 +6,31 @@
 >>> qat = ghnq_quant.init_quantized(model, bits=4, data=loader)
 """
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from ghnq_quant.torchvision_ops import define_missing_operators
+from ghnq_quant.torchvision_ops import define_missing_operators_in_time
 
-define_missing_operators()  # before anything, the user's next line too, imports torchvision
+if TYPE_CHECKING:
+    from ghnq_quant.public import *  # noqa: F403
 
-from ghnq_quant.api import init_quantized, initialize, predict_parameters, quantize  # noqa: E402
-from ghnq_quant.deployment import convert, export_onnx  # noqa: E402
-from ghnq_quant.errors import (  # noqa: E402
-    BackendError,
-    CaptureError,
-    CheckpointError,
-    ConversionError,
-    DataError,
-    GhnqError,
-    GhnqWarning,
-    PredictionError,
-    SchemeError,
-)
-from ghnq_quant.ghn import GHN  # noqa: E402
-from ghnq_quant.quantization import Quantizer, QuantScheme, calibrate, correct_biases, equalize  # noqa: E402
-from ghnq_quant.stem import adapt_stem  # noqa: E402
+define_missing_operators_in_time()
 
 __version__ = version("ghnq-quant")
 
-__all__ = [
-    "GHN",
-    "BackendError",
-    "CaptureError",
-    "CheckpointError",
-    "ConversionError",
-    "DataError",
-    "GhnqError",
-    "GhnqWarning",
-    "PredictionError",
-    "QuantScheme",
-    "Quantizer",
-    "SchemeError",
-    "adapt_stem",
-    "calibrate",
-    "convert",
-    "correct_biases",
-    "equalize",
-    "export_onnx",
-    "init_quantized",
-    "initialize",
-    "predict_parameters",
-    "quantize",
-]
+
+def __getattr__(name: str) -> Any:
+    """Import everything public when any of it is asked for: torch takes a second, which
+    ``ghnq --help`` must not wait for."""
+    if name.startswith("__") and name != "__all__":
+        raise AttributeError(name)
+    public = import_module("ghnq_quant.public")
+    globals().update({key: getattr(public, key) for key in ("__all__", *public.__all__)})
+    if name not in globals():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

@@ -12,23 +12,22 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 from safetensors import SafetensorError
-from torch import nn
 
 import ghnq_quant
 from ghnq_quant.cli_checkpoints import app as checkpoints
 from ghnq_quant.cli_options import Backend, Bits, Checkpoint, StemBits, example, optional_ghn
 from ghnq_quant.errors import GhnqError, GhnqWarning
 from ghnq_quant.extras import EXTRA_OF, how_to_install
-from ghnq_quant.quantization.scheme import parse_quantizers
 from ghnq_quant.research.cli import app as laboratory
-from ghnq_quant.zoos import create_model
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 #: What the system, torch and safetensors raise of files, devices, numbers and shapes.
 REFUSALS = (OSError, ValueError, ArithmeticError, MemoryError, RuntimeError, SafetensorError)
@@ -101,9 +100,13 @@ def init(
     else is new. Saves the state_dict. Prints one line a layer: how many of its parameters were
     predicted or fitted, and how well its weight survives quantization.
     """
+    import torch
+
     from ghnq_quant.files import check_state_path, save_state
     from ghnq_quant.quantization.layer_report import layer_table
+    from ghnq_quant.quantization.scheme import parse_quantizers
     from ghnq_quant.research.data import first_epoch, load_images
+    from ghnq_quant.zoos import create_model
 
     check_state_path(output)
     quantizers = parse_quantizers(bits, weights, activations)
@@ -173,6 +176,8 @@ def export(
     Needs the extra onnx: pip install "ghnq-quant[onnx]".
     """
     from ghnq_quant.files import check_output, load_state, read_state
+    from ghnq_quant.quantization.scheme import parse_quantizers
+    from ghnq_quant.zoos import create_model
 
     check_output(output, [".onnx"])
     state, noted = read_state(weights)
@@ -196,7 +201,10 @@ def export(
     Console().print(f"Saved to {file}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _example_input(model: nn.Module, image_size: int) -> torch.Tensor:
+def _example_input(model: nn.Module, image_size: int) -> Tensor:
+    import torch
+    from torch import nn
+
     convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
     first = next(convolutions, None)
     return torch.zeros(1, 3 if first is None else first.in_channels, image_size, image_size)

@@ -11,9 +11,6 @@ from rich.console import Console
 
 from ghnq_quant.cli_options import example
 from ghnq_quant.errors import CheckpointError
-from ghnq_quant.ghn import GHN
-from ghnq_quant.ghn.ghn3_checkpoints import find_public_file
-from ghnq_quant.verification import verify_checkpoint as verify
 
 app = typer.Typer()
 
@@ -35,6 +32,9 @@ def convert_checkpoint(
     Writes config.json and model.safetensors, which --ghn and GHN.from_pretrained load. The public
     file is a pickle; it is read without running code that it may hold.
     """
+    from ghnq_quant.ghn import GHN
+    from ghnq_quant.ghn.ghn3_checkpoints import find_public_file
+
     path = find_public_file(source)
     ghn = GHN.from_ghn3(path)
     parent = {"file": Path(source).name, "sha256": _sha256(path)}
@@ -66,6 +66,9 @@ def verify_checkpoint(
     ghn3xlm16.pt and ghn2.pt, for 74 torchvision models of 1000 classes. The seven transformers among
     them are not read. Exits with 1 if a norm is off by more than 0.01.
     """
+    from ghnq_quant.ghn import GHN
+    from ghnq_quant.verification import verify_checkpoint as verify
+
     console = Console()
     different, count = [], 0
     for result in verify(

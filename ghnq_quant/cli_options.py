@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ghnq_quant.ghn import GHN
+if TYPE_CHECKING:
+    from ghnq_quant.ghn import GHN
+
+#: That of :mod:`ghnq_quant.ghn.checkpoints`, whose import takes a second.
+DEFAULT_CHECKPOINT = "ghnq-cifar10"
 
 Bits = Annotated[
     str,
@@ -36,4 +40,6 @@ def example(*commands: str) -> str:
 
 def optional_ghn(name_or_path: str | None) -> GHN | None:
     """The hypernetwork that ``--ghn`` names; None, for the shipped one, without the option."""
+    from ghnq_quant.ghn import GHN
+
     return None if name_or_path is None else GHN.from_pretrained(name_or_path)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from importlib.abc import MetaPathFinder
 from pathlib import Path
-
-import torch
 
 _SCHEMAS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -20,6 +19,8 @@ _SCHEMAS = {
 
 
 def _is_defined(name: str) -> bool:
+    import torch
+
     return bool(torch._C._dispatch_has_kernel(f"torchvision::{name}")) or hasattr(
         torch.ops.torchvision, name
     )
@@ -29,6 +30,8 @@ def _compiled_operators_load() -> bool:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return True  # no torchvision, nothing to repair
+    import torch
+
     for library in Path(spec.origin).parent.glob("_C*"):
         if library.suffix in {".so", ".pyd", ".dylib"}:
             try:
@@ -42,7 +45,7 @@ def _compiled_operators_load() -> bool:
 def define_missing_operators() -> None:
     """Register the schemas of torchvision's operators if, and only if, the compiled ones do not load.
 
-    Must run before the first ``import torchvision`` of a process; ``import ghnq_quant`` does so.
+    Must run before the first ``import torchvision`` of a process.
 
     Example:
         >>> define_missing_operators()
@@ -50,6 +53,24 @@ def define_missing_operators() -> None:
     """
     if "torchvision" in sys.modules or _compiled_operators_load():
         return
+    import torch
+
     for name, schema in _SCHEMAS.items():
         if not _is_defined(name):
             torch.library.define(f"torchvision::{name}", schema)
+
+
+def define_missing_operators_in_time() -> None:
+    """Let :func:`define_missing_operators` run when torchvision is imported, the user's next line
+    too, and not before: it needs torch."""
+    if not any(isinstance(finder, _BeforeTorchvision) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _BeforeTorchvision())
+
+
+class _BeforeTorchvision(MetaPathFinder):
+    """Finds nothing."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname == "torchvision" and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            define_missing_operators()

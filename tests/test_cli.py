@@ -179,21 +179,21 @@ def test_init_fails_with_one_clean_line(ghnq, tmp_path, arguments, message):
 
 def test_create_model_asks_the_adapters_and_suggests_close_names(monkeypatch):
     monkeypatch.setattr(zoos, "load_adapters", lambda: {"zoo": Zoo()})
-    assert cli.create_model("mobilenet_b", 4).out_features == 4
-    assert cli.create_model("zoo:mobilenet_b", 4).out_features == 4
+    assert zoos.create_model("mobilenet_b", 4).out_features == 4
+    assert zoos.create_model("zoo:mobilenet_b", 4).out_features == 4
     with pytest.raises(GhnqError, match="no model named resnet18 in zoo"):
-        cli.create_model("zoo:resnet18", 4)
+        zoos.create_model("zoo:resnet18", 4)
     with pytest.raises(GhnqError, match="no adapter named other, only zoo"):
         zoos.create_zoo_model("other:mobilenet_b", 4)
     with pytest.raises(GhnqError, match="mobilnet_b in zoo: did you mean mobilenet_b, mobilenet_a"):
-        cli.create_model("mobilnet_b", 4)
+        zoos.create_model("mobilnet_b", 4)
     with pytest.raises(GhnqError, match="give your own as module:callable"):
-        cli.create_model("xyz", 4)
+        zoos.create_model("xyz", 4)
 
 
 def test_create_model_gives_the_number_of_classes_to_a_callable_that_takes_it():
-    assert cli.create_model("tinynets:cnn", 7)[-1].out_features == 7
-    assert cli.create_model("tinynets:ten", 7)[-1].out_features == 10
+    assert zoos.create_model("tinynets:cnn", 7)[-1].out_features == 7
+    assert zoos.create_model("tinynets:ten", 7)[-1].out_features == 10
 
 
 # quickstart and the rest

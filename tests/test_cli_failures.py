@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 import ghnq_quant
-from ghnq_quant import cli
+from ghnq_quant import cli, zoos
 from ghnq_quant.capture import adapters
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.files import save_state
@@ -33,7 +33,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("a file, no folder")
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "create_model", lambda _, num_classes: tiny(num_classes))
+    monkeypatch.setattr(zoos, "create_model", lambda _, num_classes: tiny(num_classes))
 
 
 @pytest.fixture

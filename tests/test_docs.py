@@ -19,7 +19,11 @@ from typer.testing import CliRunner
 from ghnq_quant.cli import app
 
 #: Pages whose Python another file runs, on other data.
-ELSEWHERE = {"docs/how-to/timm.md": "integrations/test_timm_training.py"}
+ELSEWHERE = {
+    "docs/how-to/hugging_face.md": "integrations/test_trainers.py",
+    "docs/how-to/lightning.md": "integrations/test_trainers.py",
+    "docs/how-to/timm.md": "integrations/test_timm_training.py",
+}
 MARKED = [block for page in pages() for block in blocks(page) if block.reason]
 
 

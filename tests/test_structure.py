@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 #: The one file of the library that knows the laboratory: it mounts its commands.
 CLI = "ghnq_quant.cli"
 #: Their functions import what a command runs, so that ``ghnq --help`` need not wait for it.
-COMMANDS = (CLI, "ghnq_quant.research.cli")
+COMMANDS = (
+    CLI, "ghnq_quant.cli_checkpoints", "ghnq_quant.cli_options", "ghnq_quant.research.cli",
+)  # fmt: skip
 #: What the library does without, or imports where it is used.
 FOREIGN = {"brevitas", "timm", "torchvision", "torchao", "matplotlib", "sklearn", "pandas"}
 #: What ``import ghnq_quant`` leaves for when it is used, since each takes a tenth of a second or more.
@@ -124,7 +126,22 @@ def test_no_file_is_long():
     assert not {path: length for path, length in lengths.items() if length > MOST_LINES}
 
 
-def test_the_package_is_imported_without_what_is_heavy():
-    code = f"import sys, ghnq_quant; print(*sorted({HEAVY!r} & set(sys.modules)))"
+def loaded(code: str, names: set[str]) -> list[str]:
+    """Those of the modules ``names`` that a new process has imported after ``code``."""
+    code += f"\nimport sys; print(*sorted({names!r} & set(sys.modules)), file=sys.stderr)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == []
+    return run.stderr.split()
+
+
+def test_the_package_is_imported_without_what_is_heavy():
+    assert loaded("import ghnq_quant", HEAVY | {"torch", "numpy"}) == []
+    assert loaded("import ghnq_quant; ghnq_quant.quantize", HEAVY) == []
+
+
+def test_help_is_shown_without_torch():
+    code = """
+from ghnq_quant.cli import app
+for arguments in (["--help"], ["init", "--help"], ["evaluate", "--help"], ["--version"]):
+    app(arguments, standalone_mode=False)
+"""
+    assert loaded(code, {"torch", "numpy", "scipy", "matplotlib"}) == []

@@ -139,7 +139,7 @@ class Capture:
     def shapes(self, input_shape: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
         """Shape of the value of each node, by the node's name; by default for one 224×224 image."""
         return propagate_shapes(
-            self.root, self.graph, input_shape or (1, self.input_channels, 224, 224)
+            self.root, self.graph, self.kinds, input_shape or (1, self.input_channels, 224, 224)
         )
 
     @property

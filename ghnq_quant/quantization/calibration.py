@@ -12,6 +12,7 @@ from ghnq_quant.errors import DataError
 from ghnq_quant.quantization.distinct import warn_of_equal_outputs
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
 from ghnq_quant.quantization.model import QuantModel
+from ghnq_quant.quantization.progress import with_bar
 from ghnq_quant.quantization.ranges import RunningRange
 
 
@@ -20,7 +21,8 @@ def calibrate(qmodel: QuantModel, batches: Iterable[Tensor | tuple[Tensor, ...]]
 
     Both start anew: batch norms average all batches with equal weight, activation ranges are the
     moving average of the batches'. One warning says so where the calibrated model hardly tells the
-    first batch's images apart. Parameters, and the modes of all modules, stay as they are.
+    first batch's images apart. Parameters, and the modes of all modules, stay as they are. On a
+    terminal a bar shows how far it is, once it takes more than two seconds.
 
     Args:
         qmodel: of :func:`ghnq_quant.init_quantized`.
@@ -83,7 +85,7 @@ def image_batches(
             "as a list that holds it"
         )
     empty = True
-    for batch in batches:
+    for batch in with_bar(batches, function):
         empty = False
         images = batch if isinstance(batch, Tensor) else next(iter(batch), None)
         if not isinstance(images, Tensor) or images.numel() == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import re
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import ghnq_quant
 from ghnq_quant import GhnqWarning
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "timm.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ class FewImages(torch.utils.data.Dataset):
 def test_the_page_runs(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(dataset_factory._TORCH_BASIC_DS, "cifar10", FewImages)
-    code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL))
+    code = "\n".join(code for code in BLOCKS if not code.startswith("# "))
     few = {
         "num_epochs=10": "num_epochs=2",
         "batch_size=128": "batch_size=8",
@@ -77,6 +79,17 @@ def test_the_page_runs(monkeypatch, tmp_path, capsys):
             again.eval()(torch.ones(2, 3, 32, 32)),
             namespace["ema"].module(torch.ones(2, 3, 32, 32)),
         )
+
+
+def test_the_registered_model_is_what_the_script_creates(monkeypatch, tmp_path):
+    (code,) = (code for code in BLOCKS if code.startswith("# quantized_mobilenet.py"))
+    (tmp_path / "quantized_mobilenet.py").write_text(code, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("quantized_mobilenet")  # as the script does
+    model = timm.create_model("mobilenetv2_050_w4a4", num_classes=3, drop_path_rate=0.1)
+    assert isinstance(model, ghnq_quant.quantization.QuantModel)
+    assert str(model.scheme.weights_of("conv_stem")) == "8"
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
 
 
 def test_weight_decay_spares_what_it_spares_in_the_float_model(model, qat):

@@ -10,9 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ghnq_quant.cli_options import Backend, Bits
-from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
-from ghnq_quant.quantization.scheme import parse_precision
+from ghnq_quant.cli_options import DEFAULT_CHECKPOINT, Backend, Bits
 from ghnq_quant.research.cli.options import Data, DataName, Download, GhnName, Workers
 
 
@@ -115,6 +113,7 @@ def coverage(
     """
     from rich.markdown import Markdown
 
+    from ghnq_quant.quantization.scheme import parse_precision
     from ghnq_quant.research.coverage.run import PAGE_FILE, measure_coverage
     from ghnq_quant.research.coverage.stages import Measurement
     from ghnq_quant.research.coverage.zoo import zoo_models

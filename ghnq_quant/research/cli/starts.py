@@ -8,10 +8,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ghnq_quant.cli_options import Backend, Bits, Checkpoint, StemBits, optional_ghn
+from ghnq_quant.cli_options import (
+    DEFAULT_CHECKPOINT,
+    Backend,
+    Bits,
+    Checkpoint,
+    StemBits,
+    optional_ghn,
+)
 from ghnq_quant.errors import GhnqError
-from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
-from ghnq_quant.quantization.scheme import parse_precision
 from ghnq_quant.research.cli.options import Data, DataName, Download, GhnName, Workers
 
 
@@ -43,6 +48,7 @@ def quickstart(
     network, images, order and budget for both. Saves a table (JSON), the curves (PNG) and the
     trained model. Takes under two minutes on two cores with the default images.
     """
+    from ghnq_quant.quantization.scheme import parse_precision
     from ghnq_quant.research.starts.quickstart import run_quickstart
     from ghnq_quant.research.starts.quickstart_results import QuickstartSettings
 
@@ -103,6 +109,7 @@ def compare_init(
     from a float training that takes half of the steps; same images, tuned learning rate. A run that
     is killed goes on where it was when it is started again.
     """
+    from ghnq_quant.quantization.scheme import parse_precision
     from ghnq_quant.research.starts import CompareSettings
     from ghnq_quant.research.starts import compare_init as run
 

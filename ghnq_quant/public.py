@@ -1,0 +1,46 @@
+"""What ``import ghnq_quant`` gives, all of it imported."""
+
+from ghnq_quant.api import init_quantized, initialize, predict_parameters, quantize
+from ghnq_quant.deployment import convert, export_onnx
+from ghnq_quant.errors import (
+    BackendError,
+    CaptureError,
+    CheckpointError,
+    ConversionError,
+    DataError,
+    GhnqError,
+    GhnqWarning,
+    PredictionError,
+    SchemeError,
+)
+from ghnq_quant.ghn import GHN
+from ghnq_quant.mixed_precision import assign_bits, sensitivity
+from ghnq_quant.quantization import Quantizer, QuantScheme, calibrate, correct_biases, equalize
+from ghnq_quant.stem import adapt_stem
+
+__all__ = [
+    "GHN",
+    "BackendError",
+    "CaptureError",
+    "CheckpointError",
+    "ConversionError",
+    "DataError",
+    "GhnqError",
+    "GhnqWarning",
+    "PredictionError",
+    "QuantScheme",
+    "Quantizer",
+    "SchemeError",
+    "adapt_stem",
+    "assign_bits",
+    "calibrate",
+    "convert",
+    "correct_biases",
+    "equalize",
+    "export_onnx",
+    "init_quantized",
+    "initialize",
+    "predict_parameters",
+    "quantize",
+    "sensitivity",
+]
