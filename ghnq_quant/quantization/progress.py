@@ -17,7 +17,7 @@ def with_bar(batches: Iterable[_T], what: str) -> Iterator[_T]:
     that is a terminal; the bar is gone at the end.
 
     Example:
-        >>> list(with_bar([1, 2], "calibrating"))
+        >>> list(with_bar([1, 2], "calibrate"))
         [1, 2]
     """
     total, begin, shown = length_hint(batches), time.monotonic(), False

@@ -25,8 +25,8 @@ def model() -> ghnq_quant.quantization.QuantModel:
 @pytest.mark.parametrize(
     ("stream", "delay", "has_length", "expected"),
     [
-        (Terminal, 0.0, True, "\rcalibrating [###############               ] 2/4"),
-        (Terminal, 0.0, False, "\rcalibrating 2 batches"),
+        (Terminal, 0.0, True, "\rcalibrate [###############               ] 2/4"),
+        (Terminal, 0.0, False, "\rcalibrate 2 batches"),
         (Terminal, 60.0, True, None),
         (io.StringIO, 0.0, True, None),
     ],
