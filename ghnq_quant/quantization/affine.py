@@ -70,6 +70,8 @@ def tensor_range(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _in_memory_order(x: Tensor) -> Tensor:
     """The elements of a dense tensor as a flat view; ``x`` itself where its layout has gaps."""
+    if torch.compiler.is_compiling():  # layouts are the compiler's business
+        return x
     if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return x.as_strided((x.numel(),), (1,))
     return x
@@ -109,6 +111,7 @@ def affine_parameters(
         scale.dim() == 0
         and scale.device.type == "cpu"
         and not quantizer.power_of_two
+        and not torch.compiler.is_compiling()
         and 0 < scale.item() < torch.finfo(scale.dtype).max / 512
     ):
         return scale, _zero_point(low, scale, levels)  # on CPU what follows costs more than asking
@@ -175,6 +178,10 @@ class _StraightThrough(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int, highest: int
     ) -> Tensor:
+        if torch.compiler.is_compiling():
+            low, high = (along_channels(level - zero_point, x) for level in (lowest, highest))
+            scale = along_channels(scale, x)
+            return torch.round(x / scale).clamp(low, high) * scale
         result = torch.empty_like(x)
         if scale.dim():
             low, high = (along_channels(level - zero_point, x) for level in (lowest, highest))

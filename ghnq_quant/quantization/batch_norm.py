@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ghnq_quant.errors import DataError
 from ghnq_quant.quantization.convolution import Geometry, convolution
 from ghnq_quant.quantization.scheme import BatchNormMode
+from ghnq_quant.quantization.tracing import traced_with_statistics
 
 Quantize = Callable[[Tensor], Tensor]
 
@@ -26,6 +27,8 @@ def has_running_statistics(bn: nn.BatchNorm2d) -> bool:
     """Whether ``bn`` holds running statistics of at least one batch; on the meta device, it does not."""
     if bn.running_mean is None or bn.running_mean.is_meta:
         return False
+    if torch.compiler.is_compiling():
+        return traced_with_statistics(bn)
     return bn.num_batches_tracked is None or int(bn.num_batches_tracked) > 0
 
 
@@ -141,7 +144,7 @@ def fast_layout(x: Tensor, weight: Tensor) -> Tensor:
     Convolutions, and more so channel statistics, like channels-last; but oneDNN then brings the
     weight into that layout on each call, which costs more than it gains where the weight is large.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return x
     channels_last = x.numel() >= 2 * weight.numel()
     return x.contiguous(
@@ -210,7 +213,8 @@ def conv_batch_statistics_norm(
     Returns:
         (N, C_out, H', W'), and each channel's mean and biased variance without gradient.
     """
-    if straight_through and not torch.is_autocast_enabled(x.device.type):
+    as_one = straight_through and not torch.compiler.is_compiling()  # a compiler fuses on its own
+    if as_one and not torch.is_autocast_enabled(x.device.type):
         y, mean, variance = _ConvBatchNorm.apply(
             x, weight, bias, gamma, beta, eps, geometry, quantize
         )

@@ -45,6 +45,7 @@ def calibrate(qmodel: QuantModel, batches: Iterable[Tensor | tuple[Tensor, ...]]
         qmodel(images)
         for batch in iterator:
             qmodel(batch)
+    qmodel.refresh()
     with torch.no_grad():
         warn_of_equal_outputs(qmodel, images, stacklevel=2)
     return qmodel

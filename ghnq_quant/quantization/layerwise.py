@@ -42,15 +42,14 @@ class LayerwiseModel(QuantModel):
         self.backend = backend
         self.register_load_state_dict_post_hook(_place_quantizers)
 
-    def train(self, mode: bool = True) -> LayerwiseModel:
+    def refresh(self) -> None:
         """Also makes layers fold what now stands in their batch norm's place: it may have been
         replaced, as ``nn.SyncBatchNorm.convert_sync_batchnorm`` does."""
         for unit in self.plan.units:
             layer = self.get_submodule(unit.name)
             if unit.batch_norm is not None and isinstance(layer, FoldsBatchNorm):
                 layer.fold(self.get_submodule(unit.batch_norm))  # type: ignore[arg-type]
-        super().train(mode)
-        return self
+        super().refresh()
 
 
 def as_layerwise(model: QuantModel, function: str) -> LayerwiseModel:

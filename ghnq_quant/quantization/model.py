@@ -6,6 +6,7 @@ import copy
 from keyword import iskeyword
 from typing import Any, TypeVar
 
+import torch
 from torch import fx, nn
 
 from ghnq_quant.capture import QuantPlan
@@ -15,6 +16,7 @@ from ghnq_quant.quantization.graph_rewrite import adopt
 from ghnq_quant.quantization.graph_state import graph_from_state, graph_state
 from ghnq_quant.quantization.ranges import RunningRange
 from ghnq_quant.quantization.scheme import QuantScheme
+from ghnq_quant.quantization.tracing import note_statistics
 
 _Model = TypeVar("_Model", bound="QuantModel")
 
@@ -79,14 +81,16 @@ class QuantModel(fx.GraphModule):
         _check_names(graph)
         adopt(self, modules)
         self.graph = graph
+        self.register_load_state_dict_post_hook(_refresh)
 
     def _begin(self) -> None:
         """Be a module without anything: a GraphModule's own way copies what its graph names, alone."""
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), _class(self).__name__)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._warn_of_missing_statistics()
-        self._follow_modules()  # no hook: those run when ``forward`` is already looked up
+        if not torch.compiler.is_compiling():
+            self._warn_of_missing_statistics()
+            self._follow_modules()  # no hook: those run when ``forward`` is already looked up
         return super().__call__(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -98,8 +102,39 @@ class QuantModel(fx.GraphModule):
                 "it was made from, and none of its other attributes and methods"
             ) from None
 
+    def train(self: _Model, mode: bool = True) -> _Model:
+        """Also :meth:`refresh`."""
+        super().train(mode)
+        self.refresh()
+        return self
+
+    def refresh(self) -> None:
+        """Take up what was changed in the modules and is not looked at in ``forward``: with their
+        modes, ``torch.compile`` and ``torch.export.export`` take it for constant."""
+        self._follow_modules()
+        note_statistics(self._keepers(), self.missing_statistics())
+
     def _follow_modules(self) -> None:
         """Bring the graph in line with the modules' modes, where it holds them as constants."""
+
+    def _keepers(self) -> dict[str, nn.Module]:
+        """The modules whose running statistics eval uses."""
+        names = [u.batch_norm for u in self.plan.units if u.batch_norm is not None]
+        norms = {n: self.get_submodule(n) for n in names} if self.scheme.bn == "running" else {}
+        ranges: dict[str, nn.Module] = {
+            n: m for n, m in self.named_modules() if isinstance(m, RunningRange)
+        }
+        return {**norms, **ranges}
+
+    def missing_statistics(self) -> list[str]:
+        """Names of the folded batch norms and activation quantizers in eval that have no running
+        statistics yet and take the batch's own."""
+        has = {
+            n: m.has_statistics() if isinstance(m, RunningRange) else has_running_statistics(m)
+            for n, m in self._keepers().items()
+            if not m.training and isinstance(m, (nn.BatchNorm2d, RunningRange))
+        }
+        return [name for name, there in has.items() if not there]
 
     def _warn_of_missing_statistics(self) -> None:
         """Before each forward in eval; warns once."""
@@ -113,23 +148,6 @@ class QuantModel(fx.GraphModule):
                 "more): the batch's own are used until some exist; train, or call "
                 "ghnq_quant.calibrate"
             )
-
-    def missing_statistics(self) -> list[str]:
-        """Names of the folded batch norms and activation quantizers in eval that have no running
-        statistics yet and take the batch's own."""
-        names = [u.batch_norm for u in self.plan.units if u.batch_norm is not None]
-        norms = {n: self.get_submodule(n) for n in names} if self.scheme.bn == "running" else {}
-        missing = [
-            n
-            for n, m in norms.items()
-            if isinstance(m, nn.BatchNorm2d) and not m.training and not has_running_statistics(m)
-        ]
-        missing += [
-            n
-            for n, m in self.named_modules()
-            if isinstance(m, RunningRange) and not m.training and not m.has_statistics()
-        ]
-        return missing
 
     def _attributes(self) -> dict[str, Any]:
         return {k: v for k, v in super().__getstate__().items() if k not in _OF_GRAPH}
@@ -158,6 +176,10 @@ class QuantModel(fx.GraphModule):
         others = {pattern: f"W{w}/A{a}" for pattern, (w, a) in s.overrides.items()}
         overrides = f", overrides={others}" if others else ""
         return f"{s}, act_range={s.act_range}, bn={s.bn}{overrides}"
+
+
+def _refresh(model: QuantModel, *_: object) -> None:
+    model.refresh()
 
 
 def _class(model: _Model) -> type[_Model]:

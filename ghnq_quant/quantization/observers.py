@@ -16,6 +16,7 @@ from ghnq_quant.quantization.affine import (
     tensor_range,
 )
 from ghnq_quant.quantization.quantizer import Quantizer
+from ghnq_quant.quantization.tracing import traced_with_statistics
 
 
 def observer_settings(quantizer: Quantizer) -> dict[str, Any]:
@@ -95,6 +96,8 @@ class EmaObserver(AffineObserver):
 
     def has_statistics(self) -> bool:
         """Whether at least one tensor was averaged."""
+        if torch.compiler.is_compiling():
+            return traced_with_statistics(self)  # type: ignore[arg-type]  # mixin of a module
         return bool(self.min_val <= self.max_val)
 
     def reset(self) -> None:
@@ -143,6 +146,8 @@ class AffineFakeQuantization:
     def forward(self, X: Tensor) -> Tensor:  # noqa: N803 (the name that torch.ao gives it)
         if X.numel() == 0:
             return X
+        if torch.compiler.is_compiling():
+            return self._without_branches(X)
         scale, zero_point = self.scale, self.zero_point
         if self.observer_enabled[0]:
             low, high = self.activation_post_process.observe(X)
@@ -150,6 +155,18 @@ class AffineFakeQuantization:
             _keep(self.scale, scale)
             _keep(self.zero_point, zero_point)
         return self._quantize(X, scale, zero_point) if self.fake_quant_enabled[0] else X
+
+    def _without_branches(self, x: Tensor) -> Tensor:
+        """The same where the values of the switches are not known yet."""
+        observing, observer = self.observer_enabled[0] != 0, self.activation_post_process
+        before = observer.min_val.clone(), observer.max_val.clone()
+        scale, zero_point = affine_parameters(*observer.observe(x), self.quantizer)
+        for buffer, old in zip((observer.min_val, observer.max_val), before, strict=True):
+            buffer.copy_(torch.where(observing, buffer, old))
+        for buffer, new in ((self.scale, scale), (self.zero_point, zero_point)):
+            buffer.copy_(torch.where(observing, new, buffer))
+        quantized = self._quantize(x, self.scale.clone(), self.zero_point.clone())
+        return torch.where(self.fake_quant_enabled[0] != 0, quantized, x)
 
     def _quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         shape = (-1,) if self.quantizer.per_channel else ()

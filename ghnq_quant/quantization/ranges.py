@@ -14,6 +14,7 @@ from ghnq_quant.quantization.affine import (
     tensor_range,
 )
 from ghnq_quant.quantization.quantizer import Quantizer
+from ghnq_quant.quantization.tracing import traced_with_statistics
 
 #: Weight of a new batch in the moving average.
 MOMENTUM = 0.1
@@ -65,6 +66,8 @@ class EmaRange(nn.Module):
 
     def has_statistics(self) -> bool:
         """Whether at least one batch was averaged."""
+        if torch.compiler.is_compiling():
+            return traced_with_statistics(self)
         return int(self.num_batches_tracked) > 0
 
     def reset(self) -> None:
@@ -82,7 +85,7 @@ class EmaRange(nn.Module):
     def _update(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         running_min, running_max = self.running_min, self.running_max
         momentum: float | Tensor
-        if low.device.type == "cpu":
+        if low.device.type == "cpu" and not torch.compiler.is_compiling():
             momentum = MOMENTUM if self.has_statistics() else 1.0
         else:  # without a branch that would wait for the device
             momentum = (self.num_batches_tracked == 0).to(low.dtype).clamp_min_(MOMENTUM)
