@@ -10,7 +10,7 @@ corrected.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -184,5 +184,4 @@ def _means(values: Values, dim: int) -> Tensor:
 def _bias(model: LayerwiseModel, unit: Unit) -> Tensor | None:
     """What a layer's output is shifted by."""
     owner = model.get_submodule(unit.name if unit.batch_norm is None else unit.batch_norm)
-    bias: Tensor | None = owner.bias
-    return bias
+    return cast("Tensor | None", owner.bias)

@@ -121,10 +121,9 @@ class QuantModel(fx.GraphModule):
         """The modules whose running statistics eval uses."""
         names = [u.batch_norm for u in self.plan.units if u.batch_norm is not None]
         norms = {n: self.get_submodule(n) for n in names} if self.scheme.bn == "running" else {}
-        ranges: dict[str, nn.Module] = {
-            n: m for n, m in self.named_modules() if isinstance(m, RunningRange)
-        }
-        return {**norms, **ranges}
+        modules = dict(self.named_modules())
+        ranges = [n for n, m in modules.items() if isinstance(m, RunningRange)]
+        return {**norms, **{n: modules[n] for n in ranges}}
 
     def missing_statistics(self) -> list[str]:
         """Names of the folded batch norms and activation quantizers in eval that have no running
