@@ -33,6 +33,9 @@ def test_prediction(name: str, benchmark: Any) -> None:
     images = torch.randn(1, 3, 32, 32)
     candidates: dict[str, Callable[[], object]] = {
         "ghnq_quant": lambda: ghnq_quant.predict_parameters(model, ghn),
+        "with an example input": lambda: ghnq_quant.predict_parameters(
+            model, ghn, example_input=torch.zeros(1, 3, 64, 64)
+        ),
         "the model's own construction": lambda: create(num_classes=10),
         "its forward pass of one image": lambda: model.eval()(images),
     }
@@ -48,6 +51,7 @@ def test_prediction(name: str, benchmark: Any) -> None:
     milliseconds = {key: round(1e3 * value) for key, value in times.items()}
     print(f"\n{name}: ms {milliseconds}; ghnq_quant's time over each {ratios}")
     assert times["ghnq_quant"] < times["naive"] / 3
+    assert times["with an example input"] < 2 * times["ghnq_quant"]
     if public is not None:
         assert times["ghnq_quant"] <= times["public code"] / 3
 
