@@ -183,6 +183,6 @@ def _means(values: Values, dim: int) -> Tensor:
 
 def _bias(model: LayerwiseModel, unit: Unit) -> Tensor | None:
     """What a layer's output is shifted by."""
-    owner = model.get_submodule(unit.name if unit.batch_norm is None else unit.batch_norm)
+    owner: Any = model.get_submodule(unit.name if unit.batch_norm is None else unit.batch_norm)
     bias: Tensor | None = owner.bias
     return bias
