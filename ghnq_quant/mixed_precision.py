@@ -14,8 +14,13 @@ from torch import Tensor, nn
 from ghnq_quant.capture import capture
 from ghnq_quant.errors import DataError, SchemeError
 from ghnq_quant.quantization import Quantizer, QuantModel, QuantScheme, emit, load_backend
+from ghnq_quant.quantization.calibration import begin_weight_ranges
 from ghnq_quant.quantization.quantizer import check_bits
-from ghnq_quant.quantization.reference import FakeQuantConv2d, FakeQuantLinear
+from ghnq_quant.quantization.reference import (
+    FakeQuantConv2d,
+    FakeQuantLinear,
+    with_weight_quantizer,
+)
 from ghnq_quant.quantization.scheme import FLOAT, Bits, check_weights
 
 #: Mean loss of logits (N, classes) for labels (N,), such as ``torch.nn.functional.cross_entropy``.
@@ -153,11 +158,12 @@ def sensitivity(
         for unit in quantized.plan.units:
             layer = quantized.get_submodule(unit.name)
             assert isinstance(layer, (FakeQuantConv2d, FakeQuantLinear))
-            own, harm = layer.weight_quantizer, {}
+            own, harm = layer.weight_quant, {}
             for b in widths:
-                layer.weight_quantizer = replace(weights, bits=b)
+                with_weight_quantizer(layer, replace(weights, bits=b))
+                begin_weight_ranges(quantized)
                 harm[b] = _harm(quantized, samples, logits, loss)
-            layer.weight_quantizer = own
+            layer.weight_quant = own
             rows.append(LayerSensitivity(unit.name, layer.weight.numel(), harm))
     return Sensitivity(tuple(rows), weights, loss is not None)
 

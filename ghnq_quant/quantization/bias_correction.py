@@ -10,7 +10,7 @@ corrected.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -183,5 +183,6 @@ def _means(values: Values, dim: int) -> Tensor:
 
 def _bias(model: LayerwiseModel, unit: Unit) -> Tensor | None:
     """What a layer's output is shifted by."""
-    owner = model.get_submodule(unit.name if unit.batch_norm is None else unit.batch_norm)
-    return cast("Tensor | None", owner.bias)
+    owner: Any = model.get_submodule(unit.name if unit.batch_norm is None else unit.batch_norm)
+    bias: Tensor | None = owner.bias
+    return bias

@@ -1,60 +1,197 @@
-"""Running statistics and activation ranges from a few batches, without training."""
+"""Running statistics and ranges from a few batches, without training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ghnq_quant.errors import DataError
+from ghnq_quant.errors import DataError, SchemeError
+from ghnq_quant.quantization.batch_norm import folded_weight, has_running_statistics
 from ghnq_quant.quantization.distinct import warn_of_equal_outputs
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
 from ghnq_quant.quantization.model import QuantModel
 from ghnq_quant.quantization.progress import with_bar
-from ghnq_quant.quantization.ranges import RunningRange
+from ghnq_quant.quantization.quantizer import Quantizer, check_one_of
+from ghnq_quant.quantization.range_search import Histogram, Range
+from ghnq_quant.quantization.ranges import (
+    EmaRange,
+    HeldRange,
+    LearnedRange,
+    RunningRange,
+)
+
+Search = Literal["percentile", "mse"]
+#: A function of each batch that gives the range of all until then.
+Measure = Callable[[Tensor], Range]
 
 
-def calibrate(qmodel: QuantModel, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> QuantModel:
-    """Fill a quantized model's running batch-norm statistics and activation ranges.
+def calibrate(
+    qmodel: QuantModel,
+    batches: Iterable[Tensor | tuple[Tensor, ...]],
+    *,
+    ranges: Search | None = None,
+    percentile: float = 99.99,
+) -> QuantModel:
+    """Fill a quantized model's running batch-norm statistics and ranges.
 
-    Both start anew: batch norms average all batches with equal weight, activation ranges are the
-    moving average of the batches'. One warning says so where the calibrated model hardly tells the
-    first batch's images apart. Parameters, and the modes of all modules, stay as they are. On a
-    terminal a bar shows how far it is, once it takes more than two seconds.
+    All start anew: batch norms average all batches with equal weight; activation ranges are what
+    their quantizers' ``range`` says of all batches (``"ema"``: the moving average of their ranges);
+    weights of range ``"mse"`` are searched with the new statistics folded in. Learned ranges begin
+    likewise, or stay, unless ``ranges`` is given, where training has moved them. One warning says so
+    where the calibrated model hardly tells the first batch's images apart. Other parameters, and the
+    modes of all modules, stay as they are. On a terminal a bar shows how far it is, once it takes
+    more than two seconds.
+
+    A searched range is taken from a histogram of all values so far (64 KiB for each quantizer), and
+    each batch is quantized with it on its way to the next layer.
 
     Args:
         qmodel: of :func:`ghnq_quant.init_quantized`.
         batches: of images (N, C, H, W) on the model's device, alone or first in a tuple (labels
             behind them are not used).
+        ranges: ``"mse"`` (of all shrunk versions of the range from minimum to maximum the one whose
+            quantization has the smallest squared error) or ``"percentile"`` for all activations,
+            but those of range ``"batch"``. A moving average goes on from there in training, and a
+            learned range is learned from there; one of range ``"mse"`` or ``"percentile"`` stays.
+        percentile: above 50, up to 100: the range is that from the (100 − percentile)th to this
+            percentile of the values.
 
     Returns:
         ``qmodel`` itself.
 
     Raises:
-        DataError: there is no batch, or one that is empty or no tensor.
+        DataError: there is no batch, or one that is empty or no tensor; with a search, activations
+            that are not finite.
+        SchemeError: a search or percentile that does not exist, or ``ranges`` for a model that
+            quantizes over the range of each batch.
+
+    Example:
+        >>> import ghnq_quant, torch
+        >>> qmodel = ghnq_quant.quantize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), bits=4)
+        >>> batches = [torch.randn(16, 3, 8, 8) for _ in range(4)]
+        >>> _ = ghnq_quant.calibrate(qmodel, batches, ranges="percentile", percentile=99.9)
     """
+    check_one_of(ranges, (None, *get_args(Search)), "ranges")
+    if isinstance(percentile, bool) or not 50 < percentile <= 100:
+        raise SchemeError(f"percentile={percentile!r}: expected a number above 50, up to 100")
+    found = _running_ranges(qmodel)
+    if ranges is not None and not found and len(getattr(qmodel, QUANTIZERS)):
+        raise SchemeError(
+            f"ranges={ranges!r}: every activation is quantized over the range of each batch, which "
+            f"nothing is kept of: use QuantScheme(act_range={ranges!r})"
+        )
     iterator = image_batches(batches, "calibrate")
     images = next(iterator)
+    for module in qmodel.modules() if ranges is not None else ():
+        if isinstance(module, LearnedRange):
+            module.reset()
     with statistics_of_batches(qmodel), torch.no_grad():
-        quantizers = getattr(qmodel, QUANTIZERS).train()
-        for module in quantizers.modules():
-            if isinstance(module, RunningRange):
-                module.reset()
-        qmodel(images)
-        for batch in iterator:
-            qmodel(batch)
+        getattr(qmodel, QUANTIZERS).train()
+        with _ranges_of_batches(found, ranges, percentile):
+            qmodel(images)
+            for batch in iterator:
+                qmodel(batch)
+    begin_weight_ranges(qmodel)
     qmodel.refresh()
     with torch.no_grad():
         warn_of_equal_outputs(qmodel, images, stacklevel=2)
     return qmodel
 
 
+def _running_ranges(qmodel: QuantModel) -> dict[str, tuple[nn.Module, RunningRange]]:
+    """Of each activation quantizer that keeps a range its module and the range, by name."""
+    return {
+        name: (quantizer, held)
+        for name, quantizer in getattr(qmodel, QUANTIZERS).named_children()
+        for held in quantizer.modules()
+        if isinstance(held, RunningRange)
+    }
+
+
+@contextmanager
+def _ranges_of_batches(
+    found: dict[str, tuple[nn.Module, RunningRange]], ranges: Search | None, percentile: float
+) -> Iterator[None]:
+    """Give each quantizer, before it sees a batch, the range of all batches up to this one."""
+    hooks, moving = [], []
+    for name, (quantizer, held) in found.items():
+        search = ranges or held.quantizer.range
+        if search == "ema":
+            held.reset()
+            continue
+        if isinstance(held, LearnedRange) and held.is_trained():
+            continue
+        measure = _measure(search, held.quantizer, percentile)
+        hooks.append(quantizer.register_forward_pre_hook(_set_range(name, held, measure)))
+        if held.moves:
+            moving.append(held)
+            held.moves = False
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for held in moving:
+            held.moves = True
+
+
+def _set_range(name: str, held: RunningRange, measure: Measure) -> Callable[..., None]:
+    """A hook of the quantizer ``name`` that gives it a range of all that it gets."""
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if not args[0].isfinite().all():
+            raise DataError(
+                f"'{QUANTIZERS}.{name}' got values that are not finite, which have no range: look at "
+                "the images, and at the weights of the layers before it"
+            )
+        held.set_range(*measure(args[0]))
+
+    return hook
+
+
+def _measure(search: str | None, quantizer: Quantizer, percentile: float) -> Measure:
+    if search == "learned":
+        average = EmaRange(Quantizer(quantizer.bits, range="ema"))
+        return lambda x: average.to(x.device, x.dtype)(x)
+    histogram = Histogram()
+
+    def measure(x: Tensor) -> Range:
+        histogram.add(x)
+        if search == "percentile":
+            return histogram.percentile_range(percentile)
+        return histogram.least_error_range(quantizer)
+
+    return measure
+
+
+@torch.no_grad()
+def begin_weight_ranges(qmodel: QuantModel) -> None:
+    """Begin the searched and learned ranges of all weights, but for those that training has moved,
+    and those whose batch norm has no running statistics yet: the first batch begins them."""
+    for unit in qmodel.plan.units:
+        layer: Any = qmodel.get_submodule(unit.name)
+        held = [m for m in layer.modules() if isinstance(m, HeldRange) and not m.is_trained()]
+        if not held:
+            continue
+        weight = layer.weight
+        if unit.batch_norm is not None:
+            norm: Any = qmodel.get_submodule(unit.batch_norm)
+            if not has_running_statistics(norm):
+                continue
+            weight = folded_weight(weight, norm, norm.running_var)
+        for module in held:
+            module.begin(weight)
+
+
 @contextmanager
 def statistics_of_batches(model: nn.Module) -> Iterator[None]:
-    """Eval, in which batch norms normalize by each batch and average all batches' statistics anew;
-    on leaving, the modes of all modules are as they were."""
+    """Eval, in which batch norms normalize by each batch and average all batches' statistics anew,
+    and weights are searched for ranges anew; on leaving, the modes of all modules are as they were.
+    """
     modes = {m: m.training for m in model.modules()}
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
@@ -64,6 +201,11 @@ def statistics_of_batches(model: nn.Module) -> Iterator[None]:
             norm.train()
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
+        for module in modes:
+            if isinstance(module, HeldRange) and module.of_weight:
+                module.train()
+                if not module.is_trained():
+                    module.reset()  # the first batch begins it
         yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

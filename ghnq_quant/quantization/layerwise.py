@@ -10,6 +10,7 @@ from ghnq_quant.capture.computed_weight import ComputedWeight, keep_computing
 from ghnq_quant.errors import BackendError, CaptureError
 from ghnq_quant.quantization.backends import Backend, ModelBackend
 from ghnq_quant.quantization.batch_norm import FoldsBatchNorm
+from ghnq_quant.quantization.calibration import begin_weight_ranges
 from ghnq_quant.quantization.graph_rewrite import (
     QUANTIZERS,
     adopt_hooks,
@@ -102,6 +103,7 @@ def emit(
     if isinstance(backend, ModelBackend):
         whole = backend.model(captured, scheme, example_input)
         whole.float_parts = float_parts
+        begin_weight_ranges(whole)
         return whole
     quantizers = {}
     for point in plan.points:
@@ -114,6 +116,7 @@ def emit(
     _place_quantizers(model)
     getattr(model, QUANTIZERS).train(model.training)
     model.float_parts = float_parts
+    begin_weight_ranges(model)
     return model
 
 

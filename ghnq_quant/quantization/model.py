@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from keyword import iskeyword
 from typing import Any, TypeVar
 
@@ -10,11 +11,11 @@ import torch
 from torch import fx, nn
 
 from ghnq_quant.capture import QuantPlan
-from ghnq_quant.errors import CaptureError, warn
+from ghnq_quant.errors import CaptureError, DataError, warn
 from ghnq_quant.quantization.batch_norm import has_running_statistics
 from ghnq_quant.quantization.graph_rewrite import adopt
 from ghnq_quant.quantization.graph_state import graph_from_state, graph_state
-from ghnq_quant.quantization.ranges import RunningRange
+from ghnq_quant.quantization.ranges import LearnedRange, RunningRange
 from ghnq_quant.quantization.scheme import QuantScheme
 from ghnq_quant.quantization.tracing import note_statistics
 
@@ -57,6 +58,7 @@ class QuantModel(fx.GraphModule):
     skipped: tuple[str, ...]
     float_parts: tuple[str, ...]
     _warned: bool
+    _calibrated = False
 
     def __init__(
         self,
@@ -89,6 +91,7 @@ class QuantModel(fx.GraphModule):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
+            self._check_calibration()
             self._warn_of_missing_statistics()
             self._follow_modules()  # no hook: those run when ``forward`` is already looked up
         return super().__call__(*args, **kwargs)
@@ -114,6 +117,46 @@ class QuantModel(fx.GraphModule):
         self._follow_modules()
         note_statistics(self._keepers(), self.missing_statistics())
 
+    def range_parameters(self) -> Iterator[nn.Parameter]:
+        """The scales and offsets of the quantizers whose range is learned, which ``parameters()``
+        gives too: for a group of their own in an optimizer, without weight decay.
+
+        Example:
+            >>> import ghnq_quant, torch
+            >>> conv = nn.Sequential(nn.Conv2d(3, 8, 3))
+            >>> qmodel = ghnq_quant.quantize(conv, ghnq_quant.Quantizer(4, range="learned"))
+            >>> ranges = list(qmodel.range_parameters())
+            >>> ids = {id(p) for p in ranges}
+            >>> others = [p for p in qmodel.parameters() if id(p) not in ids]
+            >>> groups = [{"params": others}, {"params": ranges, "lr": 1e-3, "weight_decay": 0}]
+            >>> len(ranges), torch.optim.SGD(groups, lr=0.01, weight_decay=1e-4).param_groups[1]["lr"]
+            (4, 0.001)
+        """
+        for module in self.modules():
+            if isinstance(module, LearnedRange):
+                yield from module.parameters()
+
+    def _check_calibration(self) -> None:
+        """Before each forward until it finds nothing.
+
+        Raises:
+            DataError: a range that calibration alone gives, and has not.
+        """
+        if self._calibrated:
+            return
+        for name, module in self.named_modules():
+            if (
+                isinstance(module, RunningRange)
+                and module.quantizer.range in ("percentile", "mse")
+                and module.training == self.training  # calibration runs them in train alone
+                and not module.has_statistics()
+            ):
+                raise DataError(
+                    f"{name!r} has range {module.quantizer.range!r}, which needs data and has seen "
+                    "none: call ghnq_quant.calibrate(model, batches), or load a calibrated state"
+                )
+        self._calibrated = True
+
     def _follow_modules(self) -> None:
         """Bring the graph in line with the modules' modes, where it holds them as constants."""
 
@@ -121,9 +164,8 @@ class QuantModel(fx.GraphModule):
         """The modules whose running statistics eval uses."""
         names = [u.batch_norm for u in self.plan.units if u.batch_norm is not None]
         norms = {n: self.get_submodule(n) for n in names} if self.scheme.bn == "running" else {}
-        modules = dict(self.named_modules())
-        ranges = [n for n, m in modules.items() if isinstance(m, RunningRange)]
-        return {**norms, **{n: modules[n] for n in ranges}}
+        ranges = [n for n, m in self.named_modules() if isinstance(m, RunningRange)]
+        return {**norms, **{n: self.get_submodule(n) for n in ranges}}
 
     def missing_statistics(self) -> list[str]:
         """Names of the folded batch norms and activation quantizers in eval that have no running

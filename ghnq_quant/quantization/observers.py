@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ghnq_quant.quantization.affine import (
+    QuantParams,
     affine_parameters,
-    fake_quantize,
+    qparams_of,
     quantize_dequantize,
-    quantizer_range,
     tensor_range,
 )
 from ghnq_quant.quantization.quantizer import Quantizer
+from ghnq_quant.quantization.ranges import LearnedRange, TensorRange, make_range, make_weight_range
 from ghnq_quant.quantization.tracing import traced_with_statistics
 
 
@@ -50,6 +51,15 @@ class AffineObserver:
         """Record the range of ``x`` as far as the mode allows; the range to quantize ``x`` over."""
         raise NotImplementedError
 
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Observe ``x``; x̂, scale and zero point."""
+        qparams = affine_parameters(*self.observe(x), self.quantizer)
+        return quantize_dequantize(x, *qparams, self.quantizer), *qparams
+
+    def qparams(self, x: Tensor) -> QuantParams:
+        """What ``x`` alone is quantized with in eval; records nothing."""
+        return qparams_of(x, self.quantizer)
+
     def _has_range(self) -> bool:
         return self.min_val.numel() > 0 and bool((self.min_val <= self.max_val).all())
 
@@ -68,13 +78,41 @@ class AffineObserver:
 
 
 class BatchObserver(AffineObserver):
-    """The range of each tensor at hand, in train and in eval."""
+    """The range of each tensor at hand, in train and in eval, or one of
+    :mod:`~ghnq_quant.quantization.ranges` that is searched or learned.
+
+    Args:
+        channels: of a weight's output; None for an activation.
+    """
+
+    def __init__(
+        self, *args: Any, quantizer: Quantizer, channels: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, quantizer=quantizer, **kwargs)
+        self.range: TensorRange = (
+            make_range(quantizer) if channels is None else make_weight_range(quantizer, channels)
+        )
 
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = quantizer_range(x, self.quantizer)
+        low, high = self.range(x)
         _keep(self.min_val, low)
         _keep(self.max_val, high)
         return low, high
+
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not isinstance(self.range, LearnedRange):
+            return super().quantize(x)
+        self.observe(x)
+        return self.range.quantize(x)
+
+    def qparams(self, x: Tensor) -> QuantParams:
+        return self.range.qparams(x)
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        fixed = self.range.fixed_qparams()
+        if fixed is None:
+            return super().calculate_qparams()
+        return fixed.scale.view(-1), fixed.zero_point.view(-1).to(torch.int)
 
 
 def _keep(buffer: Tensor, value: Tensor) -> None:
@@ -88,11 +126,15 @@ class EmaObserver(AffineObserver):
     """A moving average of the tensors' ranges, frozen in eval.
 
     It starts at the first tensor's range; before that, eval takes the range of the tensor at hand
-    and records nothing.
+    and records nothing. Of a quantizer whose range is to be calibrated, training does not move it.
     """
 
     averaging_constant: float
     training: bool
+
+    def __init__(self, *args: Any, quantizer: Quantizer, **kwargs: Any) -> None:
+        super().__init__(*args, quantizer=quantizer, **kwargs)
+        self.moves = quantizer.range == "ema"
 
     def has_statistics(self) -> bool:
         """Whether at least one tensor was averaged."""
@@ -105,8 +147,13 @@ class EmaObserver(AffineObserver):
         self.min_val.fill_(torch.inf)
         self.max_val.fill_(-torch.inf)
 
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Begin with this range."""
+        self.min_val.copy_(low)
+        self.max_val.copy_(high)
+
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.training:
+        if not (self.training and self.moves):
             return (self.min_val, self.max_val) if self.has_statistics() else tensor_range(x)
         low, high = tensor_range(x)
         weight = self.averaging_constant
@@ -141,31 +188,34 @@ class AffineFakeQuantization:
             return x
         if not self.observer_enabled[0]:
             return self._quantize(x, self.scale, self.zero_point)
-        return fake_quantize(x, self.quantizer)
+        qparams = self.activation_post_process.qparams(x)
+        return self._quantize(x, qparams.scale, qparams.zero_point)
 
     def forward(self, X: Tensor) -> Tensor:  # noqa: N803 (the name that torch.ao gives it)
         if X.numel() == 0:
             return X
         if torch.compiler.is_compiling():
             return self._without_branches(X)
-        scale, zero_point = self.scale, self.zero_point
         if self.observer_enabled[0]:
-            low, high = self.activation_post_process.observe(X)
-            scale, zero_point = affine_parameters(low, high, self.quantizer)
+            y, scale, zero_point = self.activation_post_process.quantize(X)
             _keep(self.scale, scale)
             _keep(self.zero_point, zero_point)
-        return self._quantize(X, scale, zero_point) if self.fake_quant_enabled[0] else X
+        else:
+            y = self._quantize(X, self.scale, self.zero_point)
+        return y if self.fake_quant_enabled[0] else X
 
     def _without_branches(self, x: Tensor) -> Tensor:
         """The same where the values of the switches are not known yet."""
         observing, observer = self.observer_enabled[0] != 0, self.activation_post_process
         before = observer.min_val.clone(), observer.max_val.clone()
-        scale, zero_point = affine_parameters(*observer.observe(x), self.quantizer)
+        observed, scale, zero_point = observer.quantize(x)
         for buffer, old in zip((observer.min_val, observer.max_val), before, strict=True):
             buffer.copy_(torch.where(observing, buffer, old))
         for buffer, new in ((self.scale, scale), (self.zero_point, zero_point)):
             buffer.copy_(torch.where(observing, new, buffer))
         quantized = self._quantize(x, self.scale.clone(), self.zero_point.clone())
+        if self.quantizer.learned:
+            quantized = torch.where(observing, observed, quantized)
         return torch.where(self.fake_quant_enabled[0] != 0, quantized, x)
 
     def _quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:

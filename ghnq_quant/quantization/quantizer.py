@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 from ghnq_quant.errors import SchemeError
 
 Granularity = Literal["tensor", "channel"]
-WeightRange = Literal["minmax"]
-ActRange = Literal["ema", "batch"]
+WeightRange = Literal["minmax", "mse", "learned"]
+ActRange = Literal["ema", "batch", "percentile", "mse", "learned"]
 Range = WeightRange | ActRange
 
 #: Bit width that stands for no quantization.
@@ -24,6 +24,9 @@ _WORDS: dict[str, tuple[str, Any]] = {
     "minmax": ("range", "minmax"),
     "ema": ("range", "ema"),
     "batch": ("range", "batch"),
+    "percentile": ("range", "percentile"),
+    "mse": ("range", "mse"),
+    "learned": ("range", "learned"),
     "never_negative": ("never_negative", True),
 }
 
@@ -41,9 +44,12 @@ class Quantizer:
             the levels −2^(bits−1) + 1 … 2^(bits−1) − 1 (narrow range).
         granularity: one scale for the ``"tensor"``, or for each output ``"channel"`` of a weight.
         power_of_two: whether the scale is rounded up to a power of two.
-        range: of weights ``"minmax"``; of activations ``"ema"``, a moving average of the batches'
-            ranges with momentum 0.1, frozen in eval, or ``"batch"``, the range of each tensor at
-            hand. None for the usual one: ``"minmax"``, and the scheme's ``act_range``.
+        range: of weights ``"minmax"``, ``"mse"``, the share of minimum and maximum with the smallest
+            squared error, or ``"learned"``, by gradient (LSQ, LSQ+). Of activations ``"ema"``, a
+            moving average of the batches' ranges with momentum 0.1, frozen in eval; ``"batch"``, the
+            range of each tensor at hand; ``"percentile"`` or ``"mse"``, which
+            :func:`~ghnq_quant.calibrate` finds and nothing else changes; or ``"learned"``. None for
+            the usual one: ``"minmax"``, and the scheme's ``act_range``.
         never_negative: of a symmetric one, that its tensor holds no negative value: the levels are
             0 … 2^bits − 1. The plan knows it of activations: nobody else needs to say so.
 
@@ -70,7 +76,7 @@ class Quantizer:
             if not isinstance(getattr(self, name), bool):
                 raise SchemeError(f"{name}={getattr(self, name)!r}: expected True or False")
         check_one_of(self.granularity, get_args(Granularity), "granularity")
-        ranges = (*get_args(WeightRange), *get_args(ActRange))
+        ranges = dict.fromkeys((*get_args(WeightRange), *get_args(ActRange)))
         check_one_of(self.range, (None, *ranges), "range")
         if self.never_negative and not self.symmetric:
             raise SchemeError(
@@ -86,6 +92,11 @@ class Quantizer:
     def per_channel(self) -> bool:
         """Whether each output channel has a scale of its own."""
         return self.granularity == "channel"
+
+    @property
+    def learned(self) -> bool:
+        """Whether its range has a gradient."""
+        return self.range == "learned"
 
     @property
     def signed(self) -> bool:

@@ -1,19 +1,28 @@
-"""Where ranges come from: the tensor at hand, or a moving average of them."""
+"""Where ranges come from: the tensor at hand, a moving average, calibration, a search, gradients."""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from ghnq_quant.errors import GhnqError
 from ghnq_quant.quantization.affine import (
     QuantParams,
     affine_parameters,
+    quantize_dequantize,
     quantizer_range,
     tensor_range,
 )
+from ghnq_quant.quantization.learned import (
+    learned_quantize,
+    learned_zero_point,
+    positive_scale,
+    scale_parameter,
+)
 from ghnq_quant.quantization.quantizer import Quantizer
+from ghnq_quant.quantization.range_search import Range, best_share
 from ghnq_quant.quantization.tracing import traced_with_statistics
 
 #: Weight of a new batch in the moving average.
@@ -22,15 +31,24 @@ MOMENTUM = 0.1
 
 @runtime_checkable
 class RunningRange(Protocol):
-    """What a quantized model asks of a module, of any backend, that keeps a range for eval."""
+    """What a quantized model asks of a module, of any backend, that keeps an activation's range.
+
+    Attributes:
+        moves: whether batches move it in training.
+    """
 
     training: bool
+    quantizer: Quantizer
+    moves: bool
 
     def has_statistics(self) -> bool:
         """Whether there is a range yet."""
 
     def reset(self) -> None:
         """Begin anew."""
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Begin with this range."""
 
 
 class TensorRange(nn.Module):
@@ -40,14 +58,32 @@ class TensorRange(nn.Module):
         super().__init__()
         self.quantizer = quantizer
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Range:
         return quantizer_range(x, self.quantizer)
 
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x̂, scale and zero point."""
+        low, high = self(x)
+        qparams = affine_parameters(low, high, self.quantizer)
+        return quantize_dequantize(x, *qparams, self.quantizer), *qparams
 
-class EmaRange(nn.Module):
+    def qparams(self, x: Tensor) -> QuantParams:
+        """What ``x`` is quantized with in eval."""
+        return QuantParams(*affine_parameters(*self._in_eval(x), self.quantizer), self.quantizer)
+
+    def _in_eval(self, x: Tensor) -> Range:
+        return quantizer_range(x, self.quantizer)
+
+    def fixed_qparams(self) -> QuantParams | None:
+        """What every tensor is quantized with in eval, None where that depends on the tensor."""
+        return None
+
+
+class EmaRange(TensorRange):
     """A moving average of the batches' minima and maxima, frozen in eval.
 
     It starts at the first batch's range; before that, eval takes the range of the batch at hand.
+    Of a quantizer whose range is to be calibrated, training does not move it.
 
     Attributes:
         running_min, running_max: scalars.
@@ -57,9 +93,11 @@ class EmaRange(nn.Module):
     running_min: Tensor
     running_max: Tensor
     num_batches_tracked: Tensor
+    moves = True
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__(quantizer)
+        self.moves = quantizer.range == "ema"
         self.register_buffer("running_min", torch.zeros(()))
         self.register_buffer("running_max", torch.zeros(()))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
@@ -75,14 +113,20 @@ class EmaRange(nn.Module):
         for value in (self.running_min, self.running_max, self.num_batches_tracked):
             value.zero_()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.training:
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Begin with this range."""
+        self.running_min.copy_(low)
+        self.running_max.copy_(high)
+        self.num_batches_tracked.fill_(1)
+
+    def forward(self, x: Tensor) -> Range:
+        if self.training and self.moves:
             return self._update(*tensor_range(x))
         if not self.has_statistics():
             return tensor_range(x)
         return self.running_min, self.running_max
 
-    def _update(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    def _update(self, low: Tensor, high: Tensor) -> Range:
         running_min, running_max = self.running_min, self.running_max
         momentum: float | Tensor
         if low.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -94,15 +138,201 @@ class EmaRange(nn.Module):
         self.num_batches_tracked.add_(1)
         return running_min, running_max
 
+    def fixed_qparams(self) -> QuantParams | None:
+        if not self.has_statistics():
+            return None
+        parameters = affine_parameters(self.running_min, self.running_max, self.quantizer)
+        return QuantParams(*parameters, self.quantizer)
 
-def make_range(quantizer: Quantizer) -> TensorRange | EmaRange:
-    """The module that gives a quantizer its range."""
-    return EmaRange() if quantizer.range == "ema" else TensorRange(quantizer)
+
+class HeldRange(TensorRange):
+    """A range that the first tensor in training begins, and that is not measured again.
+
+    Eval before that takes the range that the tensor at hand would begin.
+    """
+
+    begun: Tensor
+    moves = False
+    of_weight = True
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__(quantizer)
+        self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
+        self._has_begun = False  # the same, which no device need be waited for
+
+    def has_statistics(self) -> bool:
+        """Whether it has begun.
+
+        Raises:
+            GhnqError: it has not, and is being compiled or exported.
+        """
+        if torch.compiler.is_compiling() and not self._has_begun:
+            raise GhnqError(
+                f"a {type(self).__name__} has not begun, so it cannot be compiled or exported: call "
+                "ghnq_quant.calibrate(model, batches), or train it for one batch before"
+            )
+        return self._has_begun
+
+    def begin(self, x: Tensor) -> None:
+        """Begin with the range of ``x``."""
+        raise NotImplementedError
+
+    def is_trained(self) -> bool:
+        """Whether it holds more than calibration would find anew."""
+        return False
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._set_begun(False)
+
+    def _set_begun(self, begun: bool) -> None:
+        self.begun.fill_(begun)
+        self._has_begun = begun
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._has_begun = not self.begun.is_meta and bool(self.begun)
 
 
-def fixed_qparams(moving: nn.Module, quantizer: Quantizer) -> QuantParams | None:
-    """What a range of :func:`make_range` comes to in eval, None where it depends on the batch."""
-    if not isinstance(moving, EmaRange) or not moving.has_statistics():
-        return None
-    parameters = affine_parameters(moving.running_min, moving.running_max, quantizer)
-    return QuantParams(*parameters, quantizer)
+class SearchedRange(HeldRange):
+    """The share of a weight's minimum and maximum whose quantization has the least squared error.
+
+    The share is found once and kept, so that the range follows the weight: a channel's is the same
+    whatever the batch norm that is folded into it, and a search at each step would take a hundred
+    times as long as the quantization.
+
+    Args:
+        channels: of the weight's output.
+
+    Attributes:
+        share: a scalar, or (C,) per channel.
+    """
+
+    share: Tensor
+
+    def __init__(self, quantizer: Quantizer, channels: int) -> None:
+        super().__init__(quantizer)
+        shape = (channels,) if quantizer.per_channel else ()
+        self.register_buffer("share", torch.ones(shape))
+
+    def begin(self, weight: Tensor) -> None:
+        """Find the share for ``weight``."""
+        self.share.copy_(best_share(weight, self.quantizer))
+        self._set_begun(True)
+
+    def forward(self, x: Tensor) -> Range:
+        if self.training and not self.has_statistics():
+            self.begin(x)
+        return self._in_eval(x)
+
+    def _in_eval(self, x: Tensor) -> Range:
+        share = self.share if self.has_statistics() else best_share(x, self.quantizer)
+        low, high = quantizer_range(x, self.quantizer)
+        return share.to(low.dtype) * low, share.to(high.dtype) * high
+
+
+class LearnedRange(HeldRange):
+    """A scale and, of an asymmetric quantizer, an offset with gradients: LSQ and LSQ+.
+
+    A weight begins with the range of least squared error, an activation with the first batch's.
+
+    Args:
+        channels: of a weight's output; None for an activation.
+
+    Attributes:
+        scale, offset: of :func:`~ghnq_quant.quantization.learned.positive_scale`: scalars, or (C,)
+            per channel. They exist from the start, for optimizers; their values come when it begins.
+        start: the scale that it began with.
+    """
+
+    scale: nn.Parameter
+    offset: nn.Parameter | None
+    start: Tensor
+
+    def __init__(self, quantizer: Quantizer, channels: int | None = None) -> None:
+        super().__init__(quantizer)
+        self.of_weight = channels is not None
+        shape = (channels,) if quantizer.per_channel and channels is not None else ()
+        self.scale = nn.Parameter(scale_parameter(torch.ones(shape)))
+        self.offset = None if quantizer.symmetric else nn.Parameter(torch.zeros(shape))
+        self.register_buffer("start", torch.ones(shape))
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        super().reset()
+        self.scale.copy_(scale_parameter(self.start))
+
+    @torch.no_grad()
+    def begin(self, x: Tensor) -> None:
+        """Begin with the range of ``x``."""
+        self.set_range(*self._first(x))
+
+    @torch.no_grad()
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Begin with this range."""
+        scale, zero_point = affine_parameters(low, high, self.quantizer)
+        self.start.copy_(scale)
+        self.scale.copy_(scale_parameter(scale))
+        if self.offset is not None:
+            self.offset.copy_(-zero_point * scale)
+        self._set_begun(True)
+
+    def is_trained(self) -> bool:
+        """Whether an optimizer has moved it since it began."""
+        return not torch.equal(self.scale, scale_parameter(self.start))
+
+    def forward(self, x: Tensor) -> Range:
+        if self.training and not self.has_statistics():
+            self.begin(x)
+        return self._in_eval(x)
+
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.has_statistics():
+            if not self.training:
+                return super().quantize(x)
+            self.begin(x)
+        scale, zero_point = self._learned()
+        count = x.numel() // self.scale.numel() if self.of_weight else x.shape[1:].numel()
+        y = learned_quantize(x, scale, self.offset, zero_point, self.quantizer, count)
+        return y, scale.detach(), zero_point
+
+    def qparams(self, x: Tensor) -> QuantParams:
+        return self.fixed_qparams() or super().qparams(x)
+
+    def fixed_qparams(self) -> QuantParams | None:
+        if not self.has_statistics():
+            return None
+        scale, zero_point = self._learned()
+        return QuantParams(scale.detach(), zero_point, self.quantizer)
+
+    def _learned(self) -> tuple[Tensor, Tensor]:
+        scale = positive_scale(self.scale, self.start, self.quantizer)
+        return scale, learned_zero_point(self.offset, scale, self.quantizer)
+
+    def _in_eval(self, x: Tensor) -> Range:
+        fixed = self.fixed_qparams()
+        if fixed is None:
+            return self._first(x)
+        lowest, highest = self.quantizer.levels
+        return (lowest - fixed.zero_point) * fixed.scale, (highest - fixed.zero_point) * fixed.scale
+
+    def _first(self, x: Tensor) -> Range:
+        low, high = quantizer_range(x, self.quantizer)
+        share = best_share(x, self.quantizer) if self.of_weight else 1
+        return share * low, share * high
+
+
+def make_range(quantizer: Quantizer) -> TensorRange:
+    """The module that gives an activation's quantizer its range."""
+    if quantizer.range == "learned":
+        return LearnedRange(quantizer)
+    return TensorRange(quantizer) if quantizer.range in (None, "batch") else EmaRange(quantizer)
+
+
+def make_weight_range(quantizer: Quantizer, channels: int) -> TensorRange:
+    """The module that gives the quantizer of a weight with that many output channels its range."""
+    if quantizer.range == "learned":
+        return LearnedRange(quantizer, channels)
+    if quantizer.range == "mse":
+        return SearchedRange(quantizer, channels)
+    return TensorRange(quantizer)

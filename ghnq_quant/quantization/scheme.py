@@ -43,8 +43,8 @@ class QuantScheme:
             as bits (the quantizer above with other bits), or as a pair (weights, activations) of
             these; of several matching patterns the last one counts. A layer's activation is its
             unit's output (after batch norm and activation function).
-        act_range: range of the activation quantizers that name none: ``"ema"`` or ``"batch"``, as
-            in :class:`Quantizer`.
+        act_range: range of the activation quantizers that name none: ``"ema"``, ``"batch"``,
+            ``"percentile"``, ``"mse"`` or ``"learned"``, as in :class:`Quantizer`.
         bn: statistics that batch norm folds in eval: ``"running"`` or those of the ``"batch"``.
 
     Raises:

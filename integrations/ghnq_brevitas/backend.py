@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from ghnq_brevitas.layers import QuantConvBatchNorm2d
 from ghnq_brevitas.quantizers import AffineTensorQuant, activation_quantizer, weight_quantizer
 from ghnq_quant.errors import BackendError
-from ghnq_quant.quantization.affine import QuantParams, qparams_of
+from ghnq_quant.quantization.affine import QuantParams
 from ghnq_quant.quantization.quantizer import Quantizer
-from ghnq_quant.quantization.ranges import fixed_qparams
 from ghnq_quant.quantization.scheme import BatchNormMode
 
 
@@ -51,7 +50,7 @@ class BrevitasBackend:
         if not proxy.is_quant_enabled:
             return None
         if isinstance(proxy.tensor_quant, AffineTensorQuant):
-            return qparams_of(weight, proxy.tensor_quant.quantizer)
+            return proxy.tensor_quant.range.qparams(weight)
         quantized = proxy(weight)
         return _qparams(quantized.scale, quantized.zero_point, quantized.bit_width, proxy)
 
@@ -61,7 +60,7 @@ class BrevitasBackend:
             return None
         own = proxy.fused_activation_quant_proxy.tensor_quant
         if isinstance(own, AffineTensorQuant):
-            return fixed_qparams(own.range, own.quantizer)
+            return own.range.fixed_qparams()
         return _qparams(proxy.scale(), proxy.zero_point(), proxy.bit_width(), proxy)
 
 

@@ -37,7 +37,8 @@ class QuantConvBatchNorm2d(FoldsBatchNorm, QuantConv2d):
         self.weight_quant.tracked_module_list[0] = self._view
 
     def forward(self, input: Tensor) -> Tensor:
-        own = isinstance(self.weight_quant.tensor_quant, AffineTensorQuant)
+        tensor_quant = self.weight_quant.tensor_quant
+        own = isinstance(tensor_quant, AffineTensorQuant) and not tensor_quant.quantizer.learned
         return conv_batch_norm(
             input,
             self,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from brevitas.inject import ExtendedInjector
 from brevitas.inject.enum import RestrictValueType
+from brevitas.proxy import ActQuantProxyFromInjector, WeightQuantProxyFromInjector
 from brevitas.quant import (
     Int8ActPerTensorFixedPoint,
     Int8ActPerTensorFloat,
@@ -24,9 +25,9 @@ from brevitas.quant import (
 )
 from torch import Tensor, nn
 
-from ghnq_quant.quantization.affine import affine_parameters, along_channels, quantize_dequantize
+from ghnq_quant.quantization.affine import along_channels
 from ghnq_quant.quantization.quantizer import Quantizer, as_quantizer
-from ghnq_quant.quantization.ranges import make_range
+from ghnq_quant.quantization.ranges import make_range, make_weight_range
 
 
 class _PowerOfTwo(ExtendedInjector):
@@ -75,24 +76,46 @@ class AffineTensorQuant(nn.Module):
     Args:
         int_quant: Brevitas's own integer quantizer, which its export and analysis tools look for.
         quantizer: what it computes.
+        out_channels: of the weight that it is for; None for an activation.
     """
 
-    def __init__(self, int_quant: nn.Module, quantizer: Quantizer) -> None:
+    def __init__(
+        self, int_quant: nn.Module, quantizer: Quantizer, out_channels: int | None = None
+    ) -> None:
         super().__init__()
         self.int_quant = int_quant
         self.quantizer = quantizer
-        self.range = make_range(quantizer)
+        self.range = (
+            make_range(quantizer)
+            if out_channels is None
+            else make_weight_range(quantizer, out_channels)
+        )
         self.register_buffer("bit_width", torch.tensor(float(quantizer.bits)), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        low, high = self.range(x)
-        scale, zero_point = affine_parameters(low, high, self.quantizer)
-        y = quantize_dequantize(x, scale, zero_point, self.quantizer)
+        y, scale, zero_point = self.range.quantize(x)
         parameters = along_channels(scale, x), along_channels(zero_point, x)
         return y, *parameters, self.bit_width  # type: ignore[return-value]
 
     def extra_repr(self) -> str:
         return f"quantizer={self.quantizer}"
+
+
+class _KeepsParameters:
+    """Mixin of a proxy that does not make a learned range anew when a state is loaded: optimizers
+    have its parameters."""
+
+    def init_tensor_quant(self, *args: Any, **kwargs: Any) -> None:
+        if next(self.parameters(), None) is None:  # type: ignore[attr-defined]
+            super().init_tensor_quant(*args, **kwargs)  # type: ignore[misc]
+
+
+class LearnedWeightQuantProxy(_KeepsParameters, WeightQuantProxyFromInjector):
+    """``WeightQuantProxyFromInjector`` of a learned range."""
+
+
+class LearnedActQuantProxy(_KeepsParameters, ActQuantProxyFromInjector):
+    """``ActQuantProxyFromInjector`` of a learned range."""
 
 
 def weight_class(quantizer: Quantizer) -> type:
@@ -109,22 +132,24 @@ def weight_quantizer(quantizer: Quantizer | int) -> Any:
     """Brevitas's quantizer of that kind, such as ``ShiftedUint8WeightPerTensorFloat``, as a
     subclass; one and the same for equal arguments. None for 32 bits."""
     quantizer = as_quantizer(quantizer)
-    return None if quantizer.is_float else _subclass(weight_class(quantizer), quantizer)
+    if quantizer.is_float:
+        return None
+    return _subclass(weight_class(quantizer), quantizer, LearnedWeightQuantProxy)
 
 
 def activation_quantizer(quantizer: Quantizer) -> Any:
     """Brevitas's quantizer of that kind, such as ``ShiftedUint8ActPerTensorFloat``, as a subclass;
     its range is moving where the quantizer says ``"ema"``."""
-    return _subclass(activation_class(quantizer), quantizer)
+    return _subclass(activation_class(quantizer), quantizer, LearnedActQuantProxy)
 
 
 @cache
-def _subclass(base: type, quantizer: Quantizer) -> type:
-    return type(
-        base.__name__.replace("8", str(quantizer.bits)),
-        (base,),
-        {"tensor_quant": AffineTensorQuant, "quantizer": quantizer, **levels_of(quantizer)},
-    )
+def _subclass(base: type, quantizer: Quantizer, learned_proxy: type) -> type:
+    attributes = {"tensor_quant": AffineTensorQuant, "quantizer": quantizer}
+    if quantizer.learned:
+        attributes["proxy_class"] = learned_proxy
+    name = base.__name__.replace("8", str(quantizer.bits))
+    return type(name, (base,), {**attributes, **levels_of(quantizer)})
 
 
 def levels_of(quantizer: Quantizer) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ghnq_pt2e.model import DROPOUTS, Pt2eModel
 from ghnq_pt2e.quantizer import OUTPUT, WEIGHT, Marker, PlanQuantizer, owner
 from ghnq_quant.capture import Capture
 from ghnq_quant.errors import BackendError, CaptureError, warn
+from ghnq_quant.quantization.batch_norm import has_running_statistics
 from ghnq_quant.quantization.graph_rewrite import (
     QUANTIZERS,
     TrainingMode,
@@ -36,6 +37,7 @@ class Pt2eBackend:
                 "example_input=, a tensor (N, C, H, W) of that size (--image-size of ghnq init)"
             )
         plan = captured.quant_plan
+        _check_learned(captured, scheme)
         markers: dict[str, nn.Module] = {
             point.key: Marker()
             for point in plan.points
@@ -54,6 +56,20 @@ class Pt2eBackend:
         model = Pt2eModel(modules, prepared.graph, plan, scheme, captured.skipped)
         model.meta.update(prepared.meta)  # convert_pt2e reads it
         return model
+
+
+def _check_learned(captured: Capture, scheme: QuantScheme) -> None:
+    """Raise BackendError for a learned scale of a folded weight whose size is not known yet: torchao
+    folds the running statistics in training too."""
+    for unit in captured.quant_plan.units:
+        if unit.batch_norm is None or not scheme.weights_of(unit.name).learned:
+            continue
+        if not has_running_statistics(captured.modules[unit.batch_norm]):  # type: ignore[arg-type]
+            raise BackendError(
+                f"the weight of {unit.name!r} has a learned range, which backend 'pt2e' begins with "
+                f"the running statistics of {unit.batch_norm!r} folded in, and there are none: "
+                "quantize a trained network, or use another backend or range for weights"
+            )
 
 
 def _check_modes(captured: Capture, modules: nn.Module) -> None:

@@ -37,18 +37,24 @@ class AffineFakeQuantize(AffineFakeQuantization, FakeQuantize):
     """``torchao.quantization.pt2e.FakeQuantize`` with a straight-through gradient."""
 
 
-def quantization_spec(quantizer: Quantizer) -> QuantizationSpec:
+def quantization_spec(quantizer: Quantizer, channels: int | None = None) -> QuantizationSpec:
     """What torchao makes a fake quantizer of; its range is moving where the quantizer says
-    ``"ema"``."""
+    ``"ema"``.
+
+    Args:
+        channels: of a weight's output; None for an activation.
+    """
     settings = observer_settings(quantizer)
     own = settings.pop("quantizer")
-    if quantizer.range == "ema":
+    if channels is None and quantizer.range not in (None, "batch", "learned"):
         constructor = AffineFakeQuantize.with_args(
             observer=EmaMinMaxObserver, averaging_constant=MOMENTUM, quantizer=own
         )
     else:
         observer = ChannelMinMaxObserver if quantizer.per_channel else BatchMinMaxObserver
-        constructor = AffineFakeQuantize.with_args(observer=observer, quantizer=own)
+        constructor = AffineFakeQuantize.with_args(
+            observer=observer, quantizer=own, channels=channels
+        )
     return QuantizationSpec(
         dtype=torch.int8 if quantizer.signed else torch.uint8,
         observer_or_fake_quant_ctr=constructor,

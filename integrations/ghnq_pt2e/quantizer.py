@@ -68,7 +68,8 @@ class PlanQuantizer(Quantizer):
                 if not quantizer.is_float:
                     node.meta[WEIGHT] = f"{unit}.weight_fake_quant"
                     inputs[node.args[0]] = None  # torchao goes by the order: input, then weight
-                    inputs[node.args[1]] = quantization_spec(quantizer)
+                    channels = len(node.args[1].meta["val"])
+                    inputs[node.args[1]] = quantization_spec(quantizer, channels)
             if inputs or output is not None:
                 node.meta[_ANNOTATION] = QuantizationAnnotation(
                     input_qspec_map=inputs, output_qspec=output, _annotated=True

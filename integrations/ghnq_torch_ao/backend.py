@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from ghnq_quant.capture.adapters import recast
 from ghnq_quant.errors import BackendError
-from ghnq_quant.quantization.affine import QuantParams, affine_parameters, qparams_of
-from ghnq_quant.quantization.observers import AffineFakeQuantization
+from ghnq_quant.quantization.affine import QuantParams, affine_parameters
+from ghnq_quant.quantization.observers import AffineFakeQuantization, BatchObserver
 from ghnq_quant.quantization.quantizer import Quantizer
 from ghnq_quant.quantization.ranges import RunningRange
 from ghnq_quant.quantization.scheme import BatchNormMode
@@ -46,7 +46,7 @@ class TorchAoBackend:
             return None
         if not own.observer_enabled[0]:
             return _last_used(own)
-        return qparams_of(weight, own.quantizer)
+        return own.activation_post_process.qparams(weight)
 
     def activation_qparams(self, quantizer: nn.Module) -> QuantParams | None:
         own = _own(quantizer)
@@ -55,6 +55,8 @@ class TorchAoBackend:
         if not own.observer_enabled[0]:
             return _last_used(own)
         observer = own.activation_post_process
+        if isinstance(observer, BatchObserver):
+            return observer.range.fixed_qparams()
         if not isinstance(observer, RunningRange) or not observer.has_statistics():
             return None
         parameters = affine_parameters(observer.min_val, observer.max_val, own.quantizer)
@@ -81,7 +83,9 @@ def _quantized(
     layer: QATConv2d | QATConvBatchNorm2d | QATLinear, quantizer: Quantizer
 ) -> nn.Module:
     """``layer`` with a quantizer of its weight; its output is quantized by a module of the plan."""
-    layer.qconfig = QConfig(activation=nn.Identity, weight=weight_quantizer(quantizer))
+    layer.qconfig = QConfig(
+        activation=nn.Identity, weight=weight_quantizer(quantizer, len(layer.weight))
+    )
     module = layer.qconfig.weight()
     layer.weight_fake_quant = module.to(layer.weight.device, layer.weight.dtype)
     return layer

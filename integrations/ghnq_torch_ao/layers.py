@@ -80,7 +80,8 @@ class QATConvBatchNorm2d(  # type: ignore[misc]  # a module, ours is a property
         if self.freeze_bn:
             self.bn.eval()
         quantizer = self.weight_fake_quant
-        straight_through = isinstance(quantizer, (AffineFakeQuantization, nn.Identity))
+        own = isinstance(quantizer, AffineFakeQuantization) and not quantizer.quantizer.learned
+        straight_through = own or isinstance(quantizer, nn.Identity)
         return conv_batch_norm(
             input, self, self.bn, quantizer, self.mode, straight_through=straight_through
         )

@@ -48,19 +48,22 @@ class AffineFakeQuantize(AffineFakeQuantization, FakeQuantize):
         return f"quantizer={self.quantizer}, {super().extra_repr()}"
 
 
-def weight_quantizer(quantizer: Quantizer | int) -> Any:
-    """What makes a weight's quantizer, as a ``QConfig`` holds it; of 32 bits, an identity."""
+def weight_quantizer(quantizer: Quantizer | int, channels: int = 1) -> Any:
+    """What makes the quantizer of a weight with that many output channels, as a ``QConfig`` holds
+    it; of 32 bits, an identity. Searched and learned ranges per channel alone need their number."""
     quantizer = as_quantizer(quantizer)
     if quantizer.is_float:
         return nn.Identity
     observer = ChannelMinMaxObserver if quantizer.per_channel else BatchMinMaxObserver
-    return AffineFakeQuantize.with_args(observer=observer, **_settings(quantizer))
+    return AffineFakeQuantize.with_args(
+        observer=observer, channels=channels, **_settings(quantizer)
+    )
 
 
 def activation_quantizer(quantizer: Quantizer) -> Any:
     """What makes an activation's quantizer, as a ``QConfig`` holds it; its range is moving where the
     quantizer says ``"ema"``."""
-    if quantizer.range != "ema":
+    if quantizer.range in (None, "batch", "learned"):
         return AffineFakeQuantize.with_args(observer=BatchMinMaxObserver, **_settings(quantizer))
     return AffineFakeQuantize.with_args(
         observer=EmaMinMaxObserver, averaging_constant=MOMENTUM, **_settings(quantizer)

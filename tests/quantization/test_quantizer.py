@@ -75,7 +75,7 @@ def test_is_frozen_and_the_papers_by_default() -> None:
         ({"bits": 4, "symmetric": 1}, "symmetric=1"),
         ({"bits": 4, "power_of_two": None}, "power_of_two=None"),
         ({"bits": 4, "granularity": "group"}, "granularity='group': expected one of tensor, chan"),
-        ({"bits": 4, "range": "mse"}, "range='mse': expected one of .*minmax, ema, batch"),
+        ({"bits": 4, "range": "max"}, "range='max': expected one of .*minmax, mse, learned, ema"),
         ({"bits": 4, "never_negative": True}, "never_negative=True: an asymmetric"),
     ],
 )

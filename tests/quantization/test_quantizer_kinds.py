@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from backends import BACKENDS, activation_ranges, is_quantizer_state, quantized_units
+from backends import BACKENDS, assert_equal, is_quantizer_state, quantized_units
 from naive_simulation import NaiveSimulation
 from small_networks import images, small_network
-from torch import Tensor, nn
+from torch import nn
 
 import ghnq_quant
 from ghnq_quant import Quantizer, QuantScheme, SchemeError
-from ghnq_quant.quantization import QuantModel
 from ghnq_quant.quantization.scheme import parse_quantizers
 from ghnq_quant.research.networks import SPLITS, ConvNets250K
 
@@ -33,32 +32,6 @@ USUAL = ("symmetric-channel", "symmetric")
 def scheme(kind: tuple[str, str], bits: int, **settings: Any) -> QuantScheme:
     weights, activations = (Quantizer.parse(f"{bits}-{k}".rstrip("-")) for k in kind)
     return QuantScheme(weights, activations, **settings)
-
-
-def step(values: Tensor) -> float:
-    """The distance of two neighbouring levels that occur."""
-    distinct = values.double().unique()
-    gaps = distinct.diff()
-    gaps = gaps[gaps > 1e-6 * distinct.abs().max()]
-    return float(gaps.min()) if gaps.numel() else 1.0
-
-
-def assert_equal(ours: QuantModel, theirs: QuantModel, x: Tensor) -> None:
-    """At most 1 in 10^5 quantized values a unit is one level apart, outputs within 1e-3 of their
-    range."""
-    y, seen = quantized_units(ours, x)
-    expected, expected_seen = quantized_units(theirs, x)
-    assert seen.keys() == expected_seen.keys()
-    for name, (_, value) in seen.items():
-        wanted = expected_seen[name][1]
-        apart = ((value - wanted).abs() / step(wanted)).round()
-        assert (apart > 0).sum() <= value.numel() * 1e-5, name
-        assert apart.max() <= 1
-    assert (y - expected).abs().max() <= 1e-3 * (expected.max() - expected.min())
-    ranges = activation_ranges(theirs)
-    for name, found in activation_ranges(ours).items():
-        torch.testing.assert_close(found.low, ranges[name].low, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(found.high, ranges[name].high, rtol=1e-5, atol=1e-6)
 
 
 def network(name: str) -> nn.Module:

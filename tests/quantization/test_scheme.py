@@ -40,7 +40,7 @@ def test_no_override(bits: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["act_range", "bn"])
-@pytest.mark.parametrize("value", ["Batch", "", None, 0, "percentile"])
+@pytest.mark.parametrize("value", ["Batch", "", None, 0, "quantile"])
 def test_no_mode(name: str, value: Any) -> None:
     with pytest.raises(SchemeError, match=f"{name}=.*expected one of .*batch"):
         QuantScheme(4, 4, **{name: value})

@@ -1,0 +1,116 @@
+"""Quantization whose scale and offset are learned: LSQ (Esser et al. 2020), where there is a zero
+point LSQ+ (Bhalgat et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ghnq_quant.quantization.affine import along_channels, power_of_two, quantize_dequantize
+from ghnq_quant.quantization.quantizer import Quantizer
+
+#: How far from zero the squareplus bends, as a share of the scale at the start, squared.
+_BEND = 1 / 16
+
+
+def scale_parameter(scale: Tensor) -> Tensor:
+    """The parameter from which :func:`positive_scale` gives ``scale`` at the start."""
+    return scale * (1 - _BEND / 4)
+
+
+def positive_scale(parameter: Tensor, start: Tensor, quantizer: Quantizer) -> Tensor:
+    """The scale of a parameter of about that value, positive whatever an optimizer does.
+
+    scale = start · (t + √(t² + 1/16)) / 2 with t = parameter / start, the squareplus of Barron (2021).
+    Its slope is 64/65 at the start, ½ at an eighth of it and falls to 0 with the scale, so a step that
+    would have jumped over zero makes the scale small, and small scales move slowly.
+
+    Args:
+        parameter, start: scalars, or (C,) per channel; ``start`` is the scale at the start.
+
+    Example:
+        >>> start = torch.tensor(0.5)
+        >>> parameter = scale_parameter(start)
+        >>> [float(positive_scale(p, start, Quantizer(4))) for p in (parameter, -parameter)]
+        [0.5, 0.0078125]
+    """
+    t = parameter / start
+    size = t.abs() + (t.square() + _BEND).sqrt()
+    scale = start * torch.where(t > 0, size / 2, _BEND / 2 / size)  # the same, without cancellation
+    limits, highest = torch.finfo(scale.dtype), quantizer.levels[1]
+    most = (1 - 2 * limits.eps) * limits.max / highest  # levels must be finite values
+    if not quantizer.power_of_two:
+        return scale.clamp(limits.tiny, most)
+    scale = scale.clamp(limits.tiny, 2.0 ** (math.frexp(most)[1] - 1))
+    return scale + (power_of_two(scale) - scale).detach()
+
+
+def learned_zero_point(offset: Tensor | None, scale: Tensor, quantizer: Quantizer) -> Tensor:
+    """round(−offset / scale) within the levels, without gradient: unlike in LSQ+, which does not round
+    it, zero has a level as with every other range. 0 without an offset."""
+    scale = scale.detach()
+    if offset is None:
+        return torch.zeros_like(scale)
+    return (-offset.detach() / scale).round_().clamp_(0, quantizer.levels[1])
+
+
+def learned_quantize(
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor | None,
+    zero_point: Tensor,
+    quantizer: Quantizer,
+    count: int,
+) -> Tensor:
+    """x̂ of :func:`~ghnq_quant.quantization.quantize_dequantize` with the gradients of LSQ and LSQ+.
+
+    Within the ends of the levels the gradient of x is 1, that of the scale round(x / scale) − x / scale
+    and that of the offset 0; beyond them they are 0, the lowest or highest level, and 1. Those of scale
+    and offset are multiplied by 1 / √(count · highest level).
+
+    Args:
+        x: of any shape; (C, …) per channel.
+        scale, offset: scalars, or (C,); the offset, the value of level 0, is None where symmetric.
+        zero_point: of :func:`learned_zero_point`.
+        count: how many values share a scale: N of the papers.
+    """
+    y: Tensor = _Learned.apply(x, scale, offset, zero_point, quantizer, count)
+    return y
+
+
+class _Learned(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        offset: Tensor | None,
+        zero_point: Tensor,
+        quantizer: Quantizer,
+        count: int,
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.quantizer, ctx.count = quantizer, count
+        return quantize_dequantize(x, scale, zero_point, quantizer)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, zero_point = ctx.saved_tensors
+        lowest, highest = ctx.quantizer.levels
+        shift = along_channels(zero_point, x)
+        steps = x / along_channels(scale, x)
+        clamped = torch.minimum(torch.maximum(steps, lowest - shift), highest - shift)
+        inside = clamped == steps
+        grad_x = grad * inside
+        of_scale = clamped.round_() - torch.where(inside, steps, -shift)
+
+        def total(values: Tensor) -> Tensor:
+            dims = tuple(range(1, x.dim())) if scale.dim() else None
+            return values.sum(dims, dtype=scale.dtype) / math.sqrt(ctx.count * highest)
+
+        grad_offset = total(grad - grad_x) if ctx.needs_input_grad[2] else None
+        return grad_x, total(of_scale * grad), grad_offset, None, None, None
