@@ -33,11 +33,6 @@ class ModeDifference:
     more_outputs: bool = False
 
 
-def makes_tensors(graph: fx.Graph) -> bool:
-    """Whether code of the network made a tensor while it was recorded: it might be a random one."""
-    return any(node.op == "get_attr" and _CONSTANT in str(node.target) for node in graph.nodes)
-
-
 def compare_modes(evaluated: Recorder, trained: Recorder) -> ModeDifference:
     """Compare the graphs of the same network recorded in eval and in training."""
     in_eval, in_training = list(evaluated.graph.nodes), list(trained.graph.nodes)

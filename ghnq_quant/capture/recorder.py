@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from types import FrameType, FunctionType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -35,21 +35,6 @@ _DEVICES = ("cpu", "cuda")
 _MATH = {id(f) for f in vars(math).values() if callable(f)}
 
 
-class Mode(int):
-    """A module's ``training`` that notes in ``reads`` that it was asked for."""
-
-    reads: list[bool]
-
-    def __bool__(self) -> bool:
-        self.reads.append(True)
-        return int(self) != 0
-
-    def __eq__(self, other: object) -> bool:
-        return bool(self) == other
-
-    __hash__ = int.__hash__
-
-
 class _Parameters(dict[str, Any]):
     """A module's parameters, read as proxies by the module's own code."""
 
@@ -65,7 +50,6 @@ class Recorder(fx.Tracer):
 
     Attributes:
         owners: of each node the name of the module whose code made it.
-        mode_was_read: whether any module's code asked for its mode.
         lost: names of modules whose code does what no graph holds, and what that is.
     """
 
@@ -73,15 +57,10 @@ class Recorder(fx.Tracer):
         super().__init__()
         self.owners: dict[fx.Node, str] = {}
         self.lost: dict[str, str] = {}
-        self._reads: list[bool] = []
         self._entered: list[tuple[str, bool]] = [("", True)]  # and whether gradients were on
         self._proxies: dict[nn.Parameter, fx.Proxy] = {}
         self._calls: Counter[str] = Counter()
         self._without_autocast = [d for d in _DEVICES if not torch.is_autocast_enabled(d)]
-
-    @property
-    def mode_was_read(self) -> bool:
-        return bool(self._reads)
 
     @property
     def current_module(self) -> str:
@@ -115,12 +94,6 @@ class Recorder(fx.Tracer):
             for key, value in attributes.items():
                 if isinstance(value, Tensor):
                     self.tensor_attrs[value] = prefix + key
-            cls: Any = type(module)
-            if _names_training(cls):  # which may ask in a way that no object can tell
-                self._reads.append(True)
-            else:
-                attributes["training"] = Mode(module.training)
-                attributes["training"].reads = self._reads
 
     def _proxy_of(self, parameter: nn.Parameter) -> fx.Proxy | nn.Parameter:
         if parameter not in self._names:
@@ -172,8 +145,6 @@ class Recorder(fx.Tracer):
             return tuple(map(self.create_arg, a))
         if a is None or kind in (int, float, bool, str):
             return a
-        if kind is Mode:
-            return bool(a)
         return super().create_arg(a)
 
     def _note_what_is_lost(self, node: fx.Node) -> None:
@@ -192,14 +163,6 @@ class Recorder(fx.Tracer):
         if node.target is getattr or node.target in _BY_SIZE:
             return True
         return node.op == "call_function" and all(map(self._is_a_size, node.all_input_nodes))
-
-
-@cache
-def _names_training(cls: type[nn.Module]) -> bool:
-    """Whether code of a class, or of one that it inherits from, reads an attribute ``training``."""
-    own = [c for c in cls.__mro__ if not c.__module__.startswith("torch.")]
-    functions = [f for c in own for f in vars(c).values() if isinstance(f, FunctionType)]
-    return any("training" in inspect.unwrap(f).__code__.co_names for f in functions)
 
 
 def _autograd_function(frame: FrameType | None) -> Any:

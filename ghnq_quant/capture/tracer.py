@@ -20,7 +20,7 @@ from ghnq_quant.capture.checks import (
     check_layers,
     check_weight,
 )
-from ghnq_quant.capture.modes import ModeArgument, ModeDifference, compare_modes, makes_tensors
+from ghnq_quant.capture.modes import ModeArgument, ModeDifference, compare_modes
 from ghnq_quant.capture.recorder import WITHOUT_GRADIENT, Recorder
 from ghnq_quant.capture.twin import copy_of_modules, twin
 from ghnq_quant.errors import CaptureError
@@ -126,7 +126,7 @@ def _record(tracer: _Tracer, root: nn.Module, *, training: bool) -> fx.Graph:
 def _losses(tracer: _Tracer, root: nn.Module) -> tuple[ModeDifference, dict[str, str]]:
     """How training differs from eval, and the modules whose graph does not hold all they do."""
     difference, lost = ModeDifference(), dict(tracer.lost)
-    if not lost and (tracer.mode_was_read or makes_tensors(tracer.graph)):
+    if not lost:
         trained = _Tracer(tracer.adapters, tracer.skip, (*tracer.whole, *tracer.skipped))
         try:
             _record(trained, root, training=True)

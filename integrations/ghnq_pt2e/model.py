@@ -12,7 +12,7 @@ from ghnq_quant.quantization.batch_norm import has_running_statistics
 from ghnq_quant.quantization.model import QuantModel
 
 _BATCH_NORM = ops.aten.batch_norm.default
-#: Nodes whose third argument is the mode of the module they came from.
+#: Nodes whose third argument is the mode of the dropout module they came from.
 DROPOUTS = (ops.aten.dropout.default, ops.aten.dropout_.default)
 _COUNT = ops.aten.add_.Tensor
 _ADD = ops.aten.add.Tensor
@@ -51,7 +51,10 @@ class Pt2eModel(QuantModel):
     def _arguments(self, node: fx.Node) -> tuple[Any, ...]:
         """The arguments that a node should have, by the mode of the module it came from."""
         if node.target in DROPOUTS:
-            return (*node.args[:2], self.get_submodule(owner(node)).training)
+            module = self.get_submodule(owner(node))
+            if isinstance(module, nn.modules.dropout._DropoutNd):  # else a constant of the model's
+                return (*node.args[:2], module.training)
+            return node.args
         norm = self._norm(node)
         if norm is None:
             return node.args

@@ -62,6 +62,10 @@ class AsksByIdentity(nn.Module):
         return 2 * x if self.training is True else x
 
 
+def dropout_by_identity(n: Net, x: Tensor) -> Tensor:
+    return F.dropout(x, 0.5, n.training is True)
+
+
 def size_without_gradient(n: Net, x: Tensor) -> Tensor:
     with torch.no_grad():
         batch, channels = x.shape[0], x.size(1)
@@ -72,6 +76,7 @@ KEPT: dict[str, Net] = {
     "dropout": Net(lambda n, x: F.dropout(x, 0.5, n.training)),
     "dropout2d": Net(lambda n, x: F.dropout2d(x, 0.5, training=n.training)),
     "alpha_dropout": Net(lambda n, x: F.alpha_dropout(x, 0.5, n.training)),
+    "dropout by identity": Net(dropout_by_identity),
     "always dropout": Net(lambda n, x: F.dropout(x, 0.5, training=True)),
     "never dropout": Net(lambda n, x: F.dropout(x, 0.5, training=False)),
     "rrelu": Net(lambda n, x: F.rrelu(-x, training=n.training)),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from backends import assert_forward_equal, is_quantizer_state, lasting_state, quantized_units
 from small_networks import images, small_network
-from torch import nn
+from torch import Tensor, nn
 
 import ghnq_quant
 from ghnq_quant import BackendError, GhnqWarning, QuantScheme
@@ -166,6 +166,20 @@ def test_train_eval_dropout_and_a_frozen_norm(trained: QuantModel) -> None:
         norm.eval()
     assert not torch.equal(qmodel(x), qmodel(x))  # the dropout is back
     assert torch.equal(lasting_state(qmodel)["norm.running_mean"], before["norm.running_mean"])
+
+
+class AlwaysDrops(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.conv(x), 0.5, training=True)
+
+
+def test_dropout_that_a_model_never_turns_off_stays_on() -> None:
+    qmodel = make(AlwaysDrops(), 32).eval()
+    assert 0.3 < float((qmodel(images()) == 0).float().mean()) < 0.7
 
 
 def test_a_step_of_training(trained: QuantModel) -> None:
