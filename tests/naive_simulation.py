@@ -139,5 +139,7 @@ def conv_batch_norm(
     beta = torch.zeros_like(mean) if norm.bias is None else norm.bias
     bias = torch.zeros_like(mean) if conv.bias is None else conv.bias
     factor = gamma / (variance + norm.eps).sqrt()
+    if mode == "running":
+        factor = torch.where(variance == 0, 0.0, factor)
     folded = factor.view(-1, 1, 1, 1) * conv.weight
     return conv._conv_forward(x, quantize(folded, quantizer), beta + factor * (bias - mean))

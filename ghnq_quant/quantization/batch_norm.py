@@ -45,10 +45,11 @@ class FoldsBatchNorm(nn.Module):
     weight: Tensor
     mode: BatchNormMode
     _folded: tuple[nn.BatchNorm2d]  # a module would become a child, a tuple does not
+    _norm_name: str = ""
 
-    def fold(self, bn: nn.BatchNorm2d) -> None:
-        """Fold ``bn`` from now on."""
-        self._folded = (bn,)
+    def fold(self, bn: nn.BatchNorm2d, name: str = "") -> None:
+        """Fold ``bn``, which errors call by its ``name`` in the model, from now on."""
+        self._folded, self._norm_name = (bn,), name
 
     @property
     def bn(self) -> nn.BatchNorm2d:
@@ -60,7 +61,7 @@ class FoldsBatchNorm(nn.Module):
         bn = self.bn
         if bn.running_var is None or not has_running_statistics(bn):
             return self.weight
-        return folded_weight(self.weight, bn, bn.running_var)
+        return folded_weight(self.weight, bn, _ignoring_constants(bn.running_var))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, folded batch norm, eval statistics={self.mode}"
@@ -84,6 +85,8 @@ def conv_batch_norm(
             forward, and it alone decides (``bn.training``) whether this batch's statistics count.
         quantize: of the folded weight.
         mode: statistics in eval; those of the batch are used too while there are no running ones.
+            With ``"running"`` a filter whose channel has no variance is folded to zero; its output,
+            β, is the same, but it does not set the range of the others.
         straight_through: whether the gradient of ``quantize`` is the identity and it has no
             parameters of its own, so that forward and backward can share most of their work.
 
@@ -100,7 +103,7 @@ def conv_batch_norm(
     """
     x = fast_layout(x, conv.weight)
     if bn.training or mode == "batch" or not has_running_statistics(bn):
-        return _with_batch_statistics(x, conv, bn, quantize, straight_through)
+        return _with_batch_statistics(x, conv, bn, quantize, straight_through, mode == "running")
     weight, bias = fold_running_statistics(conv, bn)
     return conv._conv_forward(x, quantize(weight), bias)
 
@@ -110,7 +113,8 @@ def fold_running_statistics(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor
     eval; ``bn`` has running statistics."""
     assert bn.running_mean is not None
     assert bn.running_var is not None
-    factor, shift = _fold(bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
+    variance = _ignoring_constants(bn.running_var)
+    factor, shift = _fold(bn.running_mean, variance, bn.weight, bn.bias, bn.eps)
     if conv.bias is not None:
         shift = torch.addcmul(shift, conv.bias, factor)
     return _scaled(conv.weight, factor), shift
@@ -122,6 +126,13 @@ def _fold(
     """Batch norm as z · factor + shift."""
     factor = _factor(variance, gamma, eps)
     return factor, -mean * factor if beta is None else torch.addcmul(beta, -mean, factor)
+
+
+def _ignoring_constants(variance: Tensor) -> Tensor:
+    """With infinity for zero: a channel that never varies is β whatever its filter, which is
+    therefore folded to zero. At γ / sqrt(ε), 316 γ, it would set the range of its whole layer, in
+    which the others round to zero."""
+    return variance.masked_fill(variance == 0, math.inf)
 
 
 def folded_weight(weight: Tensor, bn: nn.BatchNorm2d, variance: Tensor) -> Tensor:
@@ -170,7 +181,12 @@ def _update_running_statistics(
 
 
 def _with_batch_statistics(
-    x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, quantize: Quantize, straight_through: bool
+    x: Tensor,
+    conv: nn.Conv2d,
+    bn: nn.BatchNorm2d,
+    quantize: Quantize,
+    straight_through: bool,
+    ignore_constants: bool,
 ) -> Tensor:
     padding = conv.padding
     if isinstance(padding, str) or conv.padding_mode != "zeros":
@@ -180,13 +196,21 @@ def _with_batch_statistics(
     geometry = Geometry(conv.stride, padding, conv.dilation, conv.groups)
     places = math.prod(geometry.output_size(x.shape[2:], conv.weight.shape[2:]))
     if bn.training and len(x) * places == 1:
+        name = getattr(conv, "_norm_name", "")
+        which = f"batch norm {name!r}" if name else f"a batch norm of {bn.num_features} channels"
         raise DataError(
-            f"a batch norm of {bn.num_features} channels got one value a channel in training, which "
-            "has no variance: give batches of more images (a loader's drop_last) or larger ones"
+            f"{which} got one value a channel in training, which has no variance: give batches of "
+            "more images (a loader's drop_last) or larger ones"
         )
     parameters = conv.weight, conv.bias, bn.weight, bn.bias
     y, mean, variance = conv_batch_statistics_norm(
-        x, *parameters, bn.eps, geometry, quantize, straight_through=straight_through
+        x,
+        *parameters,
+        bn.eps,
+        geometry,
+        quantize,
+        straight_through=straight_through,
+        ignore_constants=ignore_constants,
     )
     _update_running_statistics(bn, mean, variance, y.numel() // y.shape[1])
     return y
@@ -203,12 +227,14 @@ def conv_batch_statistics_norm(
     quantize: Quantize,
     *,
     straight_through: bool = True,
+    ignore_constants: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same with the statistics of the batch, as a function of all it depends on.
 
     Args:
         weight, bias: of the convolution.
         gamma, beta, eps: of the batch norm.
+        ignore_constants: fold filters whose channel does not vary to zero.
 
     Returns:
         (N, C_out, H', W'), and each channel's mean and biased variance without gradient.
@@ -216,13 +242,14 @@ def conv_batch_statistics_norm(
     as_one = straight_through and not torch.compiler.is_compiling()  # a compiler fuses on its own
     if as_one and not torch.is_autocast_enabled(x.device.type):
         y, mean, variance = _ConvBatchNorm.apply(
-            x, weight, bias, gamma, beta, eps, geometry, quantize
+            x, weight, bias, gamma, beta, eps, geometry, quantize, ignore_constants
         )
         with torch.no_grad():
             return y, mean if bias is None else mean + bias, variance
     z = F.conv2d(x, weight, bias, *geometry)
     variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
-    factor, shift = _fold(mean, variance, gamma, beta, eps)
+    varying = _ignoring_constants(variance) if ignore_constants else variance
+    factor, shift = _fold(mean, varying, gamma, beta, eps)
     if bias is not None:
         shift = torch.addcmul(shift, bias, factor)
     y = F.conv2d(x, quantize(_scaled(weight, factor)), shift, *geometry)
@@ -249,11 +276,13 @@ class _ConvBatchNorm(torch.autograd.Function):
         eps: float,
         geometry: Geometry,
         quantize: Quantize,
+        ignore_constants: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         convolve = convolution(x, weight, geometry)
         z = convolve(weight)  # its bias would only shift the mean
         mean, variance = batch_statistics(z)
-        factor, shift = _fold(mean, variance, gamma, beta, eps)
+        varying = _ignoring_constants(variance) if ignore_constants else variance
+        factor, shift = _fold(mean, varying, gamma, beta, eps)
         folded = _scaled(weight, factor)
         quantized = quantize(folded)
         y = convolve(quantized, shift)
@@ -272,7 +301,7 @@ class _ConvBatchNorm(torch.autograd.Function):
         x, weight, bias, gamma, z, mean, inverse_std, error = ctx.saved_tensors
         of_x, of_weight, of_bias, of_gamma, of_beta, *_ = ctx.needs_input_grad
         if grad is None:
-            return (None,) * 8
+            return (None,) * 9
         grad = _like(grad, z)
         of_norm = [True, of_gamma, of_beta]
         through_norm, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
@@ -285,7 +314,7 @@ class _ConvBatchNorm(torch.autograd.Function):
             terms = [(through_norm, weight)]
             grad_x = convolve.grad_input(terms if error is None else [*terms, (grad, error)])
         grad_bias = torch.zeros_like(bias) if of_bias else None
-        return grad_x, grad_weight, grad_bias, grad_gamma, grad_beta, None, None, None
+        return grad_x, grad_weight, grad_bias, grad_gamma, grad_beta, None, None, None, None
 
 
 def _like(grad: Tensor, z: Tensor) -> Tensor:

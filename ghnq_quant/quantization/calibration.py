@@ -98,7 +98,7 @@ def calibrate(
     begin_weight_ranges(qmodel)
     qmodel.refresh()
     with torch.no_grad():
-        warn_of_equal_outputs(qmodel, images, stacklevel=2)
+        warn_of_equal_outputs(qmodel, images)
     return qmodel
 
 

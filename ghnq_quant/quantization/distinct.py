@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ghnq_quant.errors import GhnqWarning
+from ghnq_quant.errors import warn
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
 from ghnq_quant.quantization.model import QuantModel
 
@@ -16,7 +15,7 @@ from ghnq_quant.quantization.model import QuantModel
 _ENOUGH = 16
 
 
-def warn_of_equal_outputs(qmodel: QuantModel, images: Tensor, *, stacklevel: int) -> None:
+def warn_of_equal_outputs(qmodel: QuantModel, images: Tensor) -> None:
     """Warn where fewer than half of ``images`` (N, C, H, W) have an output of their own in eval.
 
     The warning names the first quantized activation of which that is true.
@@ -34,13 +33,11 @@ def warn_of_equal_outputs(qmodel: QuantModel, images: Tensor, *, stacklevel: int
     finally:
         for module, training in modes.items():
             module.training = training
-    warnings.warn(
+    warn(
         f"{expected} images have only {rows} different outputs"
         f"{f', from {place!r} on' if place else ''}: at this precision the model hardly tells them "
         "apart, and will hardly train; give that layer and those before it more bits (stem_bits=8, "
-        "or the scheme's overrides)",
-        GhnqWarning,
-        stacklevel=stacklevel + 1,
+        "or the scheme's overrides)"
     )
 
 

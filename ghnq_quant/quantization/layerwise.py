@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ghnq_quant.capture import Capture, Unit
@@ -41,16 +43,21 @@ class LayerwiseModel(QuantModel):
         graph = rewrite(captured, modules)
         super().__init__(modules, graph, captured.quant_plan, scheme, captured.skipped)
         self.backend = backend
+        self._fold()
         self.register_load_state_dict_post_hook(_place_quantizers)
 
     def refresh(self) -> None:
         """Also makes layers fold what now stands in their batch norm's place: it may have been
         replaced, as ``nn.SyncBatchNorm.convert_sync_batchnorm`` does."""
+        self._fold()
+        super().refresh()
+
+    def _fold(self) -> None:
         for unit in self.plan.units:
             layer = self.get_submodule(unit.name)
             if unit.batch_norm is not None and isinstance(layer, FoldsBatchNorm):
-                layer.fold(self.get_submodule(unit.batch_norm))  # type: ignore[arg-type]
-        super().refresh()
+                norm: Any = self.get_submodule(unit.batch_norm)
+                layer.fold(norm, unit.batch_norm)
 
 
 def as_layerwise(model: QuantModel, function: str) -> LayerwiseModel:

@@ -215,6 +215,46 @@ def test_eval_before_any_statistics_uses_the_batch_and_warns_once(backend: str) 
     assert qmodel.get_submodule("1").num_batches_tracked == 0
 
 
+def depthwise_network(channels: int) -> nn.Module:
+    """The input through depthwise filters; those of one of fewer channels are the last ones."""
+    torch.manual_seed(2)
+    conv, bn = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), nn.BatchNorm2d(4)
+    nn.init.normal_(bn.bias)
+    first = 4 - channels
+    part = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+    norm = nn.BatchNorm2d(channels)
+    part.weight.data, norm.bias.data = conv.weight.data[first:], bn.bias.data[first:]
+    return nn.Sequential(part, norm)
+
+
+@backends
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_a_constant_channel_does_not_silence_the_others(backend: str, granularity: Any) -> None:
+    scheme = QuantScheme(Quantizer(3, granularity=granularity), 32)
+    x = torch.randn(8, 4, 6, 6)
+    x[:, 0] = 0
+    ours, without = (
+        ghnq_quant.quantize(depthwise_network(n), scheme=scheme, backend=backend) for n in (4, 3)
+    )
+    for training in (True, False):
+        if not training:
+            ghnq_quant.calibrate(ours, [x])
+            ghnq_quant.calibrate(without, [x[:, 1:]])
+        y = ours.train(training)(x)
+        torch.testing.assert_close(y[:, 1:], without.train(training)(x[:, 1:]))
+        beta = ours.get_parameter("1.bias")[0]
+        torch.testing.assert_close(y[:, 0], beta.expand_as(y[:, 0]))
+
+
+def test_the_papers_protocol_folds_constant_channels_too() -> None:
+    conv, bn = nn.Conv2d(2, 2, 1, groups=2, bias=False), nn.BatchNorm2d(2)
+    x = torch.randn(4, 2, 3, 3)
+    x[:, 0] = 0
+    seen: list[Tensor] = []
+    conv_batch_norm(x, conv, bn, lambda w: seen.append(w) or w, "batch")
+    torch.testing.assert_close(seen[0][0], conv.weight[0] / bn.eps**0.5)
+
+
 def test_under_autocast() -> None:
     x, conv, bn = make()
     with torch.autocast("cpu", dtype=torch.bfloat16):

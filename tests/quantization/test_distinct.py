@@ -13,8 +13,10 @@ def test_a_dead_start_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten())
     nn.init.constant_(model[0].bias, -100)  # so that nothing gets through the first unit
     copied = quantize(model, bits=8, backend="reference").train()
-    with pytest.warns(GhnqWarning, match="32 images have only 1 different outputs, from '0' on"):
+    told = "32 images have only 1 different outputs, from '0' on"
+    with pytest.warns(GhnqWarning, match=told) as warned:
         calibrate(copied, [torch.randn(32, 3, 4, 4)])
+    assert warned[0].filename == __file__
     assert all(m.training for m in copied.modules())
 
 
