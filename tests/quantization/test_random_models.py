@@ -1,4 +1,5 @@
-"""Random networks: a copy that quantizes nothing does what the network itself does, in both modes.
+"""Random networks: a copy that quantizes nothing does what the network itself does, in both modes,
+whatever the backend.
 
 More of them: ``EXAMPLES=2000 pytest tests/quantization/test_random_models.py -n0``
 """
@@ -7,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
+import pytest
 import torch
 import torch.nn.functional as F
+from backends import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -67,6 +70,36 @@ class OneShared(nn.Module):
         return self.act(self.b(self.act(self.a(x))))
 
 
+class Tied(nn.Module):
+    """Two convolutions of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu6(self.a(x)))
+
+
+class Matrix(nn.Module):
+    """A parameter outside of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.eye(4) + 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("nchw,dc->ndhw", x, self.matrix)
+
+
+def hooked() -> nn.Module:
+    act = nn.Hardswish()
+    act.register_forward_hook(lambda module, args, y: 2 * y)
+    act.register_full_backward_pre_hook(lambda module, grads: tuple(3 * g for g in grads))
+    return act
+
+
 # Random numbers come in the order of memory, which the copy of a convolution may change.
 PARTS: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: nn.Conv2d(4, 4, 3, padding=1),
@@ -84,15 +117,20 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "drop path": DropPath,
     "scale": Scale,
     "shared": OneShared,
+    "tied": Tied,
+    "matrix": Matrix,
+    "hooked": hooked,
     "pool": lambda: nn.AvgPool2d(3, 1, 1),
 }
+#: What an exported graph of training cannot hold in eval too.
+NOT_EXPORTED = {"dropout2d", "rrelu", "drop path", "hooked"}
 names = st.sampled_from(["block", "block_0", "add", "add_1", "x", "keys", "weight", "a b", "7"])
-leaves = st.sampled_from(sorted(PARTS)).map(lambda name: PARTS[name]())
-parts = st.one_of(leaves, st.lists(leaves, min_size=1, max_size=3).map(lambda p: Residual(*p)))
 
 
 @st.composite
-def models(draw: st.DrawFn) -> nn.Module:
+def models(draw: st.DrawFn, without: Collection[str] = ()) -> nn.Module:
+    leaves = st.sampled_from(sorted(PARTS.keys() - without)).map(lambda name: PARTS[name]())
+    parts = st.one_of(leaves, st.lists(leaves, min_size=1, max_size=3).map(lambda p: Residual(*p)))
     model = nn.Sequential(nn.Conv2d(3, 4, 1))
     for number, (name, part) in enumerate(draw(st.lists(st.tuples(names, parts), max_size=6))):
         container = nn.ModuleDict()
@@ -106,10 +144,23 @@ def models(draw: st.DrawFn) -> nn.Module:
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(models(), st.integers(0, 2**16))
-def test_a_float_copy_does_what_the_network_does(model: nn.Module, seed: int) -> None:
+@given(models(), st.sampled_from(BACKENDS), st.integers(0, 2**16))
+def test_a_float_copy_does_what_the_network_does(model: nn.Module, backend: str, seed: int) -> None:
+    assert_same(model, backend, seed)
+
+
+@settings(max_examples=EXAMPLES // 10, deadline=None)
+@given(models(NOT_EXPORTED), st.integers(0, 2**16))
+def test_an_exported_float_copy_does_too(model: nn.Module, seed: int) -> None:
+    pytest.importorskip("torchao.quantization.pt2e")
+    assert_same(model, "pt2e", seed)
+
+
+def assert_same(model: nn.Module, backend: str, seed: int) -> None:
+    """A copy of ``backend`` gives the outputs and gradients of ``model`` and updates its buffers alike."""
     before = copy.deepcopy(model.state_dict())
-    copied = quantize(model, bits=32, backend="reference")
+    example = torch.zeros(2, 3, 6, 6, dtype=torch.double)
+    copied = quantize(model, bits=32, backend=backend, example_input=example)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     x = torch.randn(5, 3, 6, 6, dtype=torch.double, generator=torch.Generator().manual_seed(seed))
     for training in (True, False, True):
