@@ -26,7 +26,15 @@ from ghnq_quant.errors import (  # noqa: E402
     SchemeError,
 )
 from ghnq_quant.ghn import GHN  # noqa: E402
-from ghnq_quant.quantization import Quantizer, QuantScheme, calibrate  # noqa: E402
+from ghnq_quant.quantization import (  # noqa: E402
+    Quantizer,
+    QuantScheme,
+    calibrate,
+    freeze_batch_norms,
+    freeze_ranges,
+    unfreeze_batch_norms,
+    unfreeze_ranges,
+)
 from ghnq_quant.stem import adapt_stem  # noqa: E402
 
 __version__ = version("ghnq-quant")
@@ -48,8 +56,12 @@ __all__ = [
     "calibrate",
     "convert",
     "export_onnx",
+    "freeze_batch_norms",
+    "freeze_ranges",
     "init_quantized",
     "initialize",
     "predict_parameters",
     "quantize",
+    "unfreeze_batch_norms",
+    "unfreeze_ranges",
 ]

@@ -11,6 +11,12 @@ from ghnq_quant.quantization.affine import (
 from ghnq_quant.quantization.backends import Backend, ModelBackend, load_backend
 from ghnq_quant.quantization.batch_norm import FoldsBatchNorm, conv_batch_norm
 from ghnq_quant.quantization.calibration import calibrate
+from ghnq_quant.quantization.freezing import (
+    freeze_batch_norms,
+    freeze_ranges,
+    unfreeze_batch_norms,
+    unfreeze_ranges,
+)
 from ghnq_quant.quantization.layerwise import emit
 from ghnq_quant.quantization.model import QuantModel
 from ghnq_quant.quantization.quantizer import Quantizer
@@ -29,8 +35,12 @@ __all__ = [
     "conv_batch_norm",
     "emit",
     "fake_quantize",
+    "freeze_batch_norms",
+    "freeze_ranges",
     "load_backend",
     "qparams_of",
     "quantize_dequantize",
     "tensor_range",
+    "unfreeze_batch_norms",
+    "unfreeze_ranges",
 ]

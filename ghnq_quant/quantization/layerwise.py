@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ghnq_quant.capture import Capture, Unit
 from ghnq_quant.capture.checks import has_hooks
 from ghnq_quant.capture.computed_weight import ComputedWeight, keep_computing
-from ghnq_quant.errors import CaptureError
+from ghnq_quant.errors import BackendError, CaptureError
 from ghnq_quant.quantization.backends import Backend, ModelBackend
 from ghnq_quant.quantization.batch_norm import FoldsBatchNorm
 from ghnq_quant.quantization.graph_rewrite import (
@@ -50,6 +52,14 @@ class LayerwiseModel(QuantModel):
             if unit.batch_norm is not None and isinstance(layer, FoldsBatchNorm):
                 layer.fold(self.get_submodule(unit.batch_norm))  # type: ignore[arg-type]
         super().refresh()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not getattr(self.backend, "picklable", True):
+            raise BackendError(
+                f"{type(self.backend).__name__} makes layers that cannot be pickled: save the "
+                "model's state_dict, and load it into a model made anew"
+            )
+        return super().__reduce__()
 
 
 def _place_quantizers(model: nn.Module, *_: object) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from keyword import iskeyword
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ghnq_quant.capture import QuantPlan
-from ghnq_quant.errors import CaptureError, warn
+from ghnq_quant.errors import BackendError, CaptureError, warn
 from ghnq_quant.quantization.batch_norm import has_running_statistics
 from ghnq_quant.quantization.graph_rewrite import adopt
 from ghnq_quant.quantization.graph_state import graph_from_state, graph_state
@@ -34,6 +35,8 @@ class QuantModel(fx.GraphModule):
     Attributes:
         float_parts: names of the modules and parameters that are not quantized: skipped ones, norms
             that no convolution folds, parameters used outside of layers.
+        batch_norms_frozen, ranges_frozen: whether they stay in eval in a model that is put into
+            train.
 
     It can be copied and pickled, its graph as data: no code is saved, and none of a file's text is
     executed. ``torch.load`` with ``weights_only=True`` refuses it, whatever was allowed; save the
@@ -56,6 +59,8 @@ class QuantModel(fx.GraphModule):
     plan: QuantPlan
     skipped: tuple[str, ...]
     float_parts: tuple[str, ...]
+    batch_norms_frozen: bool = False
+    ranges_frozen: bool = False
     _warned: bool
 
     def __init__(
@@ -111,9 +116,20 @@ class QuantModel(fx.GraphModule):
     def refresh(self) -> None:
         """Take up what was changed in the modules and is not looked at in ``forward``: with their
         modes, ``torch.compile`` and ``torch.export.export`` take it for constant."""
+        frozen = self.batch_norms() if self.batch_norms_frozen else {}
+        frozen |= self.running_ranges() if self.ranges_frozen else {}
+        for module in frozen.values():
+            module.training = False
         self._follow_modules()
-        keepers = self._keepers()
-        note_statistics(keepers, self._without_statistics(keepers))
+        note_statistics(self._keepers(), self._without_statistics())
+
+    def batch_norms(self) -> dict[str, nn.Module]:
+        """All batch norms, by name."""
+        return {n: m for n, m in self.named_modules() if isinstance(m, _BatchNorm)}
+
+    def running_ranges(self) -> dict[str, nn.Module]:
+        """All moving ranges, by name."""
+        return {n: m for n, m in self.named_modules() if isinstance(m, RunningRange)}  # type: ignore[misc]
 
     def _follow_modules(self) -> None:
         """Bring the graph in line with the modules' modes, where it holds them as constants."""
@@ -122,17 +138,14 @@ class QuantModel(fx.GraphModule):
         """The modules whose running statistics eval uses."""
         names = [u.batch_norm for u in self.plan.units if u.batch_norm is not None]
         norms = {n: self.get_submodule(n) for n in names} if self.scheme.bn == "running" else {}
-        ranges: dict[str, nn.Module] = {
-            n: m for n, m in self.named_modules() if isinstance(m, RunningRange)
-        }
-        return {**norms, **ranges}
+        return norms | self.running_ranges()
 
-    def _without_statistics(self, keepers: dict[str, nn.Module]) -> list[str]:
+    def _without_statistics(self) -> list[str]:
         """Those in eval that have none yet."""
         has = {
             n: m.has_statistics() if isinstance(m, RunningRange) else has_running_statistics(m)
-            for n, m in keepers.items()
-            if not m.training and isinstance(m, (nn.BatchNorm2d, RunningRange))
+            for n, m in self._keepers().items()
+            if not m.training and isinstance(m, (_BatchNorm, RunningRange))
         }
         return [name for name, there in has.items() if not there]
 
@@ -140,7 +153,7 @@ class QuantModel(fx.GraphModule):
         """Before each forward in eval; warns once."""
         if self.training or self._warned:
             return
-        missing = self._without_statistics(self._keepers())
+        missing = self._without_statistics()
         if missing:
             self._warned = True
             warn(
@@ -167,6 +180,12 @@ class QuantModel(fx.GraphModule):
     def __setstate__(self, state: Any) -> None:
         attributes, graph = state
         _assembled(self, attributes, graph_from_state(graph), {})
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise BackendError(
+            "nn.DataParallel cannot copy a quantized model to other devices, since its layers hold "
+            "the batch norms that they fold: use nn.parallel.DistributedDataParallel"
+        )
 
     def __str__(self) -> str:
         return repr(self)

@@ -13,6 +13,7 @@ from ghnq_quant.quantization.affine import (
     quantizer_range,
     tensor_range,
 )
+from ghnq_quant.quantization.processes import of_all_processes
 from ghnq_quant.quantization.quantizer import Quantizer
 from ghnq_quant.quantization.tracing import traced_with_statistics
 
@@ -77,7 +78,7 @@ class EmaRange(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.training:
-            return self._update(*tensor_range(x))
+            return self._update(*of_all_processes(*tensor_range(x)))
         if not self.has_statistics():
             return tensor_range(x)
         return self.running_min, self.running_max

@@ -83,5 +83,7 @@ def _quantized(
     """``layer`` with a quantizer of its weight; its output is quantized by a module of the plan."""
     layer.qconfig = QConfig(activation=nn.Identity, weight=weight_quantizer(quantizer))
     module = layer.qconfig.weight()
+    if quantizer.per_channel:
+        module.set_channels(len(layer.weight))
     layer.weight_fake_quant = module.to(layer.weight.device, layer.weight.dtype)
     return layer
