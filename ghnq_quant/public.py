@@ -15,7 +15,17 @@ from ghnq_quant.errors import (
 )
 from ghnq_quant.ghn import GHN
 from ghnq_quant.mixed_precision import assign_bits, sensitivity
-from ghnq_quant.quantization import Quantizer, QuantScheme, calibrate, correct_biases, equalize
+from ghnq_quant.quantization import (
+    Quantizer,
+    QuantScheme,
+    calibrate,
+    correct_biases,
+    equalize,
+    freeze_batch_norms,
+    freeze_ranges,
+    unfreeze_batch_norms,
+    unfreeze_ranges,
+)
 from ghnq_quant.stem import adapt_stem
 
 __all__ = [
@@ -38,9 +48,13 @@ __all__ = [
     "correct_biases",
     "equalize",
     "export_onnx",
+    "freeze_batch_norms",
+    "freeze_ranges",
     "init_quantized",
     "initialize",
     "predict_parameters",
     "quantize",
     "sensitivity",
+    "unfreeze_batch_norms",
+    "unfreeze_ranges",
 ]

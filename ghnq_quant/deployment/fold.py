@@ -99,7 +99,7 @@ def _is_of_batch(model: LayerwiseModel, target: str) -> bool:
 
 
 def _check_statistics(norm: nn.modules.batchnorm._BatchNorm, name: str) -> None:
-    if not has_running_statistics(norm):  # type: ignore[arg-type]
+    if not has_running_statistics(norm):
         hint = _TRAIN if norm.track_running_stats else "it needs track_running_stats=True"
         raise ConversionError(f"batch norm {name!r} has no running statistics: {hint}")
 

@@ -13,6 +13,12 @@ from ghnq_quant.quantization.batch_norm import FoldsBatchNorm, conv_batch_norm
 from ghnq_quant.quantization.bias_correction import correct_biases
 from ghnq_quant.quantization.calibration import calibrate
 from ghnq_quant.quantization.equalization import equalize
+from ghnq_quant.quantization.freezing import (
+    freeze_batch_norms,
+    freeze_ranges,
+    unfreeze_batch_norms,
+    unfreeze_ranges,
+)
 from ghnq_quant.quantization.layerwise import emit
 from ghnq_quant.quantization.model import QuantModel
 from ghnq_quant.quantization.quantizer import Quantizer
@@ -33,8 +39,12 @@ __all__ = [
     "emit",
     "equalize",
     "fake_quantize",
+    "freeze_batch_norms",
+    "freeze_ranges",
     "load_backend",
     "qparams_of",
     "quantize_dequantize",
     "tensor_range",
+    "unfreeze_batch_norms",
+    "unfreeze_ranges",
 ]

@@ -58,13 +58,18 @@ def quantizer_range(x: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
     if not quantizer.per_channel:
         return tensor_range(x)
     rows = x.detach().flatten(1)
-    low, high = rows.amin(1), rows.amax(1)  # fifteen times as fast as aminmax along a dimension
-    return low.clamp_max_(0), high.clamp_min_(0)
+    # fifteen times as fast as aminmax along a dimension
+    return _around_zero(rows.amin(1), rows.amax(1))
 
 
 def tensor_range(x: Tensor) -> tuple[Tensor, Tensor]:
     """[min(x, 0), max(x, 0)] of a tensor of any shape, as two scalars without gradient."""
-    low, high = _in_memory_order(x.detach()).aminmax()
+    return _around_zero(*_in_memory_order(x.detach()).aminmax())
+
+
+def _around_zero(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    if torch.is_autocast_enabled(low.device.type):  # whose dtype is for what is computed with them
+        low, high = low.float(), high.float()
     return low.clamp_max_(0), high.clamp_min_(0)
 
 

@@ -14,16 +14,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ghnq_quant.errors import DataError
 from ghnq_quant.quantization.convolution import Geometry, convolution
+from ghnq_quant.quantization.processes import in_processes, shared_statistics
 from ghnq_quant.quantization.scheme import BatchNormMode
 from ghnq_quant.quantization.tracing import traced_with_statistics
 
 Quantize = Callable[[Tensor], Tensor]
 
 
-def has_running_statistics(bn: nn.BatchNorm2d) -> bool:
+def has_running_statistics(bn: _BatchNorm) -> bool:
     """Whether ``bn`` holds running statistics of at least one batch; on the meta device, it does not."""
     if bn.running_mean is None or bn.running_mean.is_meta:
         return False
@@ -113,8 +115,13 @@ def fold_running_statistics(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor
     eval; ``bn`` has running statistics."""
     assert bn.running_mean is not None
     assert bn.running_var is not None
-    variance = _ignoring_constants(bn.running_var)
-    factor, shift = _fold(bn.running_mean, variance, bn.weight, bn.bias, bn.eps)
+    return _folded(conv, bn, bn.running_mean, _ignoring_constants(bn.running_var))
+
+
+def _folded(
+    conv: nn.Conv2d, bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor
+) -> tuple[Tensor, Tensor]:
+    factor, shift = _fold(mean, variance, bn.weight, bn.bias, bn.eps)
     if conv.bias is not None:
         shift = torch.addcmul(shift, conv.bias, factor)
     return _scaled(conv.weight, factor), shift
@@ -155,7 +162,7 @@ def fast_layout(x: Tensor, weight: Tensor) -> Tensor:
     Convolutions, and more so channel statistics, like channels-last; but oneDNN then brings the
     weight into that layout on each call, which costs more than it gains where the weight is large.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or torch.compiler.is_exporting():
         return x
     channels_last = x.numel() >= 2 * weight.numel()
     return x.contiguous(
@@ -203,6 +210,13 @@ def _with_batch_statistics(
             "more images (a loader's drop_last) or larger ones"
         )
     parameters = conv.weight, conv.bias, bn.weight, bn.bias
+    if bn.training and isinstance(bn, nn.SyncBatchNorm) and in_processes(bn.process_group):
+        z = F.conv2d(x, conv.weight, conv.bias, *geometry)
+        variance, mean, count = shared_statistics(_full(z, conv.weight), bn.process_group)
+        varying = _ignoring_constants(variance) if ignore_constants else variance
+        weight, shift = _folded(conv, bn, mean, varying)
+        _update_running_statistics(bn, mean.detach(), variance.detach(), count)
+        return F.conv2d(x, quantize(weight), shift, *geometry)
     y, mean, variance = conv_batch_statistics_norm(
         x,
         *parameters,
@@ -239,21 +253,51 @@ def conv_batch_statistics_norm(
     Returns:
         (N, C_out, H', W'), and each channel's mean and biased variance without gradient.
     """
-    as_one = straight_through and not torch.compiler.is_compiling()  # a compiler fuses on its own
-    if as_one and not torch.is_autocast_enabled(x.device.type):
+    if straight_through and not torch.is_autocast_enabled(x.device.type):
+        if torch.compiler.is_compiling():  # which fuses on its own
+            return _traced(x, weight, bias, gamma, beta, eps, geometry, quantize, ignore_constants)
         y, mean, variance = _ConvBatchNorm.apply(
             x, weight, bias, gamma, beta, eps, geometry, quantize, ignore_constants
         )
         with torch.no_grad():
             return y, mean if bias is None else mean + bias, variance
     z = F.conv2d(x, weight, bias, *geometry)
-    variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
+    variance, mean = torch.var_mean(_full(z, weight), (0, 2, 3), correction=0)
     varying = _ignoring_constants(variance) if ignore_constants else variance
     factor, shift = _fold(mean, varying, gamma, beta, eps)
     if bias is not None:
         shift = torch.addcmul(shift, bias, factor)
     y = F.conv2d(x, quantize(_scaled(weight, factor)), shift, *geometry)
     return y, mean.detach(), variance.detach()
+
+
+def _traced(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    geometry: Geometry,
+    quantize: Quantize,
+    ignore_constants: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:class:`_ConvBatchNorm` for a compiler: the float batch norm, plus the convolution with the
+    quantization's error, which has no gradient of the weight."""
+    z = F.conv2d(x, weight, bias, *geometry)
+    variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
+    varying = _ignoring_constants(variance) if ignore_constants else variance
+    factor, shift = _fold(mean, varying, gamma, beta, eps)
+    with torch.no_grad():
+        folded = _scaled(weight, factor)
+        error = quantize(folded) - folded
+    y = torch.addcmul(shift.view(-1, 1, 1), z, factor.view(-1, 1, 1))
+    return y + F.conv2d(x, error, None, *geometry), mean.detach(), variance.detach()
+
+
+def _full(z: Tensor, weight: Tensor) -> Tensor:
+    """In the dtype of the parameters: autocast computes in less, in which no statistics are kept."""
+    return z.to(weight.dtype)
 
 
 class _ConvBatchNorm(torch.autograd.Function):

@@ -59,6 +59,14 @@ class LayerwiseModel(QuantModel):
                 norm: Any = self.get_submodule(unit.batch_norm)
                 layer.fold(norm, unit.batch_norm)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not getattr(self.backend, "picklable", True):
+            raise BackendError(
+                f"{type(self.backend).__name__} makes layers that cannot be pickled: save the "
+                "model's state_dict, and load it into a model made anew"
+            )
+        return super().__reduce__()
+
 
 def as_layerwise(model: QuantModel, function: str) -> LayerwiseModel:
     """``model`` itself, for a ``function`` that reads and changes its layers.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from keyword import iskeyword
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ghnq_quant.capture import QuantPlan
-from ghnq_quant.errors import CaptureError, DataError, warn
+from ghnq_quant.errors import BackendError, CaptureError, DataError, warn
 from ghnq_quant.quantization.batch_norm import has_running_statistics
 from ghnq_quant.quantization.graph_rewrite import adopt
 from ghnq_quant.quantization.graph_state import graph_from_state, graph_state
@@ -35,6 +36,8 @@ class QuantModel(fx.GraphModule):
     Attributes:
         float_parts: names of the modules and parameters that are not quantized: skipped ones, norms
             that no convolution folds, parameters used outside of layers.
+        batch_norms_frozen, ranges_frozen: whether they stay in eval in a model that is put into
+            train.
 
     It can be copied and pickled, its graph as data: no code is saved, and none of a file's text is
     executed. ``torch.load`` with ``weights_only=True`` refuses it, whatever was allowed; save the
@@ -57,6 +60,8 @@ class QuantModel(fx.GraphModule):
     plan: QuantPlan
     skipped: tuple[str, ...]
     float_parts: tuple[str, ...]
+    batch_norms_frozen: bool = False
+    ranges_frozen: bool = False
     _warned: bool
     _calibrated = False
 
@@ -114,6 +119,10 @@ class QuantModel(fx.GraphModule):
     def refresh(self) -> None:
         """Take up what was changed in the modules and is not looked at in ``forward``: with their
         modes, ``torch.compile`` and ``torch.export.export`` take it for constant."""
+        frozen = self.batch_norms() if self.batch_norms_frozen else {}
+        frozen |= self.running_ranges() if self.ranges_frozen else {}
+        for module in frozen.values():
+            module.training = False
         self._follow_modules()
         note_statistics(self._keepers(), self.missing_statistics())
 
@@ -157,6 +166,14 @@ class QuantModel(fx.GraphModule):
                 )
         self._calibrated = True
 
+    def batch_norms(self) -> dict[str, nn.Module]:
+        """All batch norms, by name."""
+        return {n: m for n, m in self.named_modules() if isinstance(m, _BatchNorm)}
+
+    def running_ranges(self) -> dict[str, nn.Module]:
+        """All moving ranges, by name."""
+        return {n: m for n, m in self.named_modules() if isinstance(m, RunningRange)}  # type: ignore[misc]
+
     def _follow_modules(self) -> None:
         """Bring the graph in line with the modules' modes, where it holds them as constants."""
 
@@ -164,8 +181,7 @@ class QuantModel(fx.GraphModule):
         """The modules whose running statistics eval uses."""
         names = [u.batch_norm for u in self.plan.units if u.batch_norm is not None]
         norms = {n: self.get_submodule(n) for n in names} if self.scheme.bn == "running" else {}
-        ranges = [n for n, m in self.named_modules() if isinstance(m, RunningRange)]
-        return {**norms, **{n: self.get_submodule(n) for n in ranges}}
+        return norms | self.running_ranges()
 
     def missing_statistics(self) -> list[str]:
         """Names of the folded batch norms and activation quantizers in eval that have no running
@@ -173,7 +189,7 @@ class QuantModel(fx.GraphModule):
         has = {
             n: m.has_statistics() if isinstance(m, RunningRange) else has_running_statistics(m)
             for n, m in self._keepers().items()
-            if not m.training and isinstance(m, (nn.BatchNorm2d, RunningRange))
+            if not m.training and isinstance(m, (_BatchNorm, RunningRange))
         }
         return [name for name, there in has.items() if not there]
 
@@ -208,6 +224,12 @@ class QuantModel(fx.GraphModule):
     def __setstate__(self, state: Any) -> None:
         attributes, graph = state
         _assembled(self, attributes, graph_from_state(graph), {})
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise BackendError(
+            "nn.DataParallel cannot copy a quantized model to other devices, since its layers hold "
+            "the batch norms that they fold: use nn.parallel.DistributedDataParallel"
+        )
 
     def __str__(self) -> str:
         return repr(self)

@@ -15,6 +15,7 @@ from ghnq_quant.quantization.affine import (
     quantize_dequantize,
     tensor_range,
 )
+from ghnq_quant.quantization.processes import of_all_processes
 from ghnq_quant.quantization.quantizer import Quantizer
 from ghnq_quant.quantization.ranges import LearnedRange, TensorRange, make_range, make_weight_range
 from ghnq_quant.quantization.tracing import traced_with_statistics
@@ -155,7 +156,7 @@ class EmaObserver(AffineObserver):
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not (self.training and self.moves):
             return (self.min_val, self.max_val) if self.has_statistics() else tensor_range(x)
-        low, high = tensor_range(x)
+        low, high = of_all_processes(*tensor_range(x))
         weight = self.averaging_constant
         for value, new in ((self.min_val, low), (self.max_val, high)):
             new = new.to(value.dtype)
@@ -180,6 +181,13 @@ class AffineFakeQuantization:
     def quantizer(self) -> Quantizer:
         """What it quantizes with."""
         return self.activation_post_process.quantizer
+
+    def set_channels(self, count: int) -> None:
+        """Give a new quantizer per channel its buffers, which a compiler could not."""
+        observer = self.activation_post_process
+        buffers = (observer.min_val, observer.max_val, self.scale, self.zero_point)
+        for buffer, value in zip(buffers, (torch.inf, -torch.inf, 1, 0), strict=True):
+            buffer.resize_(count).fill_(value)
 
     def quantized(self, x: Tensor) -> Tensor:
         """What a tensor becomes that is quantized over its own range, or over the frozen one where

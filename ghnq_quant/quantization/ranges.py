@@ -21,6 +21,7 @@ from ghnq_quant.quantization.learned import (
     positive_scale,
     scale_parameter,
 )
+from ghnq_quant.quantization.processes import of_all_processes
 from ghnq_quant.quantization.quantizer import Quantizer
 from ghnq_quant.quantization.range_search import Range, best_share
 from ghnq_quant.quantization.tracing import traced_with_statistics
@@ -121,7 +122,7 @@ class EmaRange(TensorRange):
 
     def forward(self, x: Tensor) -> Range:
         if self.training and self.moves:
-            return self._update(*tensor_range(x))
+            return self._update(*of_all_processes(*tensor_range(x)))
         if not self.has_statistics():
             return tensor_range(x)
         return self.running_min, self.running_max
@@ -262,10 +263,10 @@ class LearnedRange(HeldRange):
         super().reset()
         self.scale.copy_(scale_parameter(self.start))
 
-    @torch.no_grad()
     def begin(self, x: Tensor) -> None:
-        """Begin with the range of ``x``."""
-        self.set_range(*self._first(x))
+        """Begin with the range of ``x``; of an activation, in all training processes."""
+        low, high = self._first(x)
+        self.set_range(*((low, high) if self.of_weight else of_all_processes(low, high)))
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:

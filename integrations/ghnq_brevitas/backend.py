@@ -16,7 +16,13 @@ from ghnq_quant.quantization.scheme import BatchNormMode
 
 
 class BrevitasBackend:
-    """Real ``brevitas.nn`` layers with subclasses of Brevitas's own quantizers."""
+    """Real ``brevitas.nn`` layers with subclasses of Brevitas's own quantizers.
+
+    Attributes:
+        picklable: False, since Brevitas makes classes that no module holds.
+    """
+
+    picklable = False
 
     def conv2d(self, conv: nn.Conv2d, quantizer: Quantizer) -> nn.Module:
         return with_parameters(

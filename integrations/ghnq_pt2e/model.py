@@ -36,6 +36,14 @@ class Pt2eModel(QuantModel):
             "model made anew"
         )
 
+    def refresh(self) -> None:
+        if any(isinstance(m, nn.SyncBatchNorm) for m in self.modules()):
+            raise BackendError(
+                "the exported graph of backend 'pt2e' cannot share batch statistics between "
+                "processes: leave nn.SyncBatchNorm out, or use another backend"
+            )
+        super().refresh()
+
     def _follow_modules(self) -> None:
         changed = False
         dtype = next(self.parameters()).dtype

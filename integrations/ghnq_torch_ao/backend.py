@@ -87,5 +87,7 @@ def _quantized(
         activation=nn.Identity, weight=weight_quantizer(quantizer, len(layer.weight))
     )
     module = layer.qconfig.weight()
+    if quantizer.per_channel:
+        module.set_channels(len(layer.weight))
     layer.weight_fake_quant = module.to(layer.weight.device, layer.weight.dtype)
     return layer

@@ -1,0 +1,106 @@
+"""Batch norms and activation ranges that stay as they are while the rest is trained."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ghnq_quant.errors import DataError, SchemeError
+from ghnq_quant.quantization.batch_norm import has_running_statistics
+from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
+from ghnq_quant.quantization.model import QuantModel
+from ghnq_quant.quantization.ranges import RunningRange
+
+
+def freeze_batch_norms(qmodel: QuantModel) -> QuantModel:
+    """Fold the running statistics in training too, and let them stay as they are.
+
+    One convolution is enough then in place of two, and training computes what eval does. Scale and
+    shift of the batch norms (γ, β) are trained on. As usual in the last part of a training
+    (Krishnamoorthi 2018, section 3.2.2; ``freeze_bn_stats`` of torch.ao).
+
+    ``train()``, ``eval()``, copies and pickles keep batch norms frozen; a ``state_dict`` does not
+    tell: freeze again after loading it into a new model.
+
+    Args:
+        qmodel: of :func:`ghnq_quant.init_quantized` or :func:`ghnq_quant.quantize`.
+
+    Returns:
+        ``qmodel`` itself.
+
+    Raises:
+        DataError: a batch norm without running statistics.
+        SchemeError: a model whose scheme has ``bn="batch"``.
+
+    Example:
+        >>> import ghnq_quant, torch
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> qmodel = ghnq_quant.quantize(model, 4, backend="reference")
+        >>> qmodel = ghnq_quant.calibrate(qmodel, [torch.randn(4, 3, 8, 8)])
+        >>> freeze_batch_norms(qmodel).train().get_submodule("1").training
+        False
+    """
+    if qmodel.scheme.bn == "batch":
+        raise SchemeError(
+            "freeze_batch_norms: this model's scheme has bn='batch', which uses the batch's "
+            "statistics in eval: make it with bn='running'"
+        )
+    _check({n: has_running_statistics(m) for n, m in qmodel.batch_norms().items()})  # type: ignore[arg-type]
+    qmodel.batch_norms_frozen = True
+    qmodel.refresh()
+    return qmodel
+
+
+def unfreeze_batch_norms(qmodel: QuantModel) -> QuantModel:
+    """Undo :func:`freeze_batch_norms`: batch norms are in the mode of ``qmodel`` again."""
+    qmodel.batch_norms_frozen = False
+    return _in_its_mode(qmodel, qmodel.batch_norms())
+
+
+def freeze_ranges(qmodel: QuantModel) -> QuantModel:
+    """Let the moving averages of activation ranges stay as they are in training too.
+
+    Weights are quantized over their own range on, since they change with every step. Modes, copies
+    and states: as for :func:`freeze_batch_norms`.
+
+    Args:
+        qmodel: of :func:`ghnq_quant.init_quantized` or :func:`ghnq_quant.quantize`.
+
+    Returns:
+        ``qmodel`` itself.
+
+    Raises:
+        DataError: a range that has seen no batch yet.
+        SchemeError: activations are quantized over the range of the batch at hand.
+    """
+    ranges = qmodel.running_ranges()
+    if not ranges and any(True for _ in getattr(qmodel, QUANTIZERS).children()):
+        raise SchemeError(
+            f"freeze_ranges: no activation range of this model is moving (act_range="
+            f"{qmodel.scheme.act_range!r}), so there is none to freeze"
+        )
+    _check({n: m.has_statistics() for n, m in ranges.items() if isinstance(m, RunningRange)})
+    qmodel.ranges_frozen = True
+    qmodel.refresh()
+    return qmodel
+
+
+def unfreeze_ranges(qmodel: QuantModel) -> QuantModel:
+    """Undo :func:`freeze_ranges`: ranges are in the mode of ``qmodel`` again."""
+    qmodel.ranges_frozen = False
+    return _in_its_mode(qmodel, qmodel.running_ranges())
+
+
+def _check(has_statistics: dict[str, bool]) -> None:
+    missing = [name for name, there in has_statistics.items() if not there]
+    if missing:
+        raise DataError(
+            f"{missing[0]!r} and {len(missing) - 1} more have no running statistics that could be "
+            "frozen: train first, or call ghnq_quant.calibrate(model, batches)"
+        )
+
+
+def _in_its_mode(qmodel: QuantModel, modules: dict[str, nn.Module]) -> QuantModel:
+    for module in modules.values():
+        module.training = qmodel.training
+    qmodel.refresh()
+    return qmodel
