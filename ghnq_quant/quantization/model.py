@@ -156,7 +156,7 @@ class QuantModel(fx.GraphModule):
         for name, module in self.named_modules():
             if (
                 isinstance(module, RunningRange)
-                and module.quantizer.range in ("percentile", "mse")
+                and module.quantizer.calibrated
                 and module.training == self.training  # calibration runs them in train alone
                 and not module.has_statistics()
             ):

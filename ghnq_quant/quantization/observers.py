@@ -135,7 +135,7 @@ class EmaObserver(AffineObserver):
 
     def __init__(self, *args: Any, quantizer: Quantizer, **kwargs: Any) -> None:
         super().__init__(*args, quantizer=quantizer, **kwargs)
-        self.moves = quantizer.range == "ema"
+        self.moves = not quantizer.calibrated
 
     def has_statistics(self) -> bool:
         """Whether at least one tensor was averaged."""

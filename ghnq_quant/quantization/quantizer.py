@@ -99,6 +99,16 @@ class Quantizer:
         return self.range == "learned"
 
     @property
+    def calibrated(self) -> bool:
+        """Whether calibration alone gives an activation its range."""
+        return self.range in ("percentile", "mse")
+
+    @property
+    def running(self) -> bool:
+        """Whether an activation's range is kept as a running minimum and maximum."""
+        return self.range == "ema" or self.calibrated
+
+    @property
     def signed(self) -> bool:
         """Whether there are negative levels."""
         return self.symmetric and not self.never_negative

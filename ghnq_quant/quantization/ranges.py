@@ -98,7 +98,7 @@ class EmaRange(TensorRange):
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__(quantizer)
-        self.moves = quantizer.range == "ema"
+        self.moves = not quantizer.calibrated
         self.register_buffer("running_min", torch.zeros(()))
         self.register_buffer("running_max", torch.zeros(()))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
@@ -325,14 +325,14 @@ class LearnedRange(HeldRange):
 
 def make_range(quantizer: Quantizer) -> TensorRange:
     """The module that gives an activation's quantizer its range."""
-    if quantizer.range == "learned":
+    if quantizer.learned:
         return LearnedRange(quantizer)
-    return TensorRange(quantizer) if quantizer.range in (None, "batch") else EmaRange(quantizer)
+    return EmaRange(quantizer) if quantizer.running else TensorRange(quantizer)
 
 
 def make_weight_range(quantizer: Quantizer, channels: int) -> TensorRange:
     """The module that gives the quantizer of a weight with that many output channels its range."""
-    if quantizer.range == "learned":
+    if quantizer.learned:
         return LearnedRange(quantizer, channels)
     if quantizer.range == "mse":
         return SearchedRange(quantizer, channels)

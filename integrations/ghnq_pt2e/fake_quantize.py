@@ -46,7 +46,7 @@ def quantization_spec(quantizer: Quantizer, channels: int | None = None) -> Quan
     """
     settings = observer_settings(quantizer)
     own = settings.pop("quantizer")
-    if channels is None and quantizer.range not in (None, "batch", "learned"):
+    if channels is None and quantizer.running:
         constructor = AffineFakeQuantize.with_args(
             observer=EmaMinMaxObserver, averaging_constant=MOMENTUM, quantizer=own
         )

@@ -63,7 +63,7 @@ def weight_quantizer(quantizer: Quantizer | int, channels: int = 1) -> Any:
 def activation_quantizer(quantizer: Quantizer) -> Any:
     """What makes an activation's quantizer, as a ``QConfig`` holds it; its range is moving where the
     quantizer says ``"ema"``."""
-    if quantizer.range in (None, "batch", "learned"):
+    if not quantizer.running:
         return AffineFakeQuantize.with_args(observer=BatchMinMaxObserver, **_settings(quantizer))
     return AffineFakeQuantize.with_args(
         observer=EmaMinMaxObserver, averaging_constant=MOMENTUM, **_settings(quantizer)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from backends import BACKENDS, assert_equal, is_quantizer_state, quantized_units
+from backends import ALL, BACKENDS, assert_equal, is_quantizer_state, quantized_units
 from naive_simulation import NaiveSimulation
 from small_networks import images, small_network
 from torch import nn
@@ -56,12 +56,19 @@ def test_equals_the_reference(kind: tuple[str, str], bits: int, backend: str) ->
     compare("small", scheme(kind, bits), backend, images)
 
 
+#: One width for each network, or all kinds and widths.
+WHOLE = [("resnet18", 4), ("mobilenet_v2", 8), ("bn_free", 3), ("mobile", 2)]
+CASES = [(name, USUAL, bits) for name, bits in WHOLE]
+if ALL:
+    CASES = [(name, kind, bits) for name, _ in WHOLE for kind in KINDS for bits in (8, 4, 3, 2)]
+
+
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-@pytest.mark.parametrize(
-    ("name", "bits"), [("resnet18", 4), ("mobilenet_v2", 8), ("bn_free", 3), ("mobile", 2)]
-)
-def test_equals_the_reference_on_whole_networks(name: str, bits: int, backend: str) -> None:
-    compare(name, scheme(USUAL, bits), backend, lambda: torch.randn(4, 3, 32, 32))
+@pytest.mark.parametrize(("name", "kind", "bits"), CASES)
+def test_equals_the_reference_on_whole_networks(
+    name: str, kind: tuple[str, str], bits: int, backend: str
+) -> None:
+    compare(name, scheme(kind, bits), backend, lambda: torch.randn(4, 3, 32, 32))
 
 
 def compare(name: str, scheme: QuantScheme, backend: str, batch: Any) -> None:
