@@ -1,9 +1,9 @@
 """Short trainings of a quantized resnet8 on CIFAR-10: distillation, and bits by measurement.
 
 python docs/examples/qat_resnet8.py teacher cifar10.npz teacher.pt
-python docs/examples/qat_resnet8.py distillation cifar10.npz teacher.pt runs.jsonl
-python docs/examples/qat_resnet8.py mixed cifar10.npz teacher.pt runs.jsonl
-python docs/examples/qat_resnet8.py table runs.jsonl
+python docs/examples/qat_resnet8.py distillation cifar10.npz teacher.pt distillation.jsonl
+python docs/examples/qat_resnet8.py mixed cifar10.npz teacher.pt mixed.jsonl
+python docs/examples/qat_resnet8.py table mixed.jsonl
 python docs/examples/qat_resnet8.py plot cifar10.npz docs/figures/sensitivity.png
 """
 
