@@ -15,6 +15,7 @@ from ghnq_quant.capture import capture
 from ghnq_quant.errors import DataError, SchemeError
 from ghnq_quant.quantization import Quantizer, QuantModel, QuantScheme, emit, load_backend
 from ghnq_quant.quantization.calibration import begin_weight_ranges
+from ghnq_quant.quantization.progress import with_bar
 from ghnq_quant.quantization.quantizer import check_bits
 from ghnq_quant.quantization.reference import (
     FakeQuantConv2d,
@@ -155,7 +156,7 @@ def sensitivity(
     rows = []
     with torch.no_grad():
         logits = [quantized(images) for images, _ in samples]
-        for unit in quantized.plan.units:
+        for unit in with_bar(quantized.plan.units, "measuring"):
             layer = quantized.get_submodule(unit.name)
             assert isinstance(layer, (FakeQuantConv2d, FakeQuantLinear))
             own, harm = layer.weight_quant, {}
