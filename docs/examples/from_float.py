@@ -34,16 +34,20 @@ from ghnq_quant.research.starts.training import SGD, optimize, training_batches
 
 BITS = (8, 4, 3)
 SEEDS = 3
-IMAGES, BATCH_SIZE = 512, 64
+BATCHES = 8  # of 64 images
 QAT_STEPS, LEARNING_RATE = 500, 0.01
 
 
 @dataclass(frozen=True)
 class Method:
-    """Which tools are used beside the calibration of activation ranges."""
+    """Which tools are used beside the calibration of activation ranges.
+
+    Attributes:
+        norms: whether batch norms' statistics are estimated anew too; else they stay the trained ones.
+    """
 
     title: str
-    norms: bool = True
+    norms: bool = False
     equalize: bool = False
     biases: bool = False
     stem: bool = False
@@ -73,13 +77,15 @@ class Method:
             qmodel(x)
 
 
+_BOTH = (0, QAT_STEPS)
 METHODS = {
-    "ranges": Method("activation ranges alone", norms=False),
-    "calibrate": Method("`calibrate`", steps=(0, QAT_STEPS)),
-    "equalize": Method("… and `equalize`", equalize=True),
-    "biases": Method("… and `correct_biases`", biases=True),
-    "stem": Method("… and `stem_bits=8`", stem=True),
-    "together": Method("all of these", equalize=True, biases=True, stem=True, steps=(0, QAT_STEPS)),
+    "ranges": Method("activation ranges"),
+    "norms": Method("… and batch norms, as `calibrate`", norms=True, steps=_BOTH),
+    "equalize": Method("ranges and `equalize`", equalize=True),
+    "biases": Method("ranges and `correct_biases`", biases=True),
+    "stem": Method("ranges and `stem_bits=8`", stem=True),
+    "together": Method("ranges and these three", equalize=True, biases=True, stem=True),
+    "all": Method("all", norms=True, equalize=True, biases=True, stem=True, steps=_BOTH),
 }
 
 
@@ -124,11 +130,10 @@ def measured(model: nn.Module, data: ImageSet, *key: Any) -> Result:
     bits, method, seed, steps = key
     start = time.perf_counter()
     chosen = METHODS[method]
-    images = evaluation_batches(data.train.sample(IMAGES, seed), BATCH_SIZE)
-    batches = [x for x, _ in images]
+    batch = training_batches(data.train, "cifar10", seed)  # augmented, as the network was trained
+    batches = [batch(number)[0] for number in range(BATCHES)]
     qmodel = chosen.quantized(model, bits, batches)
     if steps:
-        batch = training_batches(data.train, "cifar10", seed)
         optimize(qmodel, batch, range(steps), LEARNING_RATE, SGD)
         chosen.calibrate(qmodel, batches)
     top1 = accuracy(qmodel, data)
@@ -137,7 +142,7 @@ def measured(model: nn.Module, data: ImageSet, *key: Any) -> Result:
 
 def measure(name: str, data: ImageSet, networks: Path, output: Path) -> None:
     """All that is missing of one network; what needs no training first."""
-    header = {"images": IMAGES, "learning_rate": LEARNING_RATE}
+    header = {"batches": BATCHES, "learning_rate": LEARNING_RATE}
     header |= {"float": read_json(networks / f"{name}.json")}
     journal = Journal(output / f"{name}.jsonl", header, Result)
     finished = journal.resume()

@@ -28,6 +28,7 @@ from ghnq_quant.capture.operations import (
 )
 from ghnq_quant.errors import DataError
 from ghnq_quant.quantization.batch_norm import FoldsBatchNorm, has_running_statistics
+from ghnq_quant.quantization.calibration import begin_weight_ranges
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
 from ghnq_quant.quantization.layerwise import LayerwiseModel, as_layerwise
 from ghnq_quant.quantization.model import QuantModel
@@ -94,7 +95,7 @@ def equalize(qmodel: QuantModel) -> QuantModel:
     few bits; weights quantized per channel do not need it.
 
     The float function stays as it is, in train and in eval, but for ReLU6 between two such layers: as
-    in the paper it becomes a ReLU. Activation ranges start anew: call :func:`ghnq_quant.calibrate`
+    in the paper it becomes a ReLU. Ranges start anew: call :func:`ghnq_quant.calibrate`
     afterwards. The parameters are another model's then: load a state saved after ``equalize`` into a
     model that was equalized too, where there are ReLU6.
 
@@ -130,6 +131,7 @@ def equalize(qmodel: QuantModel) -> QuantModel:
     for module in model.modules():
         if isinstance(module, RunningRange):
             module.reset()
+    begin_weight_ranges(model)
     return model
 
 

@@ -15,7 +15,7 @@ from small_networks import images, small_network
 from torch import Tensor, nn
 
 import ghnq_quant
-from ghnq_quant import BackendError, DataError
+from ghnq_quant import BackendError, DataError, Quantizer
 from ghnq_quant.quantization import QuantModel
 from ghnq_quant.research.starts.cifar_networks import CIFAR_NETWORKS
 
@@ -194,6 +194,16 @@ def test_ranges_start_anew(backend: str) -> None:
         qmodel.eval()(images())
     qmodel = ghnq_quant.calibrate(qmodel, [images()])
     assert qmodel(images()).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["mse", "learned"])
+def test_ranges_of_weights_are_those_of_the_new_weights(kind: Any) -> None:
+    model, bits, x = uneven(separable()).eval(), (Quantizer(4, range=kind), Quantizer(32)), images()
+    qmodel = ghnq_quant.equalize(ghnq_quant.quantize(model, bits, backend="reference"))
+    state = qmodel.state_dict()
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
+    expected = ghnq_quant.quantize(model, bits, backend="reference")
+    torch.testing.assert_close(qmodel(x), expected(x))
 
 
 def test_helps_one_range_for_a_whole_weight() -> None:
