@@ -168,7 +168,13 @@ def export(
     num_classes: Annotated[
         int | None, typer.Option(min=1, help="Its outputs [those that init noted, or 10].")
     ] = None,
-    format: Annotated[str, typer.Option(help="qdq or qonnx.")] = "qdq",
+    format: Annotated[
+        str | None, typer.Option(help="qdq or qonnx [that of the target, or qdq].")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="The runtime: onnxruntime, openvino, tensorrt, qnn, finn or hls4ml."),
+    ] = None,
     image_size: Annotated[int, typer.Option(min=1, help="Side of the images.")] = 32,
 ) -> None:
     """Write a trained quantized model as an ONNX file.
@@ -197,8 +203,27 @@ def export(
         example_input=example_input,
     )
     load_state(quantized, state, weights)
-    file = ghnq_quant.export_onnx(quantized.eval(), output, example_input, format=format)
+    file = ghnq_quant.export_onnx(
+        quantized.eval(), output, example_input, format=format, target=target
+    )
     Console().print(f"Saved to {file}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(epilog=example("ghnq check-export model.onnx --target tensorrt"))
+def check_export(
+    file: Annotated[Path, typer.Argument(help="The ONNX file.")],
+    target: Annotated[str, typer.Option(help="The runtime, as for export.")],
+) -> None:
+    """Name the nodes of an ONNX file that a runtime refuses or computes in float.
+
+    Exit code 1 where there are any. Needs the extra onnx: pip install "ghnq-quant[onnx]".
+    """
+    from ghnq_quant.deployment.check import check_export
+
+    found = check_export(file, target)
+    for line in found or [f"{target} executes all of {file} on integers"]:
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if found else 0)
 
 
 def _example_input(model: nn.Module, image_size: int) -> Tensor:

@@ -10,6 +10,7 @@ EXTRA_OF = {
     "onnxoptimizer": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
+    "openvino": "deploy",
     "qonnx": "onnx",
     "sklearn": "research",
     "tensorboard": "research",

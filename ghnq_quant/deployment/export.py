@@ -13,6 +13,7 @@ from ghnq_quant.errors import ConversionError
 from ghnq_quant.extras import how_to_install
 from ghnq_quant.files import replacing
 from ghnq_quant.quantization.model import QuantModel
+from ghnq_quant.quantization.targets import Target, find_target
 
 if TYPE_CHECKING:
     import onnx
@@ -21,12 +22,20 @@ if TYPE_CHECKING:
 class Exporter(Protocol):
     """Writes a folded model in one format; registered under ``ghnq_quant.exporters``."""
 
-    def __call__(self, folded: fx.GraphModule, example_input: Tensor) -> onnx.ModelProto:
-        """The ONNX model; ``folded`` is on CPU and the exporter's own."""
+    def __call__(
+        self, folded: fx.GraphModule, example_input: Tensor, **target: Target
+    ) -> onnx.ModelProto:
+        """The ONNX model; ``folded`` is on CPU and the exporter's own. ``target`` is given where
+        the user names one whose format this is."""
 
 
 def export_onnx(
-    model: QuantModel, path: str | Path, example_input: Tensor, *, format: str = "qdq"
+    model: QuantModel,
+    path: str | Path,
+    example_input: Tensor,
+    *,
+    format: str | None = None,
+    target: str | None = None,
 ) -> Path:
     """Write a trained quantized model as an ONNX file.
 
@@ -36,14 +45,18 @@ def export_onnx(
         example_input: (N, C, H, W), float32. The file's input has this shape with any N.
         format: ``"qdq"``, standard operators with 8-bit and 4-bit integers; ``"qonnx"``, QONNX's
             ``Quant`` operator with the true bit widths, written by Brevitas; or one registered
-            under the entry-point group ``ghnq_quant.exporters``.
+            under the entry-point group ``ghnq_quant.exporters``. By default the target's, or qdq.
+        target: the runtime that the model's scheme is for, as in
+            :meth:`QuantScheme.for_target`; the file keeps to what it takes.
 
     Returns:
         ``path``.
 
     Raises:
         ConversionError: an unknown format, a package that is not installed, no running statistics
-            or fixed ranges yet, or a model that torch.onnx cannot export.
+            or fixed ranges yet, a model that torch.onnx cannot export, or nodes that the target
+            does not take.
+        SchemeError: an unknown target.
 
     Example:
         >>> import ghnq_quant, tempfile, torch
@@ -56,11 +69,26 @@ def export_onnx(
         >>> file.name
         'model.onnx'
     """
-    exporter = _load(format)
-    proto = exporter(fold(model).cpu(), example_input)
+    rules = None if target is None else find_target(target)
+    exporter = _load(_format(format, rules))
+    settings = {} if rules is None else {"target": rules}
+    proto = exporter(fold(model).cpu(), example_input, **settings)
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
     return Path(path)
+
+
+def _format(format: str | None, target: Target | None) -> str:
+    if target is None:
+        return format or "qdq"
+    if target.format == "pt2e":
+        raise ConversionError(
+            f"{target.name} reads no ONNX file: make the model with backend='pt2e' and use the "
+            "toolkit's own export (docs/how-to/torch_ao.md)"
+        )
+    if format not in (None, target.format):
+        raise ConversionError(f"{target.name} reads format {target.format!r}, not {format!r}")
+    return target.format
 
 
 def _load(format: str) -> Exporter:

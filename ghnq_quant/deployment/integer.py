@@ -16,6 +16,7 @@ from ghnq_quant.deployment.integer_layers import (
     fits_integers,
 )
 from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d, FoldedLinear
+from ghnq_quant.deployment.moves import clamp_bounds
 
 #: Operations with kernels for a quantized tensor, whose scale and zero point their result keeps.
 _STAY_QUANTIZED = [
@@ -107,7 +108,7 @@ class _Rewrite:
         if isinstance(layer, (FoldedConv2d, FoldedLinear)):
             if not fits_integers(layer, self.scales[sources[0]]):
                 return None
-            clamp = self._clamp(covered[-1])
+            clamp = clamp_bounds(covered[-1], self.modules)
             if clamp is not None and len(covered[-1].users) == 1:
                 bounds = clamp
                 covered.append(next(iter(covered[-1].users)))
@@ -120,17 +121,6 @@ class _Rewrite:
         if pointwise is None or node.kwargs or list(node.args) != sources:
             return None
         return pointwise(quantizer.qparams), covered
-
-    def _clamp(self, node: fx.Node) -> tuple[float, float] | None:
-        """The bounds of an activation function that does nothing but clamp."""
-        operation, module = self._operation(node), self._module(node)
-        if operation is OPERATIONS["relu"]:
-            return 0.0, math.inf
-        if operation is OPERATIONS["relu6"]:
-            return 0.0, 6.0
-        if isinstance(module, nn.Hardtanh):
-            return float(module.min_val), float(module.max_val)
-        return None
 
     def _replace(self, covered: list[fx.Node], sources: list[fx.Node], kernel: Any) -> None:
         """Put ``kernel`` in place of the nodes, under the name of the first one that is a module."""

@@ -37,6 +37,9 @@ class FixedQuantizer(_QuantParamsBuffers):
     Args:
         qparams: scale, zero point and quantizer.
 
+    Attributes:
+        levels: the lowest and the highest, which may be fewer than the quantizer's.
+
     Shape:
         any to the same: the values of the levels that are nearest.
 
@@ -49,9 +52,10 @@ class FixedQuantizer(_QuantParamsBuffers):
     def __init__(self, qparams: QuantParams) -> None:
         super().__init__()
         self._keep(qparams)
+        self.levels = qparams.quantizer.levels
 
     def forward(self, x: Tensor) -> Tensor:
-        low, high = (level - self.zero_point for level in self.quantizer.levels)
+        low, high = (level - self.zero_point for level in self.levels)
         return torch.round(x / self.scale).clamp(low, high) * self.scale
 
     def extra_repr(self) -> str:

@@ -6,54 +6,83 @@ here the markers become integers.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
+from ghnq_quant.deployment.check import check_graph
 from ghnq_quant.deployment.layers import (
     FixedQuantizer,
     FoldedConv2d,
     FoldedLayer,
     FoldedLinear,
-    stretch,
+)
+from ghnq_quant.deployment.moves import absorb_clamps
+from ghnq_quant.deployment.onnx_bias import fine_bias, quantize_biases
+from ghnq_quant.deployment.onnx_weights import (
+    constants_of,
+    has_four_bits,
+    integers,
+    weight_constants,
 )
 from ghnq_quant.deployment.torch_onnx import to_onnx
-from ghnq_quant.quantization.affine import QuantParams
-from ghnq_quant.quantization.quantizer import Quantizer
+from ghnq_quant.quantization.targets import PLAIN, Target
 
 _DOMAIN = "ghnq_quant"
 #: The first opset whose QuantizeLinear and DequantizeLinear have 4-bit types, and the one that is
 #: exported otherwise.
 _OPSET_4_BITS, _OPSET = 21, 18
 
+_Rewritten = tuple[list[onnx.NodeProto], list[TensorProto]]
 
-def export_qdq(folded: fx.GraphModule, example_input: Tensor) -> onnx.ModelProto:
+
+def export_qdq(
+    folded: fx.GraphModule, example_input: Tensor, target: Target = PLAIN
+) -> onnx.ModelProto:
     """The folded model as ONNX nodes QuantizeLinear, DequantizeLinear and float operators.
 
-    Weights are integers, of 4 bits up to 4 bits, else of 8: unsigned with a zero point, or signed
-    where they are symmetric; per channel with a scale for each output channel (axis 0). Activations
-    have 8 bits, clipped to the levels that there are: onnxruntime stops at a UINT4 activation
-    behind a ReLU6.
+    Weights are integers, of 4 bits up to 4 bits where the target has such, else of 8; per channel
+    with a scale for each output channel (axis 0). Activations have 8 bits, clipped to the levels
+    that there are: onnxruntime stops at a UINT4 activation behind a ReLU6. A clip takes the place
+    of the ReLU or ReLU6 beside it, and is left out where the integers' own range does its work.
 
     Args:
         folded: on CPU; its layers are replaced.
         example_input: (N, C, H, W); N of the exported model is free.
+        target: whose types and rules are kept.
+
+    Raises:
+        ConversionError: integers that the target does not take.
     """
+    absorb_clamps(folded)
     layers: dict[str, FoldedLayer] = {}
-    quantizers: dict[str, QuantParams] = {}
+    quantizers: dict[str, FixedQuantizer] = {}
     for name, module in list(folded.named_modules()):
         if isinstance(module, FixedQuantizer):
-            quantizers[name] = module.qparams
+            quantizers[name] = module
             folded.set_submodule(name, _MarkedQuantizer(name))
         elif isinstance(module, (FoldedConv2d, FoldedLinear)) and module.weight_quant is not None:
             layers[name] = module
-            folded.set_submodule(name, _MarkedLayer(name, module))
-    four_bits = any(_has_four_bits(layer) for layer in layers.values())
+            marked = _MarkedLayer(name, module, has_four_bits(module, target))
+            folded.set_submodule(name, marked)
+    four_bits = any(has_four_bits(layer, target) for layer in layers.values())
     model = to_onnx(folded, example_input, _OPSET_4_BITS if four_bits else _OPSET)
+    _replace_markers(model, layers, quantizers, target)
+    if target.bias_types[0] == "INT32":
+        quantize_biases(model.graph)
+    onnx.checker.check_model(model)
+    if target is not PLAIN:
+        check_graph(model.graph, target)
+    return model
+
+
+def _replace_markers(
+    model: onnx.ModelProto,
+    layers: dict[str, FoldedLayer],
+    quantizers: dict[str, FixedQuantizer],
+    target: Target,
+) -> None:
     graph = model.graph
     initializers = {i.name: i for i in graph.initializer}
     nodes: list[onnx.NodeProto] = []
@@ -63,11 +92,14 @@ def export_qdq(folded: fx.GraphModule, example_input: Tensor) -> onnx.ModelProto
             continue
         name = helper.get_node_attr_value(node, "name").decode()
         if node.op_type == "Quantizer":
-            new, constants = _activation(node, name, quantizers[name])
+            new, constants = _activation(node, name, quantizers[name], target)
         else:
             graph.initializer.remove(initializers[node.input[0]])
-            constant = _weight if node.op_type == "Weight" else _bias
-            new, constants = constant(node, name, layers[name])
+            if node.op_type == "Weight":
+                constants = weight_constants(name, layers[name], target)
+            else:
+                constants = fine_bias(name, layers[name])
+            new = [_dequantize(node, constants, layers[name])]
         nodes += new
         graph.initializer.extend(constants)
     del graph.node[:]
@@ -75,96 +107,63 @@ def export_qdq(folded: fx.GraphModule, example_input: Tensor) -> onnx.ModelProto
     opsets = [o for o in model.opset_import if o.domain != _DOMAIN]
     del model.opset_import[:]
     model.opset_import.extend(opsets)
-    onnx.checker.check_model(model)
-    return model
 
 
-_Rewritten = tuple[list[onnx.NodeProto], list[TensorProto]]
-
-
-def _has_four_bits(layer: FoldedLayer) -> bool:
-    return layer.weight_quant is not None and layer.weight_quant.bits <= 4
-
-
-def _weight(node: onnx.NodeProto, name: str, layer: FoldedLayer) -> _Rewritten:
-    assert layer.weight_quant is not None
-    q, levels = layer.weight_quant.qparams, layer.weight_levels()
-    dtype: int = TensorProto.INT4 if q.quantizer.signed else TensorProto.UINT4
-    if not _has_four_bits(layer):
-        factor, dtype = stretch(q.quantizer), _eight_bits(q.quantizer)
-        levels = levels * factor
-        q = QuantParams(q.scale / factor, q.zero_point * factor, replace(q.quantizer, bits=8))
-    constants = [
-        _integers(f"{name}.weight_levels", levels, dtype),
-        *_constants(f"{name}.weight", q, dtype),
-    ]
-    dequantize = _dequantize(node, f"{name}.weight", constants)
-    if q.quantizer.per_channel:
-        dequantize.attribute.append(helper.make_attribute("axis", 0))
-    return [dequantize], constants
-
-
-def _eight_bits(quantizer: Quantizer) -> int:
-    return TensorProto.INT8 if quantizer.signed else TensorProto.UINT8
-
-
-def _bias(node: onnx.NodeProto, name: str, layer: FoldedLayer) -> _Rewritten:
-    """A float bias as integers of 31 bits. onnxruntime would round it to steps of input scale ·
-    weight scale, too coarse for weights of few bits, were it not quantized already."""
-    assert layer.bias is not None
-    bias = layer.bias.detach().double().numpy()
-    scale = np.float32(max(np.abs(bias).max() / 2**30, np.finfo(np.float32).tiny))
-    constants = [
-        numpy_helper.from_array(np.rint(bias / scale).astype(np.int32), f"{name}.bias_levels"),
-        numpy_helper.from_array(np.array(scale), f"{name}.bias.scale"),
-    ]
-    return [_dequantize(node, f"{name}.bias", constants)], constants
-
-
-def _dequantize(node: onnx.NodeProto, name: str, constants: list[TensorProto]) -> onnx.NodeProto:
+def _dequantize(
+    node: onnx.NodeProto, constants: list[TensorProto], layer: FoldedLayer
+) -> onnx.NodeProto:
     inputs = [constant.name for constant in constants]
-    return helper.make_node("DequantizeLinear", inputs, list(node.output), f"{name}.dequantize")
+    name = inputs[0].removesuffix("_levels")
+    new = helper.make_node("DequantizeLinear", inputs, list(node.output), f"{name}.dequantize")
+    assert layer.weight_quant is not None
+    if node.op_type == "Weight" and layer.weight_quant.quantizer.per_channel:
+        new.attribute.append(helper.make_attribute("axis", 0))
+    return new
 
 
-def _activation(node: onnx.NodeProto, name: str, qparams: QuantParams) -> _Rewritten:
-    dtype = _eight_bits(qparams.quantizer)
-    scale, zero_point = constants = _constants(name, qparams, dtype)
-    parameters = [scale.name, zero_point.name]
-    quantized = f"{name}.quantized"
-    nodes = [
-        helper.make_node(
-            "QuantizeLinear", [node.input[0], *parameters], [quantized], f"{name}.quantize"
-        )
+def _activation(
+    node: onnx.NodeProto, name: str, quantizer: FixedQuantizer, target: Target
+) -> _Rewritten:
+    signed = quantizer.quantizer.signed
+    dtype = TensorProto.INT8 if signed else TensorProto.UINT8
+    limits = (-128, 127) if signed else (0, 255)
+    parameters = constants_of(name, quantizer.qparams, dtype)
+    x, output = node.input[0], node.output[0]
+    clipped: list[onnx.NodeProto] = []
+    bounds: list[TensorProto] = []
+    if quantizer.levels != limits and not target.integer_clip:
+        clipped, bounds = _float_clip(name, x, quantizer, limits)
+        x = f"{name}.clipped"
+    names = [p.name for p in parameters]
+    q = f"{name}.quantized"
+    nodes = [*clipped, helper.make_node("QuantizeLinear", [x, *names], [q], f"{name}.quantize")]
+    if quantizer.levels != limits and target.integer_clip:
+        bounds = [
+            integers(f"{name}.{end}", torch.tensor(level), dtype)
+            for end, level in zip(("lowest", "highest"), quantizer.levels, strict=True)
+        ]
+        inputs, q = [q, *(b.name for b in bounds)], f"{name}.clipped"
+        nodes.append(helper.make_node("Clip", inputs, [q], f"{name}.clip"))
+    nodes.append(helper.make_node("DequantizeLinear", [q, *names], [output], f"{name}.dequantize"))
+    return nodes, [*parameters, *bounds]
+
+
+def _float_clip(
+    name: str, x: str, quantizer: FixedQuantizer, limits: tuple[int, int]
+) -> _Rewritten:
+    """For runtimes that look for a DequantizeLinear right behind each QuantizeLinear: a Clip to the
+    values of the lowest and the highest level, or a ReLU where it does the same."""
+    low, high = quantizer.levels
+    zero_point = int(quantizer.zero_point)
+    if low == zero_point and high == limits[1]:
+        return [helper.make_node("Relu", [x], [f"{name}.clipped"], f"{name}.clip")], []
+    scale = quantizer.scale.float().numpy()
+    bounds = [
+        numpy_helper.from_array((level - zero_point) * scale, f"{name}.{end}")
+        for end, level in (("lowest", low), ("highest", high))
     ]
-    if qparams.quantizer.levels != (0, 255):
-        lowest, highest = (
-            _integers(f"{name}.{end}", torch.tensor(level), dtype)
-            for end, level in zip(("lowest", "highest"), qparams.quantizer.levels, strict=True)
-        )
-        clipped = f"{name}.clipped"
-        nodes.append(
-            helper.make_node(
-                "Clip", [quantized, lowest.name, highest.name], [clipped], f"{name}.clip"
-            )
-        )
-        quantized, constants = clipped, [*constants, lowest, highest]
-    nodes.append(
-        helper.make_node(
-            "DequantizeLinear", [quantized, *parameters], list(node.output), f"{name}.dequantize"
-        )
-    )
-    return nodes, constants
-
-
-def _constants(name: str, qparams: QuantParams, dtype: int) -> list[TensorProto]:
-    scale = numpy_helper.from_array(qparams.scale.float().numpy(), f"{name}.scale")
-    return [scale, _integers(f"{name}.zero_point", qparams.zero_point, dtype)]
-
-
-def _integers(name: str, values: Tensor, dtype: int) -> TensorProto:
-    signed = dtype in (TensorProto.INT4, TensorProto.INT8)
-    array = values.numpy().astype(np.int8 if signed else np.uint8)
-    return helper.make_tensor(name, dtype, array.shape, array.reshape(-1))
+    inputs = [x, *(b.name for b in bounds)]
+    return [helper.make_node("Clip", inputs, [f"{name}.clipped"], f"{name}.clip")], bounds
 
 
 def _mark(kind: str, x: Tensor, name: str) -> Tensor:
@@ -183,14 +182,15 @@ class _MarkedQuantizer(nn.Module):
 
 
 class _MarkedLayer(nn.Module):
-    def __init__(self, name: str, layer: FoldedLayer) -> None:
+    def __init__(self, name: str, layer: FoldedLayer, mark_bias: bool) -> None:
         super().__init__()
         self.name = name
         self.layer = layer
+        self.mark_bias = mark_bias
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = _mark("Weight", self.layer.weight, self.name), self.layer.bias
-        if bias is not None and _has_four_bits(self.layer):
+        if bias is not None and self.mark_bias:
             bias = _mark("Bias", bias, self.name)
         if isinstance(self.layer, FoldedConv2d):
             return self.layer._conv_forward(x, weight, bias)

@@ -24,7 +24,24 @@ def to_onnx(module: nn.Module, example_input: Tensor, opset: int) -> onnx.ModelP
     """
     program = exporting(torch.onnx.export, module, example_input, opset_version=opset)
     model: onnx.ModelProto = program.model_proto
+    name_global_pooling(model.graph)
     return model
+
+
+def name_global_pooling(graph: onnx.GraphProto) -> None:
+    """Write means over height and width, which stay as dimensions of size 1, as
+    GlobalAveragePool: runtimes have integer kernels for it."""
+    constants = {i.name: i for i in graph.initializer}
+    constants |= {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in graph.value_info}
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
+            continue
+        keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+        axes = {int(a) % 4 for a in onnx.numpy_helper.to_array(constants[node.input[1]])}
+        if keep and axes == {2, 3} and ranks.get(node.input[0]) == 4:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:], node.attribute[:]
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ _WORDS: dict[str, tuple[str, Any]] = {
     "mse": ("range", "mse"),
     "learned": ("range", "learned"),
     "never_negative": ("never_negative", True),
+    "always_signed": ("always_signed", True),
 }
 
 
@@ -52,6 +53,8 @@ class Quantizer:
             the usual one: ``"minmax"``, and the scheme's ``act_range``.
         never_negative: of a symmetric one, that its tensor holds no negative value: the levels are
             0 … 2^bits − 1. The plan knows it of activations: nobody else needs to say so.
+        always_signed: of a symmetric one, that it keeps its signed levels all the same: for
+            runtimes whose integers are signed.
 
     Raises:
         SchemeError: a bit width or another setting that does not exist.
@@ -69,10 +72,11 @@ class Quantizer:
     power_of_two: bool = False
     range: Range | None = None
     never_negative: bool = False
+    always_signed: bool = False
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
-        for name in ("symmetric", "power_of_two", "never_negative"):
+        for name in ("symmetric", "power_of_two", "never_negative", "always_signed"):
             if not isinstance(getattr(self, name), bool):
                 raise SchemeError(f"{name}={getattr(self, name)!r}: expected True or False")
         check_one_of(self.granularity, get_args(Granularity), "granularity")
@@ -82,6 +86,8 @@ class Quantizer:
             raise SchemeError(
                 "never_negative=True: an asymmetric quantizer has unsigned levels in any case"
             )
+        if self.always_signed and not self.symmetric:
+            raise SchemeError("always_signed=True: an asymmetric quantizer has unsigned levels")
 
     @property
     def is_float(self) -> bool:
@@ -111,7 +117,7 @@ class Quantizer:
     @property
     def signed(self) -> bool:
         """Whether there are negative levels."""
-        return self.symmetric and not self.never_negative
+        return self.symmetric and (self.always_signed or not self.never_negative)
 
     @property
     def levels(self) -> tuple[int, int]:

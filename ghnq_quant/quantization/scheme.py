@@ -19,6 +19,7 @@ from ghnq_quant.quantization.quantizer import (
     check_bits,
     check_one_of,
 )
+from ghnq_quant.quantization.targets import find_target
 
 BatchNormMode = Literal["running", "batch"]
 #: A quantizer, or the bits of one.
@@ -82,6 +83,24 @@ class QuantScheme:
         values = (*own, others, act_range, bn)
         for name, value in zip(self.__dataclass_fields__, values, strict=True):
             object.__setattr__(self, name, value)
+
+    @classmethod
+    def for_target(cls, name: str, bits: int | Precision = 8) -> QuantScheme:
+        """What a runtime executes on integers (docs/how-to/export.md has the table).
+
+        Args:
+            name: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"``, ``"xnnpack"``, ``"qnn"``,
+                ``"finn"`` or ``"hls4ml"``.
+            bits: of both, or as (weights, activations).
+
+        Raises:
+            SchemeError: another runtime, or bits that it has no integer kernels for.
+
+        Example:
+            >>> str(QuantScheme.for_target("openvino", (4, 8)))
+            'W4-symmetric-channel/A8'
+        """
+        return cls(*find_target(name).quantizers(as_pair(bits)))
 
     def weights_of(self, name: str) -> Quantizer:
         """The quantizer of the weight of the layer ``name``."""

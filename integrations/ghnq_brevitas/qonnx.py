@@ -11,9 +11,12 @@ from torch import Tensor, fx, nn
 
 from ghnq_brevitas.backend import conv_settings, with_parameters
 from ghnq_brevitas.quantizers import activation_class, levels_of, weight_class
+from ghnq_quant.deployment.check import check_graph
 from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d, FoldedLayer, FoldedLinear
-from ghnq_quant.deployment.torch_onnx import exporting
+from ghnq_quant.deployment.moves import match_signs, quantize_behind_relu
+from ghnq_quant.deployment.torch_onnx import exporting, name_global_pooling
 from ghnq_quant.quantization.affine import QuantParams, along_channels, quantize_dequantize
+from ghnq_quant.quantization.targets import Target
 
 
 class FixedTensorQuant(nn.Module):
@@ -37,13 +40,20 @@ class FixedTensorQuant(nn.Module):
         return y, *parameters, self.bit_width
 
 
-def export_qonnx(folded: fx.GraphModule, example_input: Tensor) -> onnx.ModelProto:
+def export_qonnx(
+    folded: fx.GraphModule, example_input: Tensor, target: Target | None = None
+) -> onnx.ModelProto:
     """The folded model as ONNX with ``Quant`` operators of the domain ``qonnx.custom_op.general``.
 
     Args:
         folded: on CPU; its layers are replaced.
         example_input: (N, C, H, W); N of the exported model is free.
+        target: where there is one, quantizers come behind the ReLU that follows an addition, and
+            are unsigned behind a ReLU alone.
     """
+    if target is not None:
+        quantize_behind_relu(folded)
+        match_signs(folded)
     for name, module in list(folded.named_modules()):
         if isinstance(module, FixedQuantizer):
             quantizer = _fixed(activation_class(module.quantizer), module.qparams)
@@ -51,6 +61,9 @@ def export_qonnx(folded: fx.GraphModule, example_input: Tensor) -> onnx.ModelPro
         elif isinstance(module, (FoldedConv2d, FoldedLinear)) and module.weight_quant is not None:
             folded.set_submodule(name, _layer(module, module.weight_quant.qparams).eval())
     model: onnx.ModelProto = exporting(brevitas_export, folded, example_input)
+    name_global_pooling(model.graph)
+    if target is not None:
+        check_graph(model.graph, target)
     return model
 
 

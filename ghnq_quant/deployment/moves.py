@@ -1,0 +1,106 @@
+"""Exact changes of a folded model, after which runtimes find more to run on integers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import fx, nn
+
+from ghnq_quant.capture.operations import OPERATIONS, find_operation
+from ghnq_quant.deployment.layers import FixedQuantizer
+
+Bounds = tuple[float, float]
+
+
+def clamp_bounds(node: fx.Node, modules: dict[str, nn.Module]) -> Bounds | None:
+    """The bounds of an activation function that does nothing but clamp, None of another."""
+    operation = find_operation(node, modules)
+    module: Any = modules[str(node.target)] if node.op == "call_module" else None
+    if operation is OPERATIONS["relu"]:
+        return 0.0, math.inf
+    if operation is OPERATIONS["relu6"]:
+        return 0.0, 6.0
+    if isinstance(module, nn.Hardtanh):
+        return float(module.min_val), float(module.max_val)
+    return None
+
+
+def quantize_behind_relu(folded: fx.GraphModule) -> None:
+    """Let a quantizer that a ReLU alone follows come behind it: round(x / scale) and ReLU commute.
+
+    The sum of a residual is quantized before its ReLU; runtimes fuse an addition with the ReLU, and
+    want quantized what a convolution reads.
+    """
+    modules = dict(folded.named_modules())
+    for quantize, _ in _quantizers(folded):
+        relu = _relu_behind(quantize, modules)
+        if relu is not None:
+            relu.replace_input_with(quantize, quantize.all_input_nodes[0])
+            relu.append(quantize)
+            relu.replace_all_uses_with(quantize)
+            quantize.update_arg(0, relu)
+    folded.recompile()
+
+
+def match_signs(folded: fx.GraphModule) -> None:
+    """Give symmetric quantizers unsigned levels right behind a ReLU and signed ones elsewhere, of
+    one bit less or more, so that they stand for the same values."""
+    modules = dict(folded.named_modules())
+    for quantize, quantizer in _quantizers(folded):
+        kind, source = quantizer.quantizer, quantize.all_input_nodes[0]
+        unsigned = find_operation(source, modules) is OPERATIONS["relu"]
+        bits = kind.bits - 1 if unsigned else kind.bits + 1
+        if kind.symmetric and kind.signed == unsigned and 2 <= bits <= 8:
+            other = replace(kind, bits=bits, never_negative=unsigned)
+            matched = FixedQuantizer(replace(quantizer.qparams, quantizer=other))
+            folded.set_submodule(str(quantize.target), matched)
+
+
+def absorb_clamps(folded: fx.GraphModule) -> None:
+    """Let quantizers clamp in place of the ReLU or ReLU6 before them, which they alone read, and of
+    the ReLU behind them: rounding is monotone, so a bound becomes its level."""
+    modules = dict(folded.named_modules())
+    for quantize, quantizer in _quantizers(folded):
+        before = quantize.all_input_nodes[0]
+        bounds = clamp_bounds(before, modules) if len(before.users) == 1 else None
+        if bounds is not None:
+            quantizer.levels = _levels_between(quantizer, bounds)
+            quantize.replace_input_with(before, before.all_input_nodes[0])
+            folded.graph.erase_node(before)
+        relu = _relu_behind(quantize, modules)
+        if relu is not None:
+            quantizer.levels = _levels_between(quantizer, (0.0, math.inf))
+            relu.replace_all_uses_with(quantize)
+            folded.graph.erase_node(relu)
+    folded.recompile()
+
+
+def _levels_between(quantizer: FixedQuantizer, bounds: Bounds) -> tuple[int, int]:
+    """The levels that remain of those of a quantizer over values between two bounds."""
+    low, high = quantizer.levels
+
+    def level(bound: float) -> int:
+        """Rounded as tensors are: in the arithmetic of the quantizer's own dtype."""
+        if math.isinf(bound):
+            return low if bound < 0 else high
+        steps = (quantizer.scale.new_tensor(bound) / quantizer.scale).round()
+        return int((steps + quantizer.zero_point).clamp(low, high))
+
+    return level(bounds[0]), level(bounds[1])
+
+
+def _quantizers(folded: fx.GraphModule) -> Iterator[tuple[fx.Node, FixedQuantizer]]:
+    for node in list(folded.graph.nodes):
+        module = folded.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, FixedQuantizer):
+            yield node, module
+
+
+def _relu_behind(quantize: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
+    user = next(iter(quantize.users)) if len(quantize.users) == 1 else None
+    if user is not None and find_operation(user, modules) is OPERATIONS["relu"]:
+        return user
+    return None

@@ -1,0 +1,84 @@
+"""Levels, scales and zero points as constants of an ONNX file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from ghnq_quant.deployment.layers import FoldedLayer, stretch
+from ghnq_quant.errors import ConversionError
+from ghnq_quant.quantization.affine import QuantParams, along_channels
+from ghnq_quant.quantization.targets import Target
+
+#: Weights up to here, times 255, do not saturate the 16-bit sums of two products that x86 kernels
+#: make without VNNI instructions. Finer steps leave less of a bias to round.
+_NEVER_SATURATES = 64
+
+
+def has_four_bits(layer: FoldedLayer, target: Target) -> bool:
+    """Whether the weight's integers are of 4 bits."""
+    assert layer.weight_quant is not None
+    return layer.weight_quant.bits <= 4 and "INT4" in target.weight_types
+
+
+def weight_constants(name: str, layer: FoldedLayer, target: Target) -> list[TensorProto]:
+    """A weight's levels, scale and zero point: the inputs of its DequantizeLinear.
+
+    Raises:
+        ConversionError: a zero point that the target does not take.
+    """
+    assert layer.weight_quant is not None
+    q, levels = layer.weight_quant.qparams, layer.weight_levels()
+    dtype: int
+    if has_four_bits(layer, target):
+        dtype = TensorProto.INT4 if q.quantizer.signed else TensorProto.UINT4
+    elif target.weight_zero_points:
+        dtype = TensorProto.INT8 if q.quantizer.signed else TensorProto.UINT8
+        factor = stretch(q.quantizer)
+        levels = levels * factor
+        q = QuantParams(q.scale / factor, q.zero_point * factor, replace(q.quantizer, bits=8))
+    else:
+        dtype = TensorProto.INT8
+        levels, q = _without_zero_point(name, levels, q, target)
+    return [
+        integers(f"{name}.weight_levels", levels, dtype),
+        *constants_of(f"{name}.weight", q, dtype),
+    ]
+
+
+def _without_zero_point(
+    name: str, levels: Tensor, q: QuantParams, target: Target
+) -> tuple[Tensor, QuantParams]:
+    """The levels less the zero point, times what brings them near ±64."""
+    zero_point = along_channels(q.zero_point, levels)
+    lowest, highest = (level - zero_point for level in q.quantizer.levels)
+    largest = int(torch.maximum(-lowest, highest).max())
+    if largest > 127:
+        raise ConversionError(
+            f"the weight of {name!r} has 8 bits and a zero point, which {target.name} does not "
+            f"take: use QuantScheme.for_target({target.name!r}), or a symmetric Quantizer"
+        )
+    factor = max(_NEVER_SATURATES // largest, 1)
+    return (levels - zero_point) * factor, QuantParams(
+        q.scale / factor, q.zero_point * 0, q.quantizer
+    )
+
+
+def constants_of(name: str, qparams: QuantParams, dtype: int) -> list[TensorProto]:
+    """A scale and a zero point."""
+    scale = numpy_helper.from_array(qparams.scale.float().numpy(), f"{name}.scale")
+    return [scale, integers(f"{name}.zero_point", qparams.zero_point, dtype)]
+
+
+def integers(name: str, values: Tensor, dtype: int) -> TensorProto:
+    """A tensor of integers of 4 or 8 bits, as bytes."""
+    signed = dtype in (TensorProto.INT4, TensorProto.INT8)
+    stored = values.numpy().astype(np.int8 if signed else np.uint8).tobytes()
+    if dtype in (TensorProto.INT4, TensorProto.UINT4):  # two in a byte, the first one lower
+        halves = np.frombuffer(stored + bytes(len(stored) % 2), np.uint8) & 15
+        stored = (halves[::2] | halves[1::2] << 4).tobytes()
+    return helper.make_tensor(name, dtype, values.shape, stored, raw=True)

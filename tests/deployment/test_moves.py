@@ -1,0 +1,49 @@
+"""A quantizer takes over the clamps around it without a change of any value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_networks import images
+from torch import Tensor, nn
+
+import ghnq_quant
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+class Clamped(nn.Module):
+    """Convolution, ReLU6; sum, ReLU; and a value that others read before its ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.c = nn.Conv2d(4, 10, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(4 * self.a(x))
+        x = F.relu(self.b(x) - x)
+        y = self.b.weight.mean() + x
+        return self.c(F.relu(y) + y).flatten(1)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2, "8-symmetric", "3-symmetric"])
+def test_no_relu_is_left_where_a_quantizer_clamps(bits: int | str, tmp_path: Path) -> None:
+    quantizer = bits if isinstance(bits, int) else ghnq_quant.Quantizer.parse(bits)
+    torch.manual_seed(0)
+    qmodel = ghnq_quant.quantize(Clamped(), quantizer, backend="reference")
+    x = 3 * images(32)
+    ghnq_quant.calibrate(qmodel, [x[:16]]).eval()  # so that the rest is beyond the ranges too
+    file = ghnq_quant.export_onnx(qmodel, tmp_path / "model.onnx", x[:1])
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+    torch.testing.assert_close(found, qmodel(x), rtol=1e-5, atol=1e-5)
+    kinds = [node.op_type for node in onnx.load(file).graph.node]
+    assert kinds.count("Relu") == 1  # of the value that is read twice

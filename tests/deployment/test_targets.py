@@ -1,0 +1,242 @@
+"""Schemes and files for runtimes, by the rules of their rows; some in the runtimes themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_networks import images
+from torch import Tensor, nn
+
+import ghnq_quant
+from ghnq_quant import ConversionError, GhnqWarning, QuantScheme, SchemeError, cli
+from ghnq_quant.quantization import QuantModel
+from ghnq_quant.quantization.targets import TARGETS
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+check_export = pytest.importorskip("ghnq_quant.deployment.check").check_export
+
+#: Bits that each target of ONNX files takes.
+BITS = {
+    "onnxruntime": [(8, 8), (4, 8), (4, 4)],
+    "openvino": [(8, 8), (4, 8)],
+    "tensorrt": [(8, 8), (4, 5)],
+    "qnn": [(8, 8)],
+    "finn": [(4, 4), (8, 3)],
+    "hls4ml": [(4, 4)],
+}
+CASES = [(target, bits) for target, several in BITS.items() for bits in several]
+cases = pytest.mark.parametrize(("target", "bits"), CASES)
+of_brevitas = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+
+
+class Residual(nn.Module):
+    """A sum behind which a ReLU comes, pooled over the whole image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.relu(self.conv(x) + x)
+        return self.head(self.pool(x).flatten(1))
+
+
+def quantized(model: nn.Module, scheme: QuantScheme) -> QuantModel:
+    qmodel = ghnq_quant.quantize(model, scheme=scheme, backend="reference")
+    torch.manual_seed(1)
+    return ghnq_quant.calibrate(qmodel, [images(32)]).eval()
+
+
+@cache
+def residual(target: str, bits: tuple[int, int]) -> QuantModel:
+    torch.manual_seed(0)
+    return quantized(Residual(), QuantScheme.for_target(target, bits))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    folder = tmp_path_factory.mktemp("files")
+
+    @cache
+    def file(target: str, bits: tuple[int, int]) -> Path:
+        path = folder / f"{target}-{bits[0]}-{bits[1]}.onnx"
+        return ghnq_quant.export_onnx(residual(target, bits), path, images(1), target=target)
+
+    return file
+
+
+def session(file: Path, *, optimized: bool) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    if optimized:
+        options.optimized_model_filepath = str(file.with_suffix(".optimized.onnx"))
+        options.log_severity_level = 3  # about that file
+    else:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def run(file: Path, x: Tensor, *, optimized: bool = False) -> Tensor:
+    return torch.from_numpy(session(file, optimized=optimized).run(None, {"input": x.numpy()})[0])
+
+
+def kinds(file: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(file).graph.node]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_scheme_of_each_target(name: str) -> None:
+    bits = BITS.get(name, [(8, 8)])[0]
+    scheme = QuantScheme.for_target(name, bits)
+    assert (scheme.weights.bits, scheme.activations.bits) == bits
+    assert scheme.weights.symmetric
+    assert TARGETS[name].source.startswith("https://")
+
+
+def test_bits_without_integer_kernels_are_refused_before_training() -> None:
+    with pytest.raises(
+        SchemeError, match=r"openvino has no .* activations of 4 bits.*docs\.openvi"
+    ):
+        QuantScheme.for_target("openvino", 4)
+    with pytest.raises(SchemeError, match="weights of 32 bits"):
+        QuantScheme.for_target("tensorrt", (32, 8))
+    with pytest.raises(SchemeError, match="unknown target 'tflite'; known are: onnxruntime"):
+        QuantScheme.for_target("tflite")
+
+
+@of_brevitas
+@cases
+def test_files_keep_the_rules_of_their_target(
+    target: str, bits: tuple[int, int], exported: Callable[..., Path]
+) -> None:
+    file = exported(target, bits)
+    assert check_export(file, target) == []
+    assert kinds(file).count("GlobalAveragePool") == 1
+
+
+@pytest.mark.parametrize(("target", "bits"), [c for c in CASES if TARGETS[c[0]].format == "qdq"])
+def test_as_written_a_file_is_the_simulation_but_for_its_biases(
+    target: str, bits: tuple[int, int], exported: Callable[..., Path]
+) -> None:
+    qmodel, x = residual(target, bits), images(20)
+    y, found = qmodel(x), run(exported(target, bits), x)
+    if TARGETS[target].bias_types[0] == "FLOAT":
+        torch.testing.assert_close(found, y, rtol=1e-5, atol=1e-5)
+    else:
+        step = (y.max() - y.min()) / (2 ** bits[1] - 1)
+        assert (found - y).abs().max() < 2 * step
+
+
+@pytest.mark.parametrize("bits", BITS["onnxruntime"])
+def test_onnxruntime_runs_every_layer_on_integers(
+    bits: tuple[int, int], exported: Callable[..., Path]
+) -> None:
+    """And computes what the file says: it has no bias left to round."""
+    x, file = images(20), exported("onnxruntime", bits)
+    torch.testing.assert_close(run(file, x, optimized=True), run(file, x), rtol=0, atol=1e-5)
+    optimized = kinds(file.with_suffix(".optimized.onnx"))
+    assert [optimized.count(k) for k in ("QLinearConv", "QLinearAdd", "Conv", "Add")] == [
+        2,
+        1,
+        0,
+        0,
+    ]
+
+
+@pytest.mark.parametrize("bits", BITS["openvino"])
+def test_openvino_runs_every_convolution_on_integers(
+    bits: tuple[int, int], exported: Callable[..., Path]
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    qmodel, x, file = residual("openvino", bits), images(20), exported("openvino", bits)
+    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    layers = [n for n in nodes if n["layerType"].astype(str) == "Convolution"]
+    assert {n["runtimePrecision"].astype(str) for n in layers} <= {"u8", "i8"}
+    y = qmodel(x)
+    found = torch.from_numpy(compiled(x.numpy())[0])
+    assert (found - y).abs().max() <= 2 * (y.max() - y.min()) / 255
+
+
+@of_brevitas
+@pytest.mark.parametrize("target", ["finn", "hls4ml"])
+def test_files_of_qonnx_in_its_executor(target: str, exported: Callable[..., Path]) -> None:
+    pytest.importorskip("qonnx")
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_shapes import InferShapes
+
+    qmodel, x = residual(target, (4, 4)), images(8)
+    model = ModelWrapper(onnx.load(exported(target, (4, 4))))
+    model.set_tensor_shape("input", list(x.shape))
+    found = execute_onnx(model.transform(InferShapes()), {"input": x.numpy()})["output"]
+    np.testing.assert_allclose(found, qmodel(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_asymmetric_weights_of_few_bits_are_int8_without_a_zero_point(tmp_path: Path) -> None:
+    qmodel, x = quantized(Residual(), QuantScheme(4, 8)), images(20)
+    file = ghnq_quant.export_onnx(qmodel, tmp_path / "a.onnx", x[:1], target="openvino")
+    torch.testing.assert_close(run(file, x), qmodel(x), rtol=1e-5, atol=1e-5)
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(file).graph.initializer}
+    levels = constants["conv.weight_levels"]
+    assert levels.dtype == np.int8
+    assert abs(levels.astype(int)).max() <= 64
+    assert not constants["conv.weight.zero_point"].any()
+
+
+def test_a_model_for_another_target_is_refused_by_node(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    for target, scheme, message in (
+        ("openvino", QuantScheme(8, 8), r"'stem\.0' has 8 bits and a zero point"),
+        ("tensorrt", QuantScheme(4, 8), r"QuantizeLinear '\S+\.x\.quantize': UINT8 activation"),
+        ("qnn", QuantScheme.for_target("tensorrt"), "INT8 activation; qnn takes UINT8"),
+        ("xnnpack", QuantScheme(4, 8), "reads no ONNX file"),
+    ):
+        with pytest.raises(ConversionError, match=message):
+            ghnq_quant.export_onnx(quantized(Residual(), scheme), file, images(1), target=target)
+    model = residual("openvino", (8, 8))
+    with pytest.raises(ConversionError, match="openvino reads format 'qdq', not 'qonnx'"):
+        ghnq_quant.export_onnx(model, file, images(1), target="openvino", format="qonnx")
+    assert not file.exists()
+
+
+def test_a_layer_that_reads_a_concatenation_is_told(tmp_path: Path) -> None:
+    class Concatenation(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(torch.cat([self.stem(x)[:, :4]] * 2, 1))
+            return self.head(self.pool(x).flatten(1))
+
+    model = quantized(Concatenation(), QuantScheme.for_target("tensorrt"))
+    with pytest.warns(GhnqWarning, match=r"1 layers run in float.*Conv \S+: .*input"):
+        ghnq_quant.export_onnx(model, tmp_path / "a.onnx", images(1), target="tensorrt")
+
+
+def test_check_export_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ghnq(*arguments: str) -> int:
+        monkeypatch.setattr("sys.argv", ["ghnq", "check-export", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        return int(exit.value.code or 0)
+
+    monkeypatch.chdir(tmp_path)
+    ghnq_quant.export_onnx(residual("onnxruntime", (8, 8)), "a.onnx", images(1))
+    assert ghnq("a.onnx", "--target", "onnxruntime") == 0
+    assert "executes all of a.onnx on integers" in capsys.readouterr().out
+    assert ghnq("a.onnx", "--target", "tensorrt") == 1
+    assert "UINT8 activation; tensorrt takes INT8" in capsys.readouterr().out
+    assert ghnq("none.onnx", "--target", "tensorrt") == 1
+    assert "none.onnx cannot be read" in capsys.readouterr().err
