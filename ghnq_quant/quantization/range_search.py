@@ -99,7 +99,9 @@ class Histogram:
             self._counts = F.pad(pairs, (BINS // 4, BINS // 4))
             self._bound *= 2
         if self._bound > 0:
-            self._counts += torch.histc((x.detach() / self._bound).float(), BINS, -1, 1)
+            # torch multiplies by the reciprocal, which at the ends of float32 is no normal number
+            values = x.detach() if 1e-30 < self._bound < 1e30 else x.detach().double()
+            self._counts += torch.histc((values / self._bound).float().clamp_(-1, 1), BINS, -1, 1)
 
     def percentile_range(self, percentile: float) -> Range:
         """From the (100 − percentile)th to the ``percentile``-th percentile, zero included; minimum

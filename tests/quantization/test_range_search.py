@@ -63,6 +63,8 @@ def test_no_share_has_a_smaller_error(kind: str) -> None:
 @example(np.full((1, 1), 3.4e38, np.float32), "8")
 @example(np.array([[1e-45, 0], [0.7, 0.7]], np.float32), "2")
 @example(np.array([[3.4e38, -3.4e38]], np.float32), "3-symmetric")
+@example(np.array([[1.0], [2.0**127]], np.float32), "2")
+@example(np.array([[1e-40], [3e-40]], np.float32), "2")
 def test_a_share_of_any_weight(array: np.ndarray, kind: str) -> None:
     x = torch.from_numpy(array)
     for quantizer in (Quantizer.parse(kind), Quantizer.parse(f"{kind}-channel")):
