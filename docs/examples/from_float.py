@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import ghnq_quant
+from ghnq_quant import Quantizer
 from ghnq_quant.files import read_json, read_state
 from ghnq_quant.quantization import QuantModel
 from ghnq_quant.research.data import ImageSet, evaluation_batches, load_images
@@ -44,6 +45,7 @@ class Method:
 
     Attributes:
         norms: whether batch norms' statistics are estimated anew too; else they stay the trained ones.
+        search: whether ranges of weights and activations are those of least squared error.
     """
 
     title: str
@@ -51,12 +53,15 @@ class Method:
     equalize: bool = False
     biases: bool = False
     stem: bool = False
+    search: bool = False
     steps: tuple[int, ...] = (0,)
 
     def quantized(self, model: nn.Module, bits: int, batches: list[Tensor]) -> QuantModel:
         """A quantized copy of a trained float network, in eval."""
         stem_bits = 8 if self.stem else None
-        qmodel = ghnq_quant.quantize(model, bits, stem_bits=stem_bits, backend="reference")
+        weights = Quantizer(bits, range="mse" if self.search else None)
+        pair = (weights, Quantizer(bits))
+        qmodel = ghnq_quant.quantize(model, pair, stem_bits=stem_bits, backend="reference")
         if self.equalize:
             ghnq_quant.equalize(qmodel)
         self.calibrate(qmodel, batches)
@@ -67,7 +72,7 @@ class Method:
     @torch.no_grad()
     def calibrate(self, qmodel: QuantModel, batches: list[Tensor]) -> None:
         if self.norms:
-            ghnq_quant.calibrate(qmodel, batches)
+            ghnq_quant.calibrate(qmodel, batches, ranges="mse" if self.search else None)
             return
         qmodel.train()  # in which ranges follow the images
         for module in qmodel.modules():
@@ -78,6 +83,7 @@ class Method:
 
 
 _BOTH = (0, QAT_STEPS)
+_ALL = {"norms": True, "equalize": True, "biases": True, "stem": True}
 METHODS = {
     "ranges": Method("activation ranges"),
     "norms": Method("… and batch norms, as `calibrate`", norms=True, steps=_BOTH),
@@ -85,7 +91,9 @@ METHODS = {
     "biases": Method("ranges and `correct_biases`", biases=True),
     "stem": Method("ranges and `stem_bits=8`", stem=True),
     "together": Method("ranges and these three", equalize=True, biases=True, stem=True),
-    "all": Method("all", norms=True, equalize=True, biases=True, stem=True, steps=_BOTH),
+    "all": Method("`calibrate` and these three", **_ALL, steps=_BOTH),
+    "mse": Method('`calibrate(ranges="mse")`, weights too', norms=True, search=True),
+    "all-mse": Method("… and these three", **_ALL, search=True, steps=_BOTH),
 }
 
 
