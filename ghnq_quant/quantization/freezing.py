@@ -59,8 +59,8 @@ def unfreeze_batch_norms(qmodel: QuantModel) -> QuantModel:
 def freeze_ranges(qmodel: QuantModel) -> QuantModel:
     """Let the moving averages of activation ranges stay as they are in training too.
 
-    Weights are quantized over their own range on, since they change with every step. Modes, copies
-    and states: as for :func:`freeze_batch_norms`.
+    Weights are quantized over their own range on, since they change with every step; learned ranges
+    are parameters and go on learning. Modes, copies and states: as for :func:`freeze_batch_norms`.
 
     Args:
         qmodel: of :func:`ghnq_quant.init_quantized` or :func:`ghnq_quant.quantize`.
@@ -70,9 +70,9 @@ def freeze_ranges(qmodel: QuantModel) -> QuantModel:
 
     Raises:
         DataError: a range that has seen no batch yet.
-        SchemeError: activations are quantized over the range of the batch at hand.
+        SchemeError: no range of this model is moving: they are the batch's, calibrated or learned.
     """
-    ranges = qmodel.running_ranges()
+    ranges = qmodel.moving_ranges()
     if not ranges and any(True for _ in getattr(qmodel, QUANTIZERS).children()):
         raise SchemeError(
             f"freeze_ranges: no activation range of this model is moving (act_range="
@@ -87,7 +87,7 @@ def freeze_ranges(qmodel: QuantModel) -> QuantModel:
 def unfreeze_ranges(qmodel: QuantModel) -> QuantModel:
     """Undo :func:`freeze_ranges`: ranges are in the mode of ``qmodel`` again."""
     qmodel.ranges_frozen = False
-    return _in_its_mode(qmodel, qmodel.running_ranges())
+    return _in_its_mode(qmodel, qmodel.moving_ranges())
 
 
 def _check(has_statistics: dict[str, bool]) -> None:

@@ -120,7 +120,7 @@ class QuantModel(fx.GraphModule):
         """Take up what was changed in the modules and is not looked at in ``forward``: with their
         modes, ``torch.compile`` and ``torch.export.export`` take it for constant."""
         frozen = self.batch_norms() if self.batch_norms_frozen else {}
-        frozen |= self.running_ranges() if self.ranges_frozen else {}
+        frozen |= self.moving_ranges() if self.ranges_frozen else {}
         for module in frozen.values():
             module.training = False
         self._follow_modules()
@@ -171,8 +171,12 @@ class QuantModel(fx.GraphModule):
         return {n: m for n, m in self.named_modules() if isinstance(m, _BatchNorm)}
 
     def running_ranges(self) -> dict[str, nn.Module]:
-        """All moving ranges, by name."""
+        """All ranges that are kept for eval, by name."""
         return {n: m for n, m in self.named_modules() if isinstance(m, RunningRange)}  # type: ignore[misc]
+
+    def moving_ranges(self) -> dict[str, nn.Module]:
+        """Those of them that batches move in training."""
+        return {n: m for n, m in self.running_ranges().items() if getattr(m, "moves", True)}
 
     def _follow_modules(self) -> None:
         """Bring the graph in line with the modules' modes, where it holds them as constants."""

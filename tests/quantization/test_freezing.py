@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import ghnq_quant
 from ghnq_quant import (
     DataError,
+    Quantizer,
     QuantScheme,
     SchemeError,
     freeze_batch_norms,
@@ -124,3 +125,12 @@ def test_what_cannot_be_frozen() -> None:
         freeze_batch_norms(by_batch)
     with pytest.raises(SchemeError, match="act_range='batch'"):
         freeze_ranges(by_batch)
+
+
+def test_ranges_that_do_not_move() -> None:
+    """Learned ones are parameters: they go on learning."""
+    learned = Quantizer(4, range="learned")
+    qmodel = ghnq_quant.quantize(small_network(), (4, learned), backend="reference")
+    ghnq_quant.calibrate(qmodel, [images()])
+    with pytest.raises(SchemeError, match="no activation range of this model is moving"):
+        freeze_ranges(qmodel)
