@@ -24,15 +24,16 @@ class Clamped(nn.Module):
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
         self.c = nn.Conv2d(4, 10, 8)
+        nn.init.normal_(self.a.weight)  # so that 6 is not beyond its results
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu6(4 * self.a(x))
+        x = F.relu6(self.a(x))
         x = F.relu(self.b(x) - x)
-        y = self.b.weight.mean() + x
+        y = x - 0.5
         return self.c(F.relu(y) + y).flatten(1)
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2, "8-symmetric", "3-symmetric"])
+@pytest.mark.parametrize("bits", [8, 2, "4-symmetric"])
 def test_no_relu_is_left_where_a_quantizer_clamps(bits: int | str, tmp_path: Path) -> None:
     quantizer = bits if isinstance(bits, int) else ghnq_quant.Quantizer.parse(bits)
     torch.manual_seed(0)
