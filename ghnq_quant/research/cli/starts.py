@@ -32,7 +32,7 @@ def quickstart(
     bits: Bits = "4",
     stem_bits: Annotated[int, typer.Option(help="Bits of the first layer's weight.")] = 8,
     backend: Backend = "brevitas",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 2,
     seeds: Annotated[int, typer.Option(min=1, help="Runs from each start.")] = 5,
     max_train: Annotated[
         int | None, typer.Option(min=1, help="Train on no more than this many images.")

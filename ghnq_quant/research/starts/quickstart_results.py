@@ -40,7 +40,7 @@ class QuickstartSettings:
     bits: Annotated[tuple[int, int], Option(write=bits_text)] = (4, 4)
     stem_bits: int = 8
     backend: str = "brevitas"
-    epochs: int = 3
+    epochs: int = 2
     seeds: int = 5
     max_train: int | None = None
 
