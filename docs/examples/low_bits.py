@@ -115,8 +115,6 @@ def measure(name: str, data: ImageSet, networks: Path, output: Path) -> None:
         began = time.perf_counter()
         qmodel = started(name, networks, data, (bits, start, seed))
         train(qmodel, data, seed, STARTS[start])
-        images = evaluation_batches(data.train.sample(512, seed))
-        ghnq_quant.calibrate(qmodel, images)  # batch norms; what was learned stays
         seconds = round(time.perf_counter() - began, 1)
         result = Result(bits, start, seed, accuracy(qmodel, data), seconds)
         journal.append(result)
