@@ -224,7 +224,7 @@ def received(
     [
         [
             QuickstartSettings(),
-            QuickstartSettings("a folder", "true name", (4, 8), 6, "reference", 2, 1, 100),
+            QuickstartSettings("a folder", "true name", (4, 8), 6, "reference", 4, 1, 100),
         ],
         [
             CompareSettings(("resnet8",)),
