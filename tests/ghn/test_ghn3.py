@@ -176,7 +176,7 @@ def graph_of(name: str, num_classes: int = 10) -> ArchGraph:
     settings = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     with torch.device("cpu" if name.startswith("regnet") else "meta"):
         model = create(num_classes=num_classes, **settings)
-    return capture(model).arch_graph_by("ghn3")
+    return capture(model, attention=True).arch_graph_by("ghn3")
 
 
 @pytest.mark.parametrize("name", [n for n, e in TORCHVISION.items() if "counts" in e])
