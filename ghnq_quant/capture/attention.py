@@ -31,7 +31,7 @@ class AttentionAdapter(Protocol):
 def attention_parts(module: nn.Module, adapters: Iterable[object]) -> tuple[str, ...]:
     """The same for PyTorch's own attention, or by the first adapter that knows ``module``.
 
-    PyTorch's has no softmax: where its kernels are fused, GHN-3's authors read none of its graph.
+    PyTorch's has no softmax: its kernels are fused, so the public code of GHN-3 finds none either.
 
     Example:
         >>> attention_parts(nn.MultiheadAttention(8, 2, bias=False), ())
