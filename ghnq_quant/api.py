@@ -14,6 +14,7 @@ from ghnq_quant.capture import Capture, capture
 from ghnq_quant.errors import SchemeError
 from ghnq_quant.prediction import (
     Hypernetwork,
+    load_ghn,
     predict_captured,
     warn_of_kept,
     warn_of_losses,
@@ -55,6 +56,8 @@ def predict_parameters(
 ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
     """Predict all parameters of a convolutional network in one pass of the hypernetwork.
 
+    A GHN-3 predicts vision transformers too, such as torchvision's ``vit_b_16`` and ``swin_t``.
+
     Args:
         model: the network; it is not changed. A list of networks is predicted as one batch.
         ghn: the hypernetwork, or what :meth:`GHN.from_pretrained` loads: a folder, a name, a file; by
@@ -82,7 +85,9 @@ def predict_parameters(
         torch.Size([64, 3, 7, 7])
     """
     models = model if isinstance(model, list) else [model]
-    captures = [capture(m, example_input) for m in models]
+    ghn = load_ghn(ghn)
+    attention = ghn.graph_rules == "ghn3"
+    captures = [capture(m, example_input, attention=attention) for m in models]
     predicted = predict_captured(captures, ghn, as_pair(bits))
     for captured, values in zip(captures, predicted, strict=True):
         warn_of_kept(captured, values)

@@ -50,6 +50,8 @@ def predict_captured(
         by_name = ghn(graphs, [bits] * len(captures))
     for graph, new in zip(graphs, by_name, strict=True):
         _keep_classifier_of_other_classes(graph, new, ghn.num_classes)
+    for captured, graph, new in zip(captures, graphs, by_name, strict=True):
+        _keep_row_of_class_token(captured.root, graph, new)
     return [_by_parameter(c.root, new) for c, new in zip(captures, by_name, strict=True)]
 
 
@@ -63,6 +65,18 @@ def _keep_classifier_of_other_classes(
         node = graph.nodes[position]
         if node.shape is not None and node.shape[0] != num_classes:
             new.pop(node.parameters[0], None)
+
+
+def _keep_row_of_class_token(root: nn.Module, graph: ArchGraph, new: dict[str, Tensor]) -> None:
+    """Position embeddings, from (1, C, S, S) to tokens. GHN-3 was trained on networks without a
+    class token; its authors draw that row from the distribution that torchvision's models do."""
+    for node in graph.nodes:
+        if node.primitive == "pos_enc":
+            (name,) = node.parameters
+            tokens = new[name].flatten(2).transpose(1, 2)
+            embedding = root.get_parameter(name).detach().to(tokens.device, copy=True)
+            embedding[:, -tokens.shape[1] :] = tokens
+            new[name] = embedding
 
 
 def _by_parameter(root: nn.Module, predicted: dict[str, Tensor]) -> NewValues:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import ghnq_quant.ghn
 from ghnq_quant.capture import capture
@@ -99,15 +100,22 @@ def predicted_norm(model: str, ghn: GHN) -> float:
     """The 2-norm of the vector of 2-norms of all parameters of a torchvision model.
 
     Raises:
-        GhnqError: it cannot be captured, or a weight of it is not predicted.
+        GhnqError: it cannot be captured, a weight of it is not predicted, or its graph may not be
+            the one that the norm was published of.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's, of how it initializes
         network = create_model(f"torchvision:{model}", ghn.num_classes)
-    (values,) = predict_captured([capture(network)], ghn, FLOAT)
+    captured = capture(network, attention=ghn.graph_rules == "ghn3")
+    if any(isinstance(module, nn.MultiheadAttention) for module in network.modules()):
+        raise PredictionError(
+            "its norm was made with PyTorch 2.0, which may have run the softmax of "
+            "MultiheadAttention as an operation of its own: another graph"
+        )
+    (values,) = predict_captured([captured], ghn, FLOAT)
     norms = []
     for (name, own), new in zip(network.named_parameters(), values, strict=True):
-        if new is None and own.dim() in (2, 4):
+        if new is None and own.dim() in (2, 4) and name.endswith("weight"):
             raise PredictionError(f"{name!r}, of shape {tuple(own.shape)}, is not predicted")
         p = own.detach() if new is None else new
         norms.append(torch.linalg.vector_norm(p, dtype=torch.float64))

@@ -39,6 +39,23 @@ def test_a_resnet_at_224_pixels(backend: str, ghn: GHN) -> None:
     assert qat(images).shape == (1, 1000)
 
 
+def test_the_export_flow_at_224_pixels(ghn: GHN) -> None:
+    model = torchvision.models.resnet18().eval()
+    images = torch.randn(2, 3, 224, 224)
+    settings = {"ghn": ghn, "as_predicted": True, "example_input": images}
+    qat, reference = (
+        ghnq_quant.init_quantized(model, 8, backend=backend, **settings)
+        for backend in ("pt2e", "reference")
+    )
+    expected = ghnq_quant.predict_parameters(model, ghn)
+    own = dict(qat.named_parameters())
+    assert all(torch.equal(own[name], value) for name, value in expected.items())
+    with torch.no_grad():
+        ours, theirs = qat.train()(images), reference.train()(images)
+    assert ours.shape == (2, 1000)
+    assert (ours - theirs).norm() < 0.1 * theirs.norm()
+
+
 def test_another_number_of_classes_keeps_the_classifier(ghn: GHN) -> None:
     model = torchvision.models.squeezenet1_1(num_classes=7)
     with pytest.warns(GhnqWarning, match=r"2 parameters keep .*: classifier.1.weight"):

@@ -63,7 +63,11 @@ def test_verification(published: None) -> None:
 
 def test_partly_predicted_models_are_not_compared() -> None:
     with pytest.raises(GhnqError, match="is not predicted"):
-        predicted_norm("swin_t", hypernetwork())
+        predicted_norm("swin_v2_t", hypernetwork())
+
+
+def test_position_biases_keep_their_own_values() -> None:
+    assert predicted_norm("swin_t", hypernetwork()) > 0
 
 
 def test_commands(published: None, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from torch import fx, nn
@@ -79,15 +80,25 @@ def weight_nodes(
     return (weight, Node("bias", shape[:1], (f"{name}.bias",))) if bias else (weight,)
 
 
-def build_arch_graph(graph: fx.Graph, kinds: dict[fx.Node, Kind], modules: _Modules) -> ArchGraph:
-    """The graph of what a traced network's output depends on."""
+def build_arch_graph(
+    graph: fx.Graph,
+    kinds: dict[fx.Node, Kind],
+    modules: _Modules,
+    chains: Mapping[fx.Node, tuple[Node, ...]] = MappingProxyType({}),
+) -> ArchGraph:
+    """The graph of what a traced network's output depends on.
+
+    Args:
+        chains: the nodes that stand for an operation, one behind the other, where others do than
+            its kind tells.
+    """
     used = _ancestors_of_output(graph)
     nodes = [node for node in graph.nodes if node in used]
     position = {node: i for i, node in enumerate(nodes)}
     return assemble_graph(
         [kinds[node] for node in nodes],
         [[position[n] for n in node.all_input_nodes] for node in nodes],
-        [_nodes(node, kinds[node], modules) for node in nodes],
+        [chains.get(node) or _nodes(node, kinds[node], modules) for node in nodes],
     )
 
 

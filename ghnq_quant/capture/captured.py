@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -33,6 +33,8 @@ class Capture:
         kept_whole: names of the modules without parameters that do something else in training, or
             have a gradient of their own.
         more_outputs: whether training returns more values than eval, which the graph leaves out.
+        attention: names of the modules that are kept whole as attention, and what each computes
+            with, see :mod:`ghnq_quant.capture.attention`.
     """
 
     root: nn.Module
@@ -41,6 +43,7 @@ class Capture:
     mode_arguments: tuple[ModeArgument, ...] = ()
     kept_whole: tuple[str, ...] = ()
     more_outputs: bool = False
+    attention: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -70,7 +73,10 @@ class Capture:
 
     @cached_property
     def _ghn3_graph(self) -> ArchGraph:
-        return build_ghn3_graph(self.root, self.graph, self.kinds, self.modules, self.skipped)
+        whole = (*self.skipped, *self.attention)
+        return build_ghn3_graph(
+            self.root, self.graph, self.kinds, self.modules, whole, self.attention
+        )
 
     @cached_property
     def quant_plan(self) -> QuantPlan:
@@ -153,6 +159,7 @@ def capture(
     example_input: Tensor | None = None,
     *,
     skip: Literal["unsupported"] | None = None,
+    attention: bool = False,
 ) -> Capture:
     """Trace a convolutional network without running its kernels and without changing it.
 
@@ -162,6 +169,8 @@ def capture(
         example_input: (N, C, H, W); where given, the network is also checked to run on its shape.
         skip: ``"unsupported"`` keeps whole each module that would raise, as one operation without
             parameters to predict; the innermost one that can be called so.
+        attention: keep attention modules whole, for a graph by GHN-3's rules; without, they are
+            refused. The capture is then of no use for quantization.
 
     Raises:
         CaptureError: the network cannot be captured; the message names the module.
@@ -175,7 +184,7 @@ def capture(
     """
     if skip not in (None, "unsupported"):
         raise CaptureError(f'skip={skip!r}: expected None or "unsupported"')
-    captured = Capture(**vars(trace(model, skip=skip is not None)))
+    captured = Capture(**vars(trace(model, skip=skip is not None, attention=attention)))
     if example_input is not None:
         captured.shapes(tuple(example_input.shape))
     return captured

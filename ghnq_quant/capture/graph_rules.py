@@ -8,18 +8,24 @@ Both hypernetworks read the same kind of graph. GHN-3 was trained on graphs in w
   is the classification layer;
 - a classification layer has a bias: without one it is a linear layer like others. It is the deepest
   layer of the network, whatever other outputs there are;
-- heads that run in training alone, as GoogLeNet's, belong to the network.
+- heads that run in training alone, as GoogLeNet's, belong to the network;
+- attention is its linear layers, and a ``msa`` node where its softmax is an operation of its own;
+- a position embedding that is added to the tokens is a ``pos_enc`` node behind no other.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 from torch import fx, nn
 
-from ghnq_quant.capture.arch_graph import ArchGraph
+from ghnq_quant.capture.arch_graph import ArchGraph, Node
+from ghnq_quant.capture.attention import attention_nodes
 from ghnq_quant.capture.build_arch_graph import build_arch_graph
 from ghnq_quant.capture.operations import Kind, classify
 from ghnq_quant.capture.tracer import trace_training
@@ -40,18 +46,51 @@ def build_ghn3_graph(
     graph: fx.Graph,
     kinds: dict[fx.Node, Kind],
     modules: dict[str, nn.Module],
-    skipped: tuple[str, ...] = (),
+    whole: tuple[str, ...] = (),
+    attention: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> ArchGraph:
     """The graph of a traced network by GHN-3's rules.
+
+    Args:
+        whole: names of the modules that were kept whole.
+        attention: those of them that are attention, and what each computes with.
 
     Raises:
         CaptureError: it has layers that run in training alone, and cannot be traced in training.
     """
     if _has_idle_layers(graph, modules):
-        graph = trace_training(root, skipped)
+        graph = trace_training(root, whole)
         kinds = classify(graph, modules)
     new_kinds = {node: _kind(node, kinds) for node in kinds}
-    return _with_classifier(_pooled_first(build_arch_graph(graph, new_kinds, modules)))
+    chains = {node: _chain(node, kinds, root, modules, attention) for node in kinds}
+    return _with_classifier(_pooled_first(build_arch_graph(graph, new_kinds, modules, chains)))
+
+
+def _chain(
+    node: fx.Node,
+    kinds: dict[fx.Node, Kind],
+    root: nn.Module,
+    modules: dict[str, nn.Module],
+    attention: Mapping[str, tuple[str, ...]],
+) -> tuple[Node, ...]:
+    """What stands for attention or a position embedding; nothing for others."""
+    name = str(node.target)
+    if node.op == "call_module" and name in attention:
+        return attention_nodes(name, modules[name], attention[name])
+    if node.op == "get_attr" and all(kinds[user] is Kind.ADD for user in node.users):
+        shape = _position_map(dict(root.named_parameters()).get(name))
+        return (Node("pos_enc", shape, (name,)),) if shape else ()
+    return ()
+
+
+def _position_map(embedding: nn.Parameter | None) -> tuple[int, ...]:
+    """(1, C, S, S) of a (1, S · S, C) embedding, or one with a row more, the class token's; else
+    nothing."""
+    if embedding is None or embedding.dim() != 3 or len(embedding) != 1:
+        return ()
+    tokens, width = embedding.shape[1:]
+    side = math.isqrt(tokens)
+    return (1, width, side, side) if side > 1 < width and tokens - side**2 <= 1 else ()
 
 
 def _has_idle_layers(graph: fx.Graph, modules: dict[str, nn.Module]) -> bool:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ghnq_quant.capture.adapters import Adapter, Surrounded, adapters_in_use
+from ghnq_quant.capture.attention import attention_parts
 from ghnq_quant.capture.checks import (
     NORMS,
     REPLACED,
@@ -49,6 +50,8 @@ class Trace:
         kept_whole: names of the modules without parameters that do something else in training, or
             have a gradient of their own.
         more_outputs: whether training returns further values, which are left out.
+        attention: names of the modules that are kept whole as attention, and what each computes
+            with, see :mod:`ghnq_quant.capture.attention`.
     """
 
     root: nn.Module
@@ -57,9 +60,10 @@ class Trace:
     mode_arguments: tuple[ModeArgument, ...]
     kept_whole: tuple[str, ...]
     more_outputs: bool
+    attention: dict[str, tuple[str, ...]]
 
 
-def trace(model: nn.Module, *, skip: bool = False) -> Trace:
+def trace(model: nn.Module, *, skip: bool = False, attention: bool = False) -> Trace:
     """Trace ``model`` as it runs in eval mode, and see to it that training loses nothing.
 
     A module without parameters that does something else in training, or has a gradient of its own,
@@ -67,6 +71,7 @@ def trace(model: nn.Module, *, skip: bool = False) -> Trace:
 
     Args:
         skip: keep whole, as one operation, each module that cannot be traced or is not supported.
+        attention: keep attention whole, which is refused otherwise.
 
     Raises:
         CaptureError: the model has no 2-d convolution, has a convolution of another rank, its
@@ -79,7 +84,7 @@ def trace(model: nn.Module, *, skip: bool = False) -> Trace:
     check_layers(root, skip)
     whole: tuple[str, ...] = ()
     while True:
-        tracer = _Tracer(adapters, skip, whole)
+        tracer = _Tracer(adapters, skip, whole, attention)
         graph = _record(tracer, root, training=False)
         difference, lost = _losses(tracer, root)
         if not lost:
@@ -96,7 +101,13 @@ def trace(model: nn.Module, *, skip: bool = False) -> Trace:
             vars(root).pop(name, None)
             root.register_buffer(name, value, persistent=False)
     return Trace(
-        root, graph, skipped, tuple(difference.arguments), kept_whole, difference.more_outputs
+        root,
+        graph,
+        skipped,
+        tuple(difference.arguments),
+        kept_whole,
+        difference.more_outputs,
+        tracer.attention_in,
     )
 
 
@@ -127,7 +138,8 @@ def _losses(tracer: _Tracer, root: nn.Module) -> tuple[ModeDifference, dict[str,
     """How training differs from eval, and the modules whose graph does not hold all they do."""
     difference, lost = ModeDifference(), dict(tracer.lost)
     if not lost:
-        trained = _Tracer(tracer.adapters, tracer.skip, (*tracer.whole, *tracer.skipped))
+        whole = (*tracer.whole, *tracer.skipped, *tracer.attention_in)
+        trained = _Tracer(tracer.adapters, tracer.skip, whole)
         try:
             _record(trained, root, training=True)
         except CaptureError:
@@ -183,12 +195,20 @@ def _rewrite(module: nn.Module, adapters: tuple[Adapter, ...]) -> nn.Module | No
 
 
 class _Tracer(Recorder):
-    def __init__(self, adapters: tuple[Adapter, ...], skip: bool, whole: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        adapters: tuple[Adapter, ...],
+        skip: bool,
+        whole: tuple[str, ...],
+        attention: bool = False,
+    ) -> None:
         super().__init__()
         self.adapters = adapters
         self.skip = skip
         self.whole = whole
+        self.attention = attention
         self.skipped: list[str] = []
+        self.attention_in: dict[str, tuple[str, ...]] = {}
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -203,6 +223,9 @@ class _Tracer(Recorder):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.skipped or module_qualified_name in self.whole:
+            return True
+        if self.attention and (parts := attention_parts(m, self.adapters)):
+            self.attention_in[module_qualified_name] = parts
             return True
         if isinstance(m, REPLACED):
             check_is_standard(m, module_qualified_name)

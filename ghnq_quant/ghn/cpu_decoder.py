@@ -7,7 +7,7 @@ part of them; here there is one for each parameter. Of no layer more rows are co
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby, product
 from typing import Any, NamedTuple
 
 import torch
@@ -78,13 +78,12 @@ class _Window:
         return self.w1.permute(1, 2, 0, 3).flatten(0, 2), self.b1.permute(1, 2, 0).flatten()
 
     def apply_first(self, x: Tensor) -> Tensor:
-        """(n, C) to (n, k · units); one row of the kernel at a time where the weight is large, of
-        which this makes a copy."""
+        """(n, C) to (n, k · units); one place of the kernel at a time where the weight is large, of
+        which the other way makes a copy."""
         if self.w1.numel() <= LARGE:
             return F.linear(x, *self.first())
-        w1, b1 = self.w1.permute(1, 2, 0, 3), self.b1.permute(1, 2, 0)
-        rows = (F.linear(x, w.flatten(0, 1), b.flatten()) for w, b in zip(w1, b1, strict=True))
-        return torch.cat(list(rows), dim=1)
+        places = product(*map(range, self.b1.shape[1:]))
+        return torch.cat([F.linear(x, self.w1[:, i, j], self.b1[:, i, j]) for i, j in places], 1)
 
 
 class _Decode(torch.autograd.Function):
@@ -98,7 +97,9 @@ class _Decode(torch.autograd.Function):
         differentiable: bool,
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
-        weights, saved = [], []
+        # made before what is needed meanwhile, whose memory would leave holes between them
+        results = list(_empty_weights(x, shapes, one_each=not differentiable))
+        of_parts, saved = iter(results), []
         for rows, kernel, parts in _runs(shapes):
             layers = _Window(parameters, grid, kernel)
             k = kernel[0] * kernel[1]
@@ -111,11 +112,15 @@ class _Decode(torch.autograd.Function):
                 w3, b3 = layers.w3[:c_out, :c_in], layers.b3[:c_out, :c_in]
                 w = torch.baddbmm(b3.unsqueeze(1), y.expand(c_out, -1, -1), w3.transpose(1, 2))
                 w = w.view(c_out, -1, *kernel, c_in).permute(1, 0, 4, 2, 3)
-                weights.append(_scaled(w, scale[rows][nodes].view(-1, 1, 1, 1, 1)))
+                factors = scale[rows][nodes].view(-1, 1, 1, 1, 1)
+                same = next(of_parts)
+                sizes = [len(result) for result in same]
+                for result, *scaled in zip(same, w.split(sizes), factors.split(sizes), strict=True):
+                    torch.mul(*scaled, out=result)
         if differentiable:
             ctx.save_for_backward(x, scale, *parameters, *saved)
         ctx.shapes, ctx.grid = shapes, grid
-        return tuple(weights)
+        return tuple(chain.from_iterable(results))
 
     @staticmethod
     @once_differentiable
@@ -148,6 +153,16 @@ class _Decode(torch.autograd.Function):
             d.b1 += d_y1.sum(0).view(*kernel, units).permute(2, 0, 1)
             torch.mm(d_y1, layers.first()[0], out=d_x[rows])
         return d_x, None, None, None, None, *d_parameters
+
+
+def _empty_weights(
+    x: Tensor, shapes: Sequence[Shape4d], *, one_each: bool
+) -> Iterator[list[Tensor]]:
+    """For each run of equal shapes one tensor or, ``one_each``, one for each node, whose memory is
+    free as soon as nobody needs that node's."""
+    for shape, same in groupby(shapes):
+        count = len(list(same))
+        yield [x.new_empty((n, *shape)) for n in ([1] * count if one_each else [count])]
 
 
 def _scaled(w: Tensor, scale: Tensor) -> Tensor:

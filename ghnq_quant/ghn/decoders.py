@@ -53,7 +53,8 @@ class ConvDecoder(nn.Module):
             scale: (n,) factor on each node's weight.
 
         Returns:
-            for each run of equal shapes one tensor (nodes in the run, c_out, c_in, kh, kw).
+            tensors (nodes, c_out, c_in, kh, kw) of consecutive nodes of equal shapes, which hold one
+            item for each node together.
         """
         if takes_fast_path(x):
             layers = (self.fc[0], self.conv[0], self.conv[2])

@@ -108,8 +108,10 @@ class _Decoding:
             decoded[i] = decoder.classifier(decoded[i]) * entries[i].of.scale
         of_classifiers = [decoded[i][None] for i in classifiers]
         _check_finite((*groups, *of_classifiers), [*entries, *(entries[i] for i in classifiers)])
-        for entry, w in zip(entries, decoded, strict=True):
-            self.parameters[entry.graph][entry.parameters[0]] = _fitted(w, entry.of.shape)
+        del groups, of_classifiers
+        for entry in entries:  # what is tiled needs memory anew, and frees what it was made of
+            w = _fitted(decoded.pop(0), entry.of.shape)
+            self.parameters[entry.graph][entry.parameters[0]] = w
 
     def _decode_vectors(self, entries: list[_Entry]) -> None:
         if not entries:

@@ -156,7 +156,9 @@ class Attention(nn.Module):
     def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
         """(n, 3, H, C / H) queries, keys and values of one graph to (n, C)."""
         q, k, v = qkv.permute(1, 2, 0, 3)
-        logits = q @ k.transpose(1, 2) * q.shape[2] ** -0.5 + bias
+        logits = q @ k.transpose(1, 2)
+        logits *= q.shape[2] ** -0.5
+        logits += bias  # in place: (H, n, n) is much memory
         return (logits.softmax(dim=2) @ v).transpose(0, 1).flatten(1)
 
 

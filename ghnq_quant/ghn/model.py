@@ -171,6 +171,7 @@ class GHN(
             a dict for each graph: parameters by name, of the shapes that the graph's nodes tell. A
             classification layer of another number of classes than ``num_classes`` is left out by
             the gated encoder; with the other one it gets the first classes, or repeated ones.
+            Position embeddings of S·S patches are (1, C, S, S).
             Tensors may be views of one another's storage.
 
         Raises:

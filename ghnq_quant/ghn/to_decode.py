@@ -48,7 +48,7 @@ def nodes_to_decode(
         classifies = position in classifier
         if not classifies or any_size or shape[0] == num_classes:
             decoded = _decoded_shape(node, shape, max_shape, classifies, any_size)
-            scale = fan_in_scale(shape)
+            scale = 1.0 if node.primitive == "pos_enc" else fan_in_scale(shape)
             found.append(ToDecode(position, node, shape, decoded, classifies, scale))
     return tuple(found)
 

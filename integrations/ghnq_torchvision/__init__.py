@@ -9,7 +9,10 @@ define_missing_operators()
 import torchvision  # noqa: E402
 from torch import nn  # noqa: E402
 from torchvision.models.convnext import LayerNorm2d  # noqa: E402
+from torchvision.models.swin_transformer import ShiftedWindowAttention  # noqa: E402
 from torchvision.ops import StochasticDepth  # noqa: E402
+
+from ghnq_quant.capture.attention import SOFTMAX  # noqa: E402
 
 __all__ = ["TorchvisionAdapter"]
 
@@ -25,6 +28,12 @@ class TorchvisionAdapter:
 
     def rewrite(self, module: nn.Module) -> nn.Module | None:
         return None
+
+    def attention_parts(self, module: nn.Module) -> tuple[str, ...]:
+        """Swin's, whose layers are called as one function; V2's has another layer for positions."""
+        if type(module) is not ShiftedWindowAttention:
+            return ()
+        return "qkv.weight", "qkv.bias", SOFTMAX, "proj.weight", "proj.bias"
 
     def create_model(self, name: str, num_classes: int) -> nn.Module | None:
         if name not in self.model_names():

@@ -150,13 +150,13 @@ def test_encoder_layer_by_layer(ghn: GHN, tiny: ArchGraph) -> None:
     close(ghn.decoder_1d(seen["ln"][2]).view(2, -1)[:, :4], TINY["decoded_bn1"])
 
 
-@pytest.mark.parametrize("form", ["fast", "by rows of the kernel", "plain"])
+@pytest.mark.parametrize("form", ["fast", "by places of the kernel", "plain"])
 def test_parameters_of_tiny(
     form: str, ghn: GHN, tiny: ArchGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if form == "plain":
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    if form == "by rows of the kernel":
+    if form == "by places of the kernel":
         monkeypatch.setattr(cpu_decoder, "LARGE", 0)
     with torch.no_grad():
         (predicted,) = ghn([tiny])
@@ -176,7 +176,7 @@ def graph_of(name: str, num_classes: int = 10) -> ArchGraph:
     settings = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     with torch.device("cpu" if name.startswith("regnet") else "meta"):
         model = create(num_classes=num_classes, **settings)
-    return capture(model).arch_graph_by("ghn3")
+    return capture(model, attention=True).arch_graph_by("ghn3")
 
 
 @pytest.mark.parametrize("name", [n for n, e in TORCHVISION.items() if "counts" in e])
@@ -222,6 +222,14 @@ def test_networks_of_a_batch_do_not_disturb_each_other(ghn: GHN, tiny: ArchGraph
         assert a.keys() == b.keys()
         for name in a:
             torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
+
+
+def test_no_prediction_keeps_the_memory_of_another(ghn: GHN) -> None:
+    with torch.no_grad():
+        (predicted,) = ghn([graph_of("resnet18")])
+    weights = [w for w in predicted.values() if w.dim() > 1]
+    assert len(weights) == 21
+    assert all(w.untyped_storage().nbytes() == w.nbytes for w in weights)
 
 
 class Patches(nn.Module):

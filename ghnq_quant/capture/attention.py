@@ -1,0 +1,61 @@
+"""Attention that a network has as one module, for hypernetworks that predict its parameters.
+
+Its layers are no modules that run on their own, so they have neither calls in a trace nor units in a
+plan: a quantized copy cannot have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+
+from ghnq_quant.capture.arch_graph import Node
+
+#: Among the names of :meth:`AttentionAdapter.attention_parts`, the softmax over the keys.
+SOFTMAX = "softmax"
+_OF_TORCH: tuple[str, ...] = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+
+
+@runtime_checkable
+class AttentionAdapter(Protocol):
+    """What the capture asks of an adapter that knows attention modules."""
+
+    def attention_parts(self, module: nn.Module) -> tuple[str, ...]:
+        """What ``module`` computes with, in its order: names of weights and biases of linear layers,
+        and :data:`SOFTMAX`; nothing where it is no attention.
+        """
+
+
+def attention_parts(module: nn.Module, adapters: Iterable[object]) -> tuple[str, ...]:
+    """The same for PyTorch's own attention, or by the first adapter that knows ``module``.
+
+    PyTorch's has no softmax: its kernels are fused, so the public code of GHN-3 finds none either.
+
+    Example:
+        >>> attention_parts(nn.MultiheadAttention(8, 2, bias=False), ())
+        ('in_proj_weight', 'out_proj.weight')
+    """
+    named = dict(module.named_parameters())  # reading attributes would be recorded
+    if type(module) is nn.MultiheadAttention and "in_proj_weight" in named:
+        parts = _OF_TORCH
+    else:
+        known = (a.attention_parts(module) for a in adapters if isinstance(a, AttentionAdapter))
+        parts = next(filter(None, known), ())
+    return tuple(part for part in parts if part == SOFTMAX or part in named)
+
+
+def attention_nodes(name: str, module: nn.Module, parts: Iterable[str]) -> tuple[Node, ...]:
+    """The nodes that stand for attention ``module``, one behind the other."""
+    named = dict(module.named_parameters())
+    return tuple(
+        Node("msa")
+        if part == SOFTMAX
+        else Node(
+            "conv" if named[part].dim() > 1 else "bias",
+            tuple(named[part].shape),
+            (f"{name}.{part}",),
+        )
+        for part in parts
+    )
