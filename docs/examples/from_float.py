@@ -69,17 +69,9 @@ class Method:
             ghnq_quant.correct_biases(qmodel, batches)
         return qmodel.eval()
 
-    @torch.no_grad()
     def calibrate(self, qmodel: QuantModel, batches: list[Tensor]) -> None:
-        if self.norms:
-            ghnq_quant.calibrate(qmodel, batches, ranges="mse" if self.search else None)
-            return
-        qmodel.train()  # in which ranges follow the images
-        for module in qmodel.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        for x in batches:
-            qmodel(x)
+        search = "mse" if self.search else None
+        ghnq_quant.calibrate(qmodel, batches, ranges=search, batch_norms=self.norms)
 
 
 _BOTH = (0, QAT_STEPS)

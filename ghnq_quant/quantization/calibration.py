@@ -35,6 +35,7 @@ def calibrate(
     *,
     ranges: Search | None = None,
     percentile: float = 99.99,
+    batch_norms: bool = True,
 ) -> QuantModel:
     """Fill a quantized model's running batch-norm statistics and ranges.
 
@@ -59,13 +60,15 @@ def calibrate(
             learned range is learned from there; one of range ``"mse"`` or ``"percentile"`` stays.
         percentile: above 50, up to 100: the range is that from the (100 − percentile)th to this
             percentile of the values.
+        batch_norms: False keeps the running statistics, such as those of a float training, and
+            measures ranges alone.
 
     Returns:
         ``qmodel`` itself.
 
     Raises:
         DataError: there is no batch, or one that is empty or no tensor; with a search, activations
-            that are not finite.
+            that are not finite; a batch norm without running statistics that could be kept.
         SchemeError: a search or percentile that does not exist, or ``ranges`` for a model that
             quantizes over the range of each batch.
 
@@ -84,12 +87,18 @@ def calibrate(
             f"ranges={ranges!r}: every activation is quantized over the range of each batch, which "
             f"nothing is kept of: use QuantScheme(act_range={ranges!r})"
         )
+    lacking = [n for n, m in qmodel.batch_norms().items() if not has_running_statistics(m)]  # type: ignore[arg-type]
+    if lacking and not batch_norms and qmodel.scheme.bn == "running":
+        raise DataError(
+            f"calibrate(batch_norms=False): {lacking[0]!r} has no running statistics to keep: load "
+            "trained ones, or leave batch_norms=False out"
+        )
     iterator = image_batches(batches, "calibrate")
     images = next(iterator)
     for module in qmodel.modules() if ranges is not None else ():
         if isinstance(module, LearnedRange):
             module.reset()
-    with statistics_of_batches(qmodel), torch.no_grad():
+    with statistics_of_batches(qmodel, batch_norms=batch_norms), torch.no_grad():
         getattr(qmodel, QUANTIZERS).train()
         with _ranges_of_batches(found, ranges, percentile):
             qmodel(images)
@@ -97,8 +106,7 @@ def calibrate(
                 qmodel(batch)
     begin_weight_ranges(qmodel)
     qmodel.refresh()
-    with torch.no_grad():
-        warn_of_equal_outputs(qmodel, images)
+    warn_of_equal_outputs(qmodel, images)
     return qmodel
 
 
@@ -188,12 +196,13 @@ def begin_weight_ranges(qmodel: QuantModel) -> None:
 
 
 @contextmanager
-def statistics_of_batches(model: nn.Module) -> Iterator[None]:
-    """Eval, in which batch norms normalize by each batch and average all batches' statistics anew,
-    and weights are searched for ranges anew; on leaving, the modes of all modules are as they were.
-    """
+def statistics_of_batches(model: nn.Module, *, batch_norms: bool = True) -> Iterator[None]:
+    """Eval, in which ``batch_norms`` normalize by each batch and average all batches' statistics
+    anew, and weights are searched for ranges anew; on leaving, the modes of all modules are as they
+    were."""
     modes = {m: m.training for m in model.modules()}
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    found = (m for m in modes if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    norms = list(found) if batch_norms else []
     momenta = [norm.momentum for norm in norms]
     try:
         model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,29 +16,50 @@ from ghnq_quant.quantization.model import QuantModel
 _ENOUGH = 16
 
 
-def warn_of_equal_outputs(qmodel: QuantModel, images: Tensor) -> None:
-    """Warn where fewer than half of ``images`` (N, C, H, W) have an output of their own in eval.
+@dataclass(frozen=True)
+class EqualOutputs:
+    """That a model hardly tells images apart.
 
-    The warning names the first quantized activation of which that is true.
+    Attributes:
+        images: how many different ones there were.
+        outputs: how many different outputs they have.
+        place: the first quantized activation of which that is true; None where it is none.
     """
+
+    images: int
+    outputs: int
+    place: str | None
+
+
+@torch.no_grad()
+def equal_outputs(qmodel: QuantModel, images: Tensor) -> EqualOutputs | None:
+    """Whether fewer than half of ``images`` (N, C, H, W) have an output of their own in eval; None
+    where they do, and of too few images to say so."""
     if len(images) < _ENOUGH:
-        return
+        return None
     modes = {m: m.training for m in qmodel.modules()}
     try:
         qmodel.eval()
         expected = _distinct_rows(images)
         rows = _distinct_rows(qmodel(images))
         if expected is None or rows is None or 2 * rows >= expected:
-            return
-        place = _first_place(qmodel, images, expected)
+            return None
+        return EqualOutputs(expected, rows, _first_place(qmodel, images, expected))
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def warn_of_equal_outputs(qmodel: QuantModel, images: Tensor) -> None:
+    """Warn of :func:`equal_outputs`."""
+    found = equal_outputs(qmodel, images)
+    if found is None:
+        return
     warn(
-        f"{expected} images have only {rows} different outputs"
-        f"{f', from {place!r} on' if place else ''}: at this precision the model hardly tells them "
-        "apart, and will hardly train; give that layer and those before it more bits (stem_bits=8, "
-        "or the scheme's overrides)"
+        f"{found.images} images have only {found.outputs} different outputs"
+        f"{f', from {found.place!r} on' if found.place else ''}: at this precision the model hardly "
+        "tells them apart, and will hardly train; give that layer and those before it more bits "
+        "(stem_bits=8, or the scheme's overrides)"
     )
 
 

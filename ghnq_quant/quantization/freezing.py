@@ -57,10 +57,11 @@ def unfreeze_batch_norms(qmodel: QuantModel) -> QuantModel:
 
 
 def freeze_ranges(qmodel: QuantModel) -> QuantModel:
-    """Let the moving averages of activation ranges stay as they are in training too.
+    """Let activation ranges, and all that are learned, stay as they are in training too.
 
-    Weights are quantized over their own range on, since they change with every step; learned ranges
-    are parameters and go on learning. Modes, copies and states: as for :func:`freeze_batch_norms`.
+    Moving averages keep their values; scales and offsets of learned ranges, of weights too, get
+    ``requires_grad=False``. Other weights are quantized over their own range on, since they change
+    with every step. Modes, copies and states: as for :func:`freeze_batch_norms`.
 
     Args:
         qmodel: of :func:`ghnq_quant.init_quantized` or :func:`ghnq_quant.quantize`.
@@ -70,24 +71,33 @@ def freeze_ranges(qmodel: QuantModel) -> QuantModel:
 
     Raises:
         DataError: a range that has seen no batch yet.
-        SchemeError: no range of this model is moving: they are the batch's, calibrated or learned.
+        SchemeError: no range of this model is moving or learned: they are the batch's, or calibrated.
     """
-    ranges = qmodel.moving_ranges()
-    if not ranges and any(True for _ in getattr(qmodel, QUANTIZERS).children()):
+    moving, learned = qmodel.moving_ranges(), qmodel.learned_ranges()
+    if not moving and not learned and any(True for _ in getattr(qmodel, QUANTIZERS).children()):
         raise SchemeError(
-            f"freeze_ranges: no activation range of this model is moving (act_range="
+            f"freeze_ranges: no range of this model is moving or learned (act_range="
             f"{qmodel.scheme.act_range!r}), so there is none to freeze"
         )
+    ranges = moving | learned
     _check({n: m.has_statistics() for n, m in ranges.items() if isinstance(m, RunningRange)})
     qmodel.ranges_frozen = True
+    _learn(qmodel, False)
     qmodel.refresh()
     return qmodel
 
 
 def unfreeze_ranges(qmodel: QuantModel) -> QuantModel:
-    """Undo :func:`freeze_ranges`: ranges are in the mode of ``qmodel`` again."""
+    """Undo :func:`freeze_ranges`: ranges are in the mode of ``qmodel`` again, and all learned ones
+    are learned."""
     qmodel.ranges_frozen = False
+    _learn(qmodel, True)
     return _in_its_mode(qmodel, qmodel.moving_ranges())
+
+
+def _learn(qmodel: QuantModel, learned: bool) -> None:
+    for parameter in qmodel.range_parameters():
+        parameter.requires_grad_(learned)
 
 
 def _check(has_statistics: dict[str, bool]) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ghnq_quant.quantization import Quantizer, QuantModel, fake_quantize
+from ghnq_quant.quantization.distinct import EqualOutputs, equal_outputs
 
 REPORTED_BITS = (8, 4, 2)
 
@@ -77,7 +78,14 @@ def layer_report(before: nn.Module, after: nn.Module) -> list[LayerRow]:
     return rows
 
 
-def layer_table(before: nn.Module, after: nn.Module, *, title: str, seconds: float) -> Table:
+def layer_table(
+    before: nn.Module,
+    after: nn.Module,
+    *,
+    title: str,
+    seconds: float,
+    images: Tensor | None = None,
+) -> Table:
     """:func:`layer_report` for the terminal.
 
     Args:
@@ -85,8 +93,12 @@ def layer_table(before: nn.Module, after: nn.Module, *, title: str, seconds: flo
         after: what ``init_quantized`` made of it.
         title: above the table.
         seconds: how long it took, for the line below it.
+        images: (N, C, H, W); the layer is marked from which the model hardly tells them apart.
     """
-    table = Table(title=title, caption=_caption(before, after, seconds))
+    same = None
+    if images is not None and isinstance(after, QuantModel):
+        same = equal_outputs(after, images)
+    table = Table(title=title, caption=_caption(before, after, seconds, same))
     table.add_column("layer", overflow="fold")
     table.add_column("weight", no_wrap=True)
     table.add_column("given", justify="right")
@@ -95,19 +107,24 @@ def layer_table(before: nn.Module, after: nn.Module, *, title: str, seconds: flo
     for row in layer_report(before, after):
         shape = "×".join(map(str, row.shape))
         snr = (f"{row.snr_db[bits]:.1f}" for bits in REPORTED_BITS)
-        table.add_row(row.name, shape, f"{row.given:,}", *snr)
+        mark = " *" if same and row.name == same.place else ""
+        table.add_row(f"{row.name}{mark}", shape, f"{row.given:,}", *snr)
     return table
 
 
-def _caption(before: nn.Module, after: nn.Module, seconds: float) -> str:
+def _caption(before: nn.Module, after: nn.Module, seconds: float, same: EqualOutputs | None) -> str:
     old = dict(before.named_parameters())
     parameters = dict(after.named_parameters())
     total = sum(p.numel() for p in parameters.values())
     given = sum(p.numel() for n, p in parameters.items() if not _same(p, old.get(n)))
-    return (
+    caption = (
         f"{given:,} of {total:,} parameters predicted or fitted in {seconds:.1f} s; all others are "
         "new.\ndB: the weight's quantization signal-to-noise ratio."
     )
+    if same is None:
+        return caption
+    where = f", from {same.place!r} (*) on" if same.place else ""
+    return f"{caption}\n{same.images} images have only {same.outputs} different outputs{where}."
 
 
 def _same(parameter: Tensor, old: Tensor | None) -> bool:

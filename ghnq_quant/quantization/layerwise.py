@@ -46,11 +46,11 @@ class LayerwiseModel(QuantModel):
         self._fold()
         self.register_load_state_dict_post_hook(_place_quantizers)
 
-    def refresh(self) -> None:
-        """Also makes layers fold what now stands in their batch norm's place: it may have been
-        replaced, as ``nn.SyncBatchNorm.convert_sync_batchnorm`` does."""
+    def _follow_modules(self) -> None:
+        """Also fold what now stands in the batch norms' places: ``convert_sync_batchnorm`` of
+        ``nn.SyncBatchNorm`` replaces them, and calls nothing afterwards."""
+        super()._follow_modules()
         self._fold()
-        super().refresh()
 
     def _fold(self) -> None:
         for unit in self.plan.units:

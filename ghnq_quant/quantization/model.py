@@ -141,9 +141,8 @@ class QuantModel(fx.GraphModule):
             >>> len(ranges), torch.optim.SGD(groups, lr=0.01, weight_decay=1e-4).param_groups[1]["lr"]
             (4, 0.001)
         """
-        for module in self.modules():
-            if isinstance(module, LearnedRange):
-                yield from module.parameters()
+        for module in self.learned_ranges().values():
+            yield from module.parameters()
 
     def _check_calibration(self) -> None:
         """Before each forward until it finds nothing.
@@ -177,6 +176,10 @@ class QuantModel(fx.GraphModule):
     def moving_ranges(self) -> dict[str, nn.Module]:
         """Those of them that batches move in training."""
         return {n: m for n, m in self.running_ranges().items() if getattr(m, "moves", True)}
+
+    def learned_ranges(self) -> dict[str, nn.Module]:
+        """Those that are parameters, of weights too."""
+        return {n: m for n, m in self.named_modules() if isinstance(m, LearnedRange)}
 
     def _follow_modules(self) -> None:
         """Bring the graph in line with the modules' modes, where it holds them as constants."""

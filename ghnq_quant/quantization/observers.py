@@ -17,7 +17,13 @@ from ghnq_quant.quantization.affine import (
 )
 from ghnq_quant.quantization.processes import of_all_processes
 from ghnq_quant.quantization.quantizer import Quantizer
-from ghnq_quant.quantization.ranges import LearnedRange, TensorRange, make_range, make_weight_range
+from ghnq_quant.quantization.ranges import (
+    LearnedRange,
+    TensorRange,
+    make_range,
+    make_weight_range,
+    move_average,
+)
 from ghnq_quant.quantization.tracing import traced_with_statistics
 
 
@@ -47,6 +53,8 @@ class AffineObserver:
     def __init__(self, *args: Any, quantizer: Quantizer, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.quantizer = quantizer
+        for value in (self.min_val, self.max_val):  # infinite: no average of models could leave it
+            value.zero_()
 
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Record the range of ``x`` as far as the mode allows; the range to quantize ``x`` over."""
@@ -61,9 +69,6 @@ class AffineObserver:
         """What ``x`` alone is quantized with in eval; records nothing."""
         return qparams_of(x, self.quantizer)
 
-    def _has_range(self) -> bool:
-        return self.min_val.numel() > 0 and bool((self.min_val <= self.max_val).all())
-
     def forward(self, x_orig: Tensor) -> Tensor:
         if x_orig.numel() > 0:
             self.observe(x_orig)
@@ -72,7 +77,7 @@ class AffineObserver:
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of what was observed, each of shape (1,), or (C,) per channel; 1 and
         0 before that."""
-        if not self._has_range():
+        if self.min_val.numel() == 0:
             return self.min_val.new_ones(1), self.min_val.new_zeros(1, dtype=torch.int)
         scale, zero_point = affine_parameters(self.min_val, self.max_val, self.quantizer)
         return scale.view(-1), zero_point.view(-1).to(torch.int)
@@ -132,36 +137,48 @@ class EmaObserver(AffineObserver):
 
     averaging_constant: float
     training: bool
+    num_batches_tracked: Tensor
 
     def __init__(self, *args: Any, quantizer: Quantizer, **kwargs: Any) -> None:
         super().__init__(*args, quantizer=quantizer, **kwargs)
         self.moves = not quantizer.calibrated
+        count = torch.zeros((), dtype=torch.long)
+        self.register_buffer("num_batches_tracked", count)  # type: ignore[attr-defined]  # a mixin
 
     def has_statistics(self) -> bool:
         """Whether at least one tensor was averaged."""
         if torch.compiler.is_compiling():
             return traced_with_statistics(self)  # type: ignore[arg-type]  # mixin of a module
-        return bool(self.min_val <= self.max_val)
+        return int(self.num_batches_tracked) > 0
 
     def reset(self) -> None:
         """Begin anew."""
-        self.min_val.fill_(torch.inf)
-        self.max_val.fill_(-torch.inf)
+        for value in (self.min_val, self.max_val, self.num_batches_tracked):
+            value.zero_()
+
+    reset_min_max_vals = reset
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Begin with this range."""
         self.min_val.copy_(low)
         self.max_val.copy_(high)
+        self.num_batches_tracked.fill_(1)
 
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not (self.training and self.moves):
             return (self.min_val, self.max_val) if self.has_statistics() else tensor_range(x)
-        low, high = of_all_processes(*tensor_range(x))
-        weight = self.averaging_constant
-        for value, new in ((self.min_val, low), (self.max_val, high)):
-            new = new.to(value.dtype)
-            value.copy_(torch.where(value.isfinite(), value.lerp(new, weight), new))
-        return self.min_val, self.max_val
+        ends = of_all_processes(*tensor_range(x))
+        average = self.min_val, self.max_val, self.num_batches_tracked
+        return move_average(average, ends, self.averaging_constant)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        count, low, high = (f"{prefix}{n}" for n in ("num_batches_tracked", "min_val", "max_val"))
+        if count not in state and low in state and high in state:  # of versions without a count
+            begun = state[low] <= state[high]
+            state[count] = begun.long()
+            if not begun:
+                state |= {key: torch.zeros_like(state[key]) for key in (low, high)}
+        super()._load_from_state_dict(state, prefix, *args)  # type: ignore[misc]
 
 
 class AffineFakeQuantization:
@@ -186,7 +203,7 @@ class AffineFakeQuantization:
         """Give a new quantizer per channel its buffers, which a compiler could not."""
         observer = self.activation_post_process
         buffers = (observer.min_val, observer.max_val, self.scale, self.zero_point)
-        for buffer, value in zip(buffers, (torch.inf, -torch.inf, 1, 0), strict=True):
+        for buffer, value in zip(buffers, (0, 0, 1, 0), strict=True):
             buffer.resize_(count).fill_(value)
 
     def quantized(self, x: Tensor) -> Tensor:
@@ -215,9 +232,12 @@ class AffineFakeQuantization:
     def _without_branches(self, x: Tensor) -> Tensor:
         """The same where the values of the switches are not known yet."""
         observing, observer = self.observer_enabled[0] != 0, self.activation_post_process
-        before = observer.min_val.clone(), observer.max_val.clone()
+        kept = [observer.min_val, observer.max_val]
+        if isinstance(observer, EmaObserver):
+            kept.append(observer.num_batches_tracked)
+        before = [buffer.clone() for buffer in kept]
         observed, scale, zero_point = observer.quantize(x)
-        for buffer, old in zip((observer.min_val, observer.max_val), before, strict=True):
+        for buffer, old in zip(kept, before, strict=True):
             buffer.copy_(torch.where(observing, buffer, old))
         for buffer, new in ((self.scale, scale), (self.zero_point, zero_point)):
             buffer.copy_(torch.where(observing, new, buffer))

@@ -80,6 +80,20 @@ class TensorRange(nn.Module):
         return None
 
 
+def move_average(average: tuple[Tensor, Tensor, Tensor], new: Range, momentum: float) -> Range:
+    """Move the average of minimum and maximum, with its count of batches, by a batch's; the first
+    one begins it."""
+    low, high, count = average
+    if low.device.type == "cpu" and not torch.compiler.is_compiling():
+        weight: float | Tensor = momentum if int(count) > 0 else 1.0
+    else:  # without a branch that would wait for the device
+        weight = (count == 0).to(low.dtype).clamp_min_(momentum)
+    for value, end in zip((low, high), new, strict=True):
+        value.lerp_(end.to(value.dtype), weight)
+    count.add_(1)
+    return low, high
+
+
 class EmaRange(TensorRange):
     """A moving average of the batches' minima and maxima, frozen in eval.
 
@@ -122,22 +136,12 @@ class EmaRange(TensorRange):
 
     def forward(self, x: Tensor) -> Range:
         if self.training and self.moves:
-            return self._update(*of_all_processes(*tensor_range(x)))
+            ends = of_all_processes(*tensor_range(x))
+            average = self.running_min, self.running_max, self.num_batches_tracked
+            return move_average(average, ends, MOMENTUM)
         if not self.has_statistics():
             return tensor_range(x)
         return self.running_min, self.running_max
-
-    def _update(self, low: Tensor, high: Tensor) -> Range:
-        running_min, running_max = self.running_min, self.running_max
-        momentum: float | Tensor
-        if low.device.type == "cpu" and not torch.compiler.is_compiling():
-            momentum = MOMENTUM if self.has_statistics() else 1.0
-        else:  # without a branch that would wait for the device
-            momentum = (self.num_batches_tracked == 0).to(low.dtype).clamp_min_(MOMENTUM)
-        running_min.lerp_(low.to(running_min.dtype), momentum)
-        running_max.lerp_(high.to(running_max.dtype), momentum)
-        self.num_batches_tracked.add_(1)
-        return running_min, running_max
 
     def fixed_qparams(self) -> QuantParams | None:
         if not self.has_statistics():

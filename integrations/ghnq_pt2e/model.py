@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx, nn, ops
 
 from ghnq_pt2e.quantizer import owner
-from ghnq_quant.errors import BackendError
+from ghnq_quant.errors import BackendError, warn
 from ghnq_quant.quantization.batch_norm import has_running_statistics
 from ghnq_quant.quantization.model import QuantModel
 
@@ -30,21 +31,40 @@ class Pt2eModel(QuantModel):
     ``convert_pt2e`` takes it as it is, and changes it.
     """
 
+    _warned_of_compiler = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        trains = self.training and not self.batch_norms_frozen and torch.is_grad_enabled()
+        if compiling and trains:
+            return self._train_uncompiled(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _train_uncompiled(self, *args: Any, **kwargs: Any) -> Any:
+        # AOTAutograd computes the folded weight anew in the backward pass, from the running variance
+        # that the forward pass has changed by then (torch 2.13): a tenth off where momentum is 0.1.
+        if not self._warned_of_compiler:
+            self._warned_of_compiler = True
+            warn(
+                "a model of backend 'pt2e' trains uncompiled, since torch.compile would compute "
+                "wrong gradients: compile it in eval or after ghnq_quant.freeze_batch_norms, or use "
+                "another backend"
+            )
+        return super().__call__(*args, **kwargs)
+
     def __reduce__(self) -> tuple[Any, ...]:
         raise BackendError(
             "a model of backend 'pt2e' cannot be pickled: save its state_dict, and load it into a "
             "model made anew"
         )
 
-    def refresh(self) -> None:
+    def _follow_modules(self) -> None:
         if any(isinstance(m, nn.SyncBatchNorm) for m in self.modules()):
             raise BackendError(
                 "the exported graph of backend 'pt2e' cannot share batch statistics between "
                 "processes: leave nn.SyncBatchNorm out, or use another backend"
             )
-        super().refresh()
-
-    def _follow_modules(self) -> None:
         changed = False
         dtype = next(self.parameters()).dtype
         for node in self.graph.nodes:

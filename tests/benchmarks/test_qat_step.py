@@ -1,4 +1,5 @@
-"""Processor time of a QAT step, 64 images of 3×64×64, W4/A4: frozen, compiled, and as it is.
+"""Processor time of a QAT step, 64 images of 3×64×64, W4/A4: per tensor and per channel, also by the
+toolkits themselves, frozen, compiled, and as it is.
 
 pytest tests/benchmarks/test_qat_step.py -s --benchmark-disable
 """
@@ -13,9 +14,13 @@ import pytest
 import torch
 import torchvision
 from conftest import fastest
+from test_simulation import StockActivation, StockBrevitas, fx_qat
 from torch import Tensor, nn
 
 import ghnq_quant
+from ghnq_quant import Quantizer, QuantScheme
+from ghnq_quant.capture import capture
+from ghnq_quant.quantization import emit
 
 ROUNDS = 5
 
@@ -42,6 +47,26 @@ def test_frozen(name: str) -> None:
     both = ghnq_quant.freeze_ranges(copy.deepcopy(norms))
     networks = {"float": model, "as it is": qmodel, "frozen norms": norms, "and ranges": both}
     print(f"\n{name}: {ratios(networks, x)}")
+
+
+@pytest.mark.filterwarnings("default")  # deprecations of the other toolkits
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_toolkits(name: str, per_channel: bool) -> None:
+    x = torch.randn(64, 3, 64, 64)
+    model = getattr(torchvision.models, name)(num_classes=10).train()
+    weight = Quantizer(4, symmetric=True, granularity="channel") if per_channel else Quantizer(4)
+    scheme = QuantScheme(weight, 4)
+    networks = {
+        "as it is": ghnq_quant.quantize(model, scheme=scheme, backend="reference"),
+        "brevitas": ghnq_quant.quantize(model, scheme=scheme, backend="brevitas"),
+        "torch_ao": ghnq_quant.quantize(model, scheme=scheme, backend="torch_ao"),
+        "torch.ao FX": fx_qat(model, x, per_channel=per_channel),
+        "Brevitas's own": emit(
+            capture(copy.deepcopy(model)), scheme, StockBrevitas(StockActivation)
+        ),
+    }
+    print(f"\n{name}, {weight}: {ratios(networks, x)}")
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch_ao"])

@@ -30,6 +30,7 @@ from ghnq_quant.quantization import FoldsBatchNorm, emit
 qnn = pytest.importorskip("brevitas.nn")
 
 from brevitas.quant import (  # noqa: E402
+    Int8WeightPerChannelFloat,
     ShiftedUint8ActPerTensorFloat,
     ShiftedUint8WeightPerTensorFloat,
 )
@@ -38,6 +39,10 @@ ROUNDS = 4
 
 
 class StockWeight(ShiftedUint8WeightPerTensorFloat):
+    bit_width = 4
+
+
+class StockChannelWeight(Int8WeightPerChannelFloat):
     bit_width = 4
 
 
@@ -67,18 +72,20 @@ class StockBrevitas:
         self._activation = activation
 
     def conv2d(self, conv: nn.Conv2d, quantizer: Quantizer) -> nn.Module:
-        return _layer(qnn.QuantConv2d, conv)
+        return _layer(qnn.QuantConv2d, conv, quantizer)
 
     def conv2d_batch_norm(
         self, conv: nn.Conv2d, bn: nn.BatchNorm2d, quantizer: Quantizer, mode: str
     ) -> nn.Module:
-        layer = _layer(StockConvBatchNorm2d, conv)
+        layer = _layer(StockConvBatchNorm2d, conv, quantizer)
         layer.mode = mode
         layer.fold(bn)
         return layer
 
     def linear(self, linear: nn.Linear, quantizer: Quantizer) -> nn.Module:
-        layer = qnn.QuantLinear(linear.in_features, linear.out_features, weight_quant=StockWeight)
+        layer = qnn.QuantLinear(
+            linear.in_features, linear.out_features, weight_quant=_stock_weight(quantizer)
+        )
         layer.load_state_dict(linear.state_dict(), strict=False)
         return layer
 
@@ -86,7 +93,11 @@ class StockBrevitas:
         return qnn.QuantIdentity(act_quant=self._activation)
 
 
-def _layer(cls: type[nn.Module], conv: nn.Conv2d) -> nn.Module:
+def _stock_weight(quantizer: Quantizer) -> type:
+    return StockChannelWeight if quantizer.per_channel else StockWeight
+
+
+def _layer(cls: type[nn.Module], conv: nn.Conv2d, quantizer: Quantizer) -> nn.Module:
     names = (
         "in_channels",
         "out_channels",
@@ -97,16 +108,18 @@ def _layer(cls: type[nn.Module], conv: nn.Conv2d) -> nn.Module:
         "groups",
     )
     settings = {name: getattr(conv, name) for name in names}
-    layer = cls(**settings, bias=conv.bias is not None, weight_quant=StockWeight)
+    weight = _stock_weight(quantizer)
+    layer = cls(**settings, bias=conv.bias is not None, weight_quant=weight)
     layer.load_state_dict(conv.state_dict(), strict=False)
     return layer
 
 
-def fx_qat(model: nn.Module, x: Tensor) -> nn.Module:
+def fx_qat(model: nn.Module, x: Tensor, *, per_channel: bool = False) -> nn.Module:
     """torch.ao's FX quantization-aware training with its default fused fake quantization, at 4 bits."""
     from torch.ao.quantization import (
         FusedMovingAvgObsFakeQuantize,
         MovingAverageMinMaxObserver,
+        MovingAveragePerChannelMinMaxObserver,
         QConfig,
         QConfigMapping,
     )
@@ -119,7 +132,15 @@ def fx_qat(model: nn.Module, x: Tensor) -> nn.Module:
         dtype=torch.quint8,
         qscheme=torch.per_tensor_affine,
     )
-    mapping = QConfigMapping().set_global(QConfig(activation=quantizer, weight=quantizer))
+    channels = FusedMovingAvgObsFakeQuantize.with_args(
+        observer=MovingAveragePerChannelMinMaxObserver,
+        quant_min=-7,
+        quant_max=7,
+        dtype=torch.qint8,
+        qscheme=torch.per_channel_symmetric,
+    )
+    weight = channels if per_channel else quantizer
+    mapping = QConfigMapping().set_global(QConfig(activation=quantizer, weight=weight))
     return prepare_qat_fx(copy.deepcopy(model), mapping, (x,))
 
 

@@ -206,15 +206,18 @@ def test_switches(trained: QuantModel) -> None:
     assert torch.equal(qmodel.get_submodule("activation_quantizers.x").scale, scale)
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
-def test_torchao_converts_to_integers(bits: int) -> None:
-    qmodel, x = make(small_network(steps=2), bits, steps=2).eval(), images()
+def test_torchao_converts_to_integers() -> None:
+    """At all widths in one model: a conversion takes many seconds."""
+    bits = {"stem.0": 8, "head": 2}
+    qmodel, x = make(small_network(steps=2), 4, steps=2, overrides=bits).eval(), images()
     expected = qmodel(x)
     converted = convert_pt2e(copy.deepcopy(qmodel))
     assert (converted(x) - expected).abs().max() <= 1e-3 * (expected.max() - expected.min())
     weights = [b for n, b in converted.named_buffers() if n.startswith("_frozen_param")]
-    assert len(weights) == len(qmodel.plan.units)
-    assert all(w.dtype == torch.uint8 and int(w.max()) < 2**bits for w in weights)
+    assert all(w.dtype == torch.uint8 for w in weights)
+    widths = sorted(bits.get(unit.name, 4) for unit in qmodel.plan.units)
+    highest = sorted(int(w.max()) for w in weights)
+    assert all(h < 2**b for h, b in zip(highest, widths, strict=True))
 
 
 def test_overrides_and_float_layers() -> None:

@@ -56,6 +56,26 @@ def test_ranges_are_the_moving_average(backend: str) -> None:
     torch.testing.assert_close(found.high, high)
 
 
+def test_ranges_alone() -> None:
+    """Trained batch norms stay, and ranges are of what they give."""
+    qmodel, data = make("reference"), batches()
+    norms = {key: v.clone() for key, v in qmodel.state_dict().items() if "norm" in key}
+    trained = copy.deepcopy(qmodel).train()
+    ghnq_quant.freeze_batch_norms(trained)
+    for x in data:
+        trained(x)
+    ghnq_quant.calibrate(qmodel, data, batch_norms=False)
+    for key, value in norms.items():
+        assert torch.equal(qmodel.state_dict()[key], value), key
+    found, expected = activation_ranges(qmodel), activation_ranges(trained)
+    for name, (low, high) in expected.items():
+        assert torch.equal(found[name].low, low), name
+        assert torch.equal(found[name].high, high), name
+    new = ghnq_quant.quantize(small_network(), 4, backend="reference")
+    with pytest.raises(DataError, match=r"'stem\.1' has no running statistics to keep"):
+        ghnq_quant.calibrate(new, data, batch_norms=False)
+
+
 def change_nothing(qmodel: QuantModel) -> QuantModel:
     return qmodel
 

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from ghnq_quant import GhnqWarning, calibrate, quantize
+from ghnq_quant.quantization.layer_report import layer_table
+
+
+def dead_network() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten())
+    nn.init.constant_(model[0].bias, -100)  # so that nothing gets through the first unit
+    return model
+
+
+def test_the_table_marks_where_images_become_equal() -> None:
+    model, console = dead_network(), Console(width=100)
+    qmodel, images = quantize(model, bits=8, backend="reference"), torch.randn(32, 3, 4, 4)
+    calibrate(qmodel, [images[:4]])
+    for shown, mark in ((images, "│ 0 * │"), (images[:4], "│ 0 │")):  # four say little
+        with console.capture() as capture:
+            console.print(layer_table(model, qmodel, title="", seconds=0, images=shown))
+        text = " ".join(capture.get().split())
+        assert mark in text
+        assert ("32 images have only 1 different outputs, from '0' (*) on." in text) == (
+            "*" in mark
+        )
 
 
 def test_a_dead_start_is_named() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten())
-    nn.init.constant_(model[0].bias, -100)  # so that nothing gets through the first unit
+    model = dead_network()
     copied = quantize(model, bits=8, backend="reference").train()
     told = "32 images have only 1 different outputs, from '0' on"
     with pytest.warns(GhnqWarning, match=told) as warned:

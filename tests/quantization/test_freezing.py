@@ -127,10 +127,25 @@ def test_what_cannot_be_frozen() -> None:
         freeze_ranges(by_batch)
 
 
-def test_ranges_that_do_not_move() -> None:
-    """Learned ones are parameters: they go on learning."""
+def test_learned_ranges() -> None:
+    """Of weights too, and of copies; unfrozen, all are learned again."""
     learned = Quantizer(4, range="learned")
-    qmodel = ghnq_quant.quantize(small_network(), (4, learned), backend="reference")
+    qmodel = ghnq_quant.quantize(small_network(4), (learned, learned), backend="reference")
+    with pytest.raises(DataError, match="calibrate"):
+        freeze_ranges(qmodel)
+    assert all(p.requires_grad for p in qmodel.range_parameters())
+    qmodel = copy.deepcopy(freeze_ranges(ghnq_quant.calibrate(qmodel, [images()]))).train()
+    before = [p.detach().clone() for p in qmodel.range_parameters()]
+    train(qmodel)
+    assert before
+    assert equal(before, list(qmodel.range_parameters()))
+    train(unfreeze_ranges(qmodel))
+    assert not equal(before, list(qmodel.range_parameters()))
+
+
+def test_ranges_that_do_not_move() -> None:
+    by_search = Quantizer(4, range="mse")
+    qmodel = ghnq_quant.quantize(small_network(), (4, by_search), backend="reference")
     ghnq_quant.calibrate(qmodel, [images()])
-    with pytest.raises(SchemeError, match="no activation range of this model is moving"):
+    with pytest.raises(SchemeError, match="no range of this model is moving or learned"):
         freeze_ranges(qmodel)

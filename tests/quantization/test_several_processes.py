@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from backends import is_quantizer_state
+from backends import backends, is_quantizer_state
 from small_networks import images, small_network
 from torch import Tensor, nn
 from two_processes import quantized, train
@@ -82,5 +82,18 @@ def test_data_parallel_is_refused() -> None:
 def test_an_exported_graph_shares_no_statistics() -> None:
     pytest.importorskip("torchao")
     qmodel = ghnq_quant.quantize(small_network(), 4, backend="pt2e", example_input=images())
+    qmodel = nn.SyncBatchNorm.convert_sync_batchnorm(qmodel)
     with pytest.raises(BackendError, match="SyncBatchNorm"):
-        nn.SyncBatchNorm.convert_sync_batchnorm(qmodel).train()
+        qmodel(images())
+
+
+@backends
+def test_batch_norms_replaced_in_a_model_in_training(backend: str) -> None:
+    """Are folded from the next batch on, without a call of ``train()``."""
+    pytest.importorskip("brevitas" if backend == "brevitas" else "torch")
+    qmodel = ghnq_quant.quantize(small_network(), 4, backend=backend).train()
+    nn.SyncBatchNorm.convert_sync_batchnorm(qmodel)
+    qmodel(images())
+    norms = qmodel.batch_norms().values()
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    assert [int(norm.num_batches_tracked) for norm in norms] == [1] * len(norms)

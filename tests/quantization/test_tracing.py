@@ -50,6 +50,19 @@ def test_compiled_equals_eager(backend: str) -> None:
         )
 
 
+def test_pt2e_trains_uncompiled() -> None:
+    """The compiler would read running statistics after they have changed."""
+    pytest.importorskip("torchao")
+    layers = [layer for _ in "12" for layer in (nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))]
+    network = nn.Sequential(*layers)
+    eager = ghnq_quant.quantize(network, 4, backend="pt2e", example_input=images()).train()
+    twin, x = copy.deepcopy(eager), images()
+    eager(x).square().mean().backward()
+    with pytest.warns(ghnq_quant.GhnqWarning, match="trains uncompiled"):
+        torch.compile(twin, backend="aot_eager")(x).square().mean().backward()
+    torch.testing.assert_close(gradients(twin), gradients(eager), rtol=0, atol=0)
+
+
 def test_switches_of_a_compiled_model() -> None:
     """torch.ao's are buffers, so turning them makes no new graph."""
     eager = quantized("torch_ao")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 import warnings
 from typing import Any
@@ -20,6 +21,8 @@ from ghnq_quant import BackendError
 from ghnq_quant.quantization import QuantModel
 
 all_backends = pytest.mark.parametrize("backend", ["reference", "brevitas", "torch_ao", "pt2e"])
+
+ENDS = {"min": math.inf, "max": -math.inf}
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -80,10 +83,10 @@ def test_models_that_cannot_be_pickled(backend: str) -> None:
 
 @all_backends
 def test_average_of_the_weights(backend: str) -> None:
-    """PyTorch's takes the quantizers' state from the model, timm's averages it too."""
+    """From before the first batch. PyTorch's takes the quantizers' state from the model, timm's
+    averages it too."""
     utils = pytest.importorskip("timm.utils")
     run = Run(backend)
-    run.steps(0)  # the ranges of torch_ao and pt2e are infinite before
     ours = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
     theirs = utils.ModelEmaV3(run.model, decay=0.5)
     ours.update_parameters(run.model)  # the first is a copy
@@ -102,6 +105,27 @@ def test_average_of_the_weights(backend: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ghnq_quant.GhnqWarning)  # of missing ranges
         assert all(average.eval()(x).isfinite().all() for average in (ours, theirs))
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_ranges_of_files_without_a_count(steps: int) -> None:
+    """Of version 0.2, whose ranges began at infinity."""
+    run = Run("torch_ao")
+    run.steps(*range(steps))
+    state = run.model.state_dict()
+    ranges = [key.removesuffix("min_val") for key in state if key.endswith("process.min_val")]
+    ranges = [key for key in ranges if f"{key}num_batches_tracked" in state]
+    assert ranges
+    for key in ranges:
+        del state[f"{key}num_batches_tracked"]
+        if steps == 0:
+            state |= {f"{key}{end}_val": torch.tensor(inf) for end, inf in ENDS.items()}
+    loaded, x = Run("torch_ao"), batch(1)[0]
+    loaded.model.load_state_dict(state)
+    torch.manual_seed(0)  # of dropout
+    y = loaded.model(x)
+    torch.manual_seed(0)
+    assert torch.equal(y, run.model(x))
 
 
 @all_backends

@@ -49,12 +49,12 @@ def states(rank: int) -> dict[str, Any]:
     found = {}
     for backend in ("reference", "torch_ao"):
         for synced in (False, True):
-            qmodel, share = quantized(backend), slice(4 * rank, 4 * rank + 4)
+            qmodel, share = quantized(backend).train(), slice(4 * rank, 4 * rank + 4)
             if synced:
-                qmodel = nn.SyncBatchNorm.convert_sync_batchnorm(qmodel).train()
+                qmodel = nn.SyncBatchNorm.convert_sync_batchnorm(qmodel)
                 train(qmodel, share, average=True)
             else:
-                train(DistributedDataParallel(qmodel.train()), share)
+                train(DistributedDataParallel(qmodel), share)
             found[f"{backend}, {synced}"] = qmodel.state_dict()
     return found
 
