@@ -1,4 +1,4 @@
-"""From a trained quantized model to a file of ExecuTorch that XNNPACK executes."""
+"""From a trained quantized model to a program for ExecuTorch, which XNNPACK executes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LARGEST_BIAS = 2**30  # in int32, with room for the sum
 
 
 def export_pte(model: QuantModel, path: str | Path, example_input: Tensor) -> Path:
-    """Write a trained quantized model as a program of ExecuTorch, lowered to XNNPACK.
+    """Write a trained quantized model as a program for ExecuTorch, lowered to XNNPACK.
 
     A convolution or linear layer whose input and output are quantized runs on integers. Others, such
     as the classifier, whose logits are not quantized, run in float on the levels of their weights.
