@@ -4,6 +4,7 @@ from __future__ import annotations
 
 #: The extra that brings a package, by the name it is imported under.
 EXTRA_OF = {
+    "executorch": "executorch",
     "jinja2": "research",
     "matplotlib": "research",
     "onnx": "onnx",

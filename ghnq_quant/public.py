@@ -1,7 +1,7 @@
 """What ``import ghnq_quant`` gives, all of it imported."""
 
 from ghnq_quant.api import init_quantized, initialize, predict_parameters, quantize
-from ghnq_quant.deployment import convert, export_onnx
+from ghnq_quant.deployment import convert, export_onnx, export_pte
 from ghnq_quant.errors import (
     BackendError,
     CaptureError,
@@ -48,6 +48,7 @@ __all__ = [
     "correct_biases",
     "equalize",
     "export_onnx",
+    "export_pte",
     "freeze_batch_norms",
     "freeze_ranges",
     "init_quantized",

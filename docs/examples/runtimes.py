@@ -1,7 +1,8 @@
-"""How files for a target load, agree and run in onnxruntime and OpenVINO: a table of
+"""How files for a target load, agree and run in onnxruntime, OpenVINO and ExecuTorch: a table of
 docs/how-to/export.md.
 
 python docs/examples/runtimes.py --data cifar10.npz --steps 30
+python docs/examples/runtimes.py --data cifar10.npz --steps 30 --targets xnnpack
 """
 
 from __future__ import annotations
@@ -83,6 +84,35 @@ def in_openvino(file: Path) -> tuple[Session, str]:
     return lambda x: compiled(x)[0].copy(), f"{integers} of {len(types)}"
 
 
+def in_executorch(file: Path) -> tuple[Session, str]:
+    """The program of the batch at hand, and what of it XNNPACK does."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+    from executorch.runtime import Runtime
+
+    _unsafe_reset_threadpool(1)
+    plan = deserialize_pte_binary(file.read_bytes()).program.execution_plan[0]
+    programs = {n: Runtime.get().load_program(file.with_stem(str(n))) for n in (1, BATCH, 64)}
+    methods = {n: program.load_method("forward") for n, program in programs.items()}
+    parts = f"{len(plan.delegates)} delegate, {len(plan.operators)} other operators"
+    return lambda x: methods[len(x)].execute([torch.from_numpy(x)])[0].numpy(), parts
+
+
+def written(
+    model: QuantModel, folder: Path, target: str | None, x: Tensor, open_in: Callable
+) -> Path:
+    """The model's file for a target; a program of ExecuTorch has one batch size."""
+    folder.mkdir()
+    if open_in is not in_executorch:
+        return ghnq_quant.export_onnx(model, folder / "model.onnx", x[:1], target=target)
+    files = [ghnq_quant.export_pte(model, folder / f"{n}.pte", x[:n]) for n in (1, BATCH, 64)]
+    return files[0]
+
+
+#: How the file of each target is opened.
+RUNTIMES = {"onnxruntime": in_onnxruntime, "openvino": in_openvino, "xnnpack": in_executorch}
+
+
 def _is_convolution(info: openvino.RTMap) -> bool:
     return "layerType" in info and info["layerType"].astype(str) == "Convolution"
 
@@ -123,8 +153,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--networks", nargs="+", default=list(networks()))
     parser.add_argument("--bits", nargs="+", default=["8/8", "4/8"])
+    parser.add_argument(
+        "--targets", nargs="+", default=["onnxruntime", "openvino"], choices=RUNTIMES
+    )
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    warnings.simplefilter("error", ghnq_quant.GhnqWarning)  # a layer in float
     torch.set_num_threads(1)
     data = load_images(args.data)
     test = data.test.sample(IMAGES)
@@ -133,7 +167,8 @@ def main() -> None:
             make, side = networks()[name]
             torch.manual_seed(0)
             weights, activations = map(int, bits.split("/"))
-            scheme = QuantScheme.for_target("onnxruntime", (weights, activations))  # openvino's too
+            # the other targets' too
+            scheme = QuantScheme.for_target("onnxruntime", (weights, activations))
             network = make(num_classes=10)
             model = ghnq_quant.init_quantized(network, scheme=scheme, backend="reference")
             train(model, data.train, args.steps, side)
@@ -143,12 +178,12 @@ def main() -> None:
             ghnq_quant.calibrate(plain, [x[:BATCH]])
             plain.eval()
             with tempfile.TemporaryDirectory() as folder:
-                full = ghnq_quant.export_onnx(plain, Path(folder) / "float.onnx", x[:1])
-                for target, open_in in (("onnxruntime", in_onnxruntime), ("openvino", in_openvino)):
+                for target in args.targets:
                     if activations not in find_target(target).activation_bits:
                         continue
-                    file = Path(folder) / f"{target}.onnx"
-                    ghnq_quant.export_onnx(model, file, x[:1], target=target)
+                    open_in = RUNTIMES[target]
+                    file = written(model, Path(folder) / target, target, x, open_in)
+                    full = written(plain, Path(folder) / f"{target}-float", None, x, open_in)
                     label = f"{name} {bits} | {target}"
                     print(row(label, file, full, open_in, x, y), flush=True)
 

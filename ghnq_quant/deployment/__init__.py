@@ -1,6 +1,7 @@
-"""What comes after training: folded models, torch's integer kernels, ONNX files."""
+"""What comes after training: folded models, torch's integer kernels, files for runtimes."""
 
 from ghnq_quant.deployment.convert import convert
 from ghnq_quant.deployment.export import export_onnx
+from ghnq_quant.deployment.pte import export_pte
 
-__all__ = ["convert", "export_onnx"]
+__all__ = ["convert", "export_onnx", "export_pte"]

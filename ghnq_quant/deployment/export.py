@@ -82,10 +82,7 @@ def _format(format: str | None, target: Target | None) -> str:
     if target is None:
         return format or "qdq"
     if target.format == "pt2e":
-        raise ConversionError(
-            f"{target.name} reads no ONNX file: make the model with backend='pt2e' and use the "
-            "toolkit's own export (docs/how-to/torch_ao.md)"
-        )
+        raise ConversionError(f"{target.name} reads no ONNX file: use ghnq_quant.export_pte")
     if format not in (None, target.format):
         raise ConversionError(f"{target.name} reads format {target.format!r}, not {format!r}")
     return target.format

@@ -5,18 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from ghnq_quant.deployment.int8_weights import int8_weight
 from ghnq_quant.deployment.layers import FoldedLayer, stretch
-from ghnq_quant.errors import ConversionError
-from ghnq_quant.quantization.affine import QuantParams, along_channels
+from ghnq_quant.quantization.affine import QuantParams
 from ghnq_quant.quantization.targets import Target
-
-#: Weights up to here, times 255, do not saturate the 16-bit sums of two products that x86 kernels
-#: make without VNNI instructions. Finer steps leave less of a bias to round.
-_NEVER_SATURATES = 64
 
 
 def has_four_bits(layer: FoldedLayer, target: Target) -> bool:
@@ -43,29 +38,11 @@ def weight_constants(name: str, layer: FoldedLayer, target: Target) -> list[Tens
         q = QuantParams(q.scale / factor, q.zero_point * factor, replace(q.quantizer, bits=8))
     else:
         dtype = TensorProto.INT8
-        levels, q = _without_zero_point(name, levels, q, target)
+        levels, q = int8_weight(name, layer, target)
     return [
         integers(f"{name}.weight_levels", levels, dtype),
         *constants_of(f"{name}.weight", q, dtype),
     ]
-
-
-def _without_zero_point(
-    name: str, levels: Tensor, q: QuantParams, target: Target
-) -> tuple[Tensor, QuantParams]:
-    """The levels less the zero point, times what brings them near ±64."""
-    zero_point = along_channels(q.zero_point, levels)
-    lowest, highest = (level - zero_point for level in q.quantizer.levels)
-    largest = int(torch.maximum(-lowest, highest).max())
-    if largest > 127:
-        raise ConversionError(
-            f"the weight of {name!r} has 8 bits and a zero point, which {target.name} does not "
-            f"take: use QuantScheme.for_target({target.name!r}), or a symmetric Quantizer"
-        )
-    factor = max(_NEVER_SATURATES // largest, 1)
-    return (levels - zero_point) * factor, QuantParams(
-        q.scale / factor, q.zero_point * 0, q.quantizer
-    )
 
 
 def constants_of(name: str, qparams: QuantParams, dtype: int) -> list[TensorProto]:

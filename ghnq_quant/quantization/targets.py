@@ -18,7 +18,8 @@ class Target:
 
     Attributes:
         name: as people type it.
-        format: of :func:`ghnq_quant.export_onnx`, or ``"pt2e"``: no ONNX file, but torchao's export.
+        format: of :func:`ghnq_quant.export_onnx`, or ``"pt2e"``: no ONNX file, but
+            :func:`ghnq_quant.export_pte`'s program.
         weights, activations: the kind of quantizer, here of 8 bits.
         weight_bits, activation_bits: those that it runs on integers.
         source: the runtime's own page that says so.

@@ -181,6 +181,10 @@ def test_files_of_qonnx_in_its_executor(target: str, exported: Callable[..., Pat
     qmodel, x = residual(target, (4, 4)), images(8)
     model = ModelWrapper(onnx.load(exported(target, (4, 4))))
     model.set_tensor_shape("input", list(x.shape))
+    quants = [node for node in model.graph.node if node.op_type == "Quant"]
+    for node in quants:  # what FINN's conversion insists on
+        scale, zero_point = (model.get_initializer(name) for name in node.input[1:3])
+        assert (scale.size, zero_point.size, zero_point.item()) == (1, 1, 0)
     found = execute_onnx(model.transform(InferShapes()), {"input": x.numpy()})["output"]
     np.testing.assert_allclose(found, qmodel(x).detach().numpy(), rtol=1e-5, atol=1e-5)
 

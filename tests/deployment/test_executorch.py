@@ -1,0 +1,123 @@
+"""Programs for ExecuTorch, in its own runtime with XNNPACK."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_networks import images
+from torch import Tensor, nn
+
+import ghnq_quant
+from ghnq_quant import ConversionError, GhnqWarning, QuantScheme
+from ghnq_quant.quantization import QuantModel
+
+XNNPACK = QuantScheme.for_target("xnnpack")
+
+
+class Network(nn.Module):
+    """What XNNPACK has integer kernels for: sums, pooling, padding, groups, and clamps behind
+    them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU6())
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.down = nn.Conv2d(8, 8, 3, stride=2)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.stem(x), 2)
+        x = torch.relu(self.conv(x) + x)
+        x = self.down(F.pad(x, (0, 1, 0, 1)))
+        return self.head(self.pool(x).flatten(1))
+
+
+def quantized(
+    model: nn.Module, scheme: QuantScheme = XNNPACK, backend: str = "reference"
+) -> QuantModel:
+    qmodel = ghnq_quant.quantize(model, scheme=scheme, backend=backend)
+    torch.manual_seed(1)
+    return ghnq_quant.calibrate(qmodel, [images(32)]).eval()
+
+
+def network() -> Network:
+    torch.manual_seed(0)
+    return Network()
+
+
+def execute(file: Path, x: Tensor) -> Tensor:
+    from executorch.runtime import Runtime
+
+    return Runtime.get().load_program(file).load_method("forward").execute([x])[0]
+
+
+def plan(file: Path) -> Any:
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    return deserialize_pte_binary(file.read_bytes()).program.execution_plan[0]
+
+
+def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in sys.modules if n.partition(".")[0] == "executorch"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    with pytest.raises(ConversionError, match=r"pip install 'ghnq-quant\[executorch\]'"):
+        ghnq_quant.export_pte(quantized(network()), tmp_path / "model.pte", images(1))
+
+
+@pytest.mark.parametrize(
+    ("bits", "backend"), [((8, 8), "reference"), ((4, 8), "reference"), ((8, 8), "torch_ao")]
+)
+def test_xnnpack_runs_all_of_it_and_agrees(
+    bits: tuple[int, int], backend: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("executorch")
+    qmodel, x = quantized(network(), QuantScheme.for_target("xnnpack", bits), backend), images(20)
+    file = ghnq_quant.export_pte(qmodel, tmp_path / "model.pte", x)  # no layer in float
+    assert [operator.name for operator in plan(file).operators] == []
+    assert [delegate.id for delegate in plan(file).delegates] == ["XnnpackBackend"]
+    y = qmodel(x)
+    assert (execute(file, x) - y).abs().max() <= (y.max() - y.min()) / 255
+
+
+def test_what_has_no_integer_kernel_runs_in_float_and_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+
+    class Swish(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.pool(self.down(F.silu(self.conv(self.stem(x))))).flatten(1))
+
+    torch.manual_seed(0)
+    reflecting, faint = network(), network()
+    reflecting.conv.padding_mode, reflecting.conv._reversed_padding_repeated_twice = (
+        "reflect",
+        [1] * 4,
+    )
+    faint.conv.weight.data[0] *= 1e-9
+    for model, reason in (
+        (Swish(), "no quantizer follows it"),
+        (reflecting, "its padding is 'reflect'"),
+        (faint, "its bias does not fit in int32"),
+    ):
+        qmodel, x = quantized(model), images(4)
+        with pytest.warns(GhnqWarning, match=f"1 layers run in float .* 'conv': {reason}"):
+            file = ghnq_quant.export_pte(qmodel, tmp_path / "model.pte", x)
+        y = qmodel(x)
+        assert (execute(file, x) - y).abs().max() <= (y.max() - y.min()) / 255
+
+
+def test_other_quantizers_are_refused_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    for scheme, message in (
+        (QuantScheme(8, 4), r"'activation_quantizers\.x' .* activations of 8 bits alone"),
+        (QuantScheme(8, 8), r"'stem\.0' has 8 bits and a zero point"),
+    ):
+        with pytest.raises(ConversionError, match=message):
+            ghnq_quant.export_pte(quantized(network(), scheme), tmp_path / "a.pte", images(1))
+    assert not list(tmp_path.iterdir())
