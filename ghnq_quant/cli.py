@@ -216,7 +216,7 @@ def check_export(
     file: Annotated[Path, typer.Argument(help="The ONNX file.")],
     target: Annotated[str, typer.Option(help="The runtime, as for export.")],
 ) -> None:
-    """Name the nodes of an ONNX file that a runtime refuses or computes in float.
+    """Name what a runtime refuses, or runs in float.
 
     Exit code 1 where there are any. Needs the extra onnx: pip install "ghnq-quant[onnx]".
     """

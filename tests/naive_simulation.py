@@ -32,7 +32,7 @@ def quantize_over(x: Tensor, low: Tensor, high: Tensor, quantizer: Quantizer) ->
         low = -high
     scale = (high - low) / (highest - lowest)
     if not scale > 0:
-        return x
+        return x - x.detach()  # zero, straight through
     if quantizer.power_of_two:
         scale = 2 ** scale.log2().ceil()
     zero_point = torch.zeros_like(scale)
@@ -140,6 +140,7 @@ def conv_batch_norm(
     bias = torch.zeros_like(mean) if conv.bias is None else conv.bias
     factor = gamma / (variance + norm.eps).sqrt()
     if mode == "running":
-        factor = torch.where(variance == 0, 0.0, factor)
+        rounding = 8 * torch.finfo(mean.dtype).eps * mean.abs()
+        factor = torch.where(variance.sqrt() <= rounding, 0.0, factor)
     folded = factor.view(-1, 1, 1, 1) * conv.weight
     return conv._conv_forward(x, quantize(folded, quantizer), beta + factor * (bias - mean))

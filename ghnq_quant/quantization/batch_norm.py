@@ -61,9 +61,10 @@ class FoldsBatchNorm(nn.Module):
     def folded_weight(self) -> Tensor:
         """The weight, of its own shape, with the running statistics, if any, folded in."""
         bn = self.bn
-        if bn.running_var is None or not has_running_statistics(bn):
+        mean, variance = bn.running_mean, bn.running_var
+        if mean is None or variance is None or not has_running_statistics(bn):
             return self.weight
-        return folded_weight(self.weight, bn, _ignoring_constants(bn.running_var))
+        return folded_weight(self.weight, bn, _ignoring_constants(mean, variance))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, folded batch norm, eval statistics={self.mode}"
@@ -115,7 +116,8 @@ def fold_running_statistics(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor
     eval; ``bn`` has running statistics."""
     assert bn.running_mean is not None
     assert bn.running_var is not None
-    return _folded(conv, bn, bn.running_mean, _ignoring_constants(bn.running_var))
+    variance = _ignoring_constants(bn.running_mean, bn.running_var)
+    return _folded(conv, bn, bn.running_mean, variance)
 
 
 def _folded(
@@ -135,11 +137,12 @@ def _fold(
     return factor, -mean * factor if beta is None else torch.addcmul(beta, -mean, factor)
 
 
-def _ignoring_constants(variance: Tensor) -> Tensor:
-    """With infinity for zero: a channel that never varies is β whatever its filter, which is
-    therefore folded to zero. At γ / sqrt(ε), 316 γ, it would set the range of its whole layer, in
-    which the others round to zero."""
-    return variance.masked_fill(variance == 0, math.inf)
+def _ignoring_constants(mean: Tensor, variance: Tensor) -> Tensor:
+    """The variance, infinite where it is no more than the rounding of the mean: a channel that
+    never varies is β whatever its filter, which is therefore folded to zero. At γ / sqrt(ε), 316 γ,
+    it would set the range of its whole layer, in which the others round to zero."""
+    rounding = 8 * torch.finfo(variance.dtype).eps * mean
+    return variance.masked_fill(variance <= rounding.square(), math.inf)
 
 
 def folded_weight(weight: Tensor, bn: nn.BatchNorm2d, variance: Tensor) -> Tensor:
@@ -213,7 +216,7 @@ def _with_batch_statistics(
     if bn.training and isinstance(bn, nn.SyncBatchNorm) and in_processes(bn.process_group):
         z = F.conv2d(x, conv.weight, conv.bias, *geometry)
         variance, mean, count = shared_statistics(_full(z, conv.weight), bn.process_group)
-        varying = _ignoring_constants(variance) if ignore_constants else variance
+        varying = _ignoring_constants(mean, variance) if ignore_constants else variance
         weight, shift = _folded(conv, bn, mean, varying)
         _update_running_statistics(bn, mean.detach(), variance.detach(), count)
         return F.conv2d(x, quantize(weight), shift, *geometry)
@@ -263,7 +266,7 @@ def conv_batch_statistics_norm(
             return y, mean if bias is None else mean + bias, variance
     z = F.conv2d(x, weight, bias, *geometry)
     variance, mean = torch.var_mean(_full(z, weight), (0, 2, 3), correction=0)
-    varying = _ignoring_constants(variance) if ignore_constants else variance
+    varying = _ignoring_constants(mean, variance) if ignore_constants else variance
     factor, shift = _fold(mean, varying, gamma, beta, eps)
     if bias is not None:
         shift = torch.addcmul(shift, bias, factor)
@@ -286,7 +289,7 @@ def _traced(
     quantization's error, which has no gradient of the weight."""
     z = F.conv2d(x, weight, bias, *geometry)
     variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
-    varying = _ignoring_constants(variance) if ignore_constants else variance
+    varying = _ignoring_constants(mean, variance) if ignore_constants else variance
     factor, shift = _fold(mean, varying, gamma, beta, eps)
     with torch.no_grad():
         folded = _scaled(weight, factor)
@@ -325,7 +328,7 @@ class _ConvBatchNorm(torch.autograd.Function):
         convolve = convolution(x, weight, geometry)
         z = convolve(weight)  # its bias would only shift the mean
         mean, variance = batch_statistics(z)
-        varying = _ignoring_constants(variance) if ignore_constants else variance
+        varying = _ignoring_constants(mean, variance) if ignore_constants else variance
         factor, shift = _fold(mean, varying, gamma, beta, eps)
         folded = _scaled(weight, factor)
         quantized = quantize(folded)
