@@ -7,7 +7,6 @@ from torch import fx
 from ghnq_quant.deployment.fold import fold
 from ghnq_quant.deployment.integer import to_integers
 from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d, FoldedLinear
-from ghnq_quant.errors import ConversionError
 from ghnq_quant.quantization.model import QuantModel
 
 
@@ -19,17 +18,16 @@ def convert(model: QuantModel, *, integer: bool | None = None) -> fx.GraphModule
 
     Args:
         model: of any backend, trained or calibrated; it is not changed.
-        integer: True for torch's integer kernels, on CPU, wherever there are some
+        integer: True for layers that compute on integers, as those of devices do
             (docs/how-to/export.md); False for simulated quantization in float. By default
-            integer kernels where all weights and activations have 8 bits, weights per tensor, and
-            a simulation otherwise.
+            integers where all weights and activations have 8 bits, and a simulation otherwise.
 
     Returns:
-        a ``torch.fx.GraphModule`` in eval mode whose modules have the names they had.
+        a ``torch.fx.GraphModule`` in eval mode whose modules have the names they had. Its tensors
+        are plain ones, so ``torch.export`` takes it, with a batch size of any value.
 
     Raises:
-        ConversionError: there are no running statistics or no fixed ranges yet, or with
-            ``integer=True`` no engine of torch that is exact on this CPU, or weights per channel.
+        ConversionError: there are no running statistics or no fixed ranges yet.
 
     Example:
         >>> import ghnq_quant, torch
@@ -43,19 +41,10 @@ def convert(model: QuantModel, *, integer: bool | None = None) -> fx.GraphModule
         (torch.int8, torch.Size([16, 4, 6, 6]))
     """
     folded = fold(model)
-    weights = {
-        name: m.weight_quant
-        for name, m in folded.named_modules()
-        if isinstance(m, (FoldedConv2d, FoldedLinear))
-    }
-    per_channel = [n for n, q in weights.items() if q is not None and q.quantizer.per_channel]
-    if integer and per_channel:
-        raise ConversionError(
-            f"the weight of {per_channel[0]!r} is quantized per channel, which convert has no "
-            'integer kernels for: use integer=False, export_onnx, or Quantizer(granularity="tensor")'
-        )
     if integer is None:
-        activations = [m for m in folded.modules() if isinstance(m, FixedQuantizer)]
-        of_8_bits = all(q is not None and q.bits == 8 for q in [*weights.values(), *activations])
-        integer = of_8_bits and not per_channel
+        modules = list(folded.modules())
+        layers = [m for m in modules if isinstance(m, (FoldedConv2d, FoldedLinear))]
+        quantizers = [m for m in modules if isinstance(m, FixedQuantizer)]
+        quantizations = [*(layer.weight_quant for layer in layers), *quantizers]
+        integer = all(q is not None and q.bits == 8 for q in quantizations)
     return to_integers(folded.cpu()) if integer else folded

@@ -1,78 +1,67 @@
-"""A folded model on torch's integer kernels."""
+"""A folded model whose layers compute on integers."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+import operator
 
 from torch import fx, nn
 
-from ghnq_quant.capture.operations import OPERATIONS, Kind, Operation, classify, find_operation
+from ghnq_quant.capture.operations import OPERATIONS, Kind, classify, find_operation
 from ghnq_quant.deployment.integer_layers import (
-    IntegerAdd,
     IntegerLayer,
-    IntegerMultiply,
     IntegerQuantize,
+    Levels,
     fits_integers,
 )
 from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d, FoldedLinear
-from ghnq_quant.deployment.moves import clamp_bounds
+from ghnq_quant.deployment.moves import absorb_clamps
 
-#: Operations with kernels for a quantized tensor, whose scale and zero point their result keeps.
-_STAY_QUANTIZED = [
+#: Operations that give the integers of their result for those of their input, of the same scale.
+_KEEP_SCALE = [
     OPERATIONS[name]
     for name in (
         *("relu", "max_pool", "flatten", "reshape", "squeeze", "unsqueeze", "permute"),
         *("transpose", "contiguous"),
     )
 ]
-_POINTWISE: dict[Operation | None, type[IntegerAdd | IntegerMultiply]] = {
-    OPERATIONS["add"]: IntegerAdd,
-    OPERATIONS["mul"]: IntegerMultiply,
-}
 
 
 def to_integers(folded: fx.GraphModule) -> fx.GraphModule:
-    """Put torch's integer kernels in place of a folded model's layers, as far as there are some.
+    """Put layers on integers in place of a folded model's.
 
-    A convolution or linear layer becomes an integer kernel where its input is quantized, its result
-    is, and between them is nothing but a clamp (ReLU, ReLU6, Hardtanh). Additions and
-    multiplications of two quantized tensors, max pooling, ReLU and reshaping work on integers too.
-    All else dequantizes, computes in float and quantizes its result where the plan says so.
+    A convolution or linear layer computes on integers where its input is quantized. The quantizer
+    behind it, and a clamp between them (ReLU, ReLU6), become part of it. Max pooling, ReLU and
+    reshaping take and give integers. All else computes with the values that they stand for.
 
     Args:
         folded: of :func:`ghnq_quant.deployment.fold.fold`, on CPU; it is taken over.
     """
+    absorb_clamps(folded)
     return _Rewrite(folded).run()
 
 
 class _Rewrite:
-    """Goes through the graph once; ``scales`` holds the nodes that are quantized tensors by now."""
+    """Goes through the graph once; ``levels`` holds the nodes that give integers by now."""
 
     def __init__(self, folded: fx.GraphModule) -> None:
         self.model = folded
         self.graph = folded.graph
         self.modules = dict(folded.named_modules())
         self.kinds = classify(self.graph, self.modules)
-        self.scales: dict[Any, float] = {}
-        self.floats: dict[fx.Node, fx.Node] = {}
+        self.levels: dict[fx.Node, Levels] = {}
+        self.values: dict[fx.Node, fx.Node] = {}
 
     def run(self) -> fx.GraphModule:
-        fused: set[fx.Node] = set()
         for node in list(self.graph.nodes):
-            if node in fused or self._stays_quantized(node):
-                continue
-            if (found := self._kernel(node)) is not None:
-                kernel, covered = found
-                self._replace(covered, [*node.all_input_nodes], kernel)
-                fused.update(covered)
+            if node in self.levels or self._takes_integers(node):
                 continue
             for source in node.all_input_nodes:
-                if source in self.scales:
-                    node.replace_input_with(source, self._dequantized(source))
+                if source in self.levels:
+                    node.replace_input_with(source, self._values_of(source))
             quantizer = self._module(node)
             if isinstance(quantizer, FixedQuantizer):
-                self._replace([node], [*node.all_input_nodes], IntegerQuantize(quantizer.qparams))
+                self.levels[node] = Levels.of(quantizer)
+                self.model.set_submodule(str(node.target), IntegerQuantize(self.levels[node]))
         self.graph.lint()
         self.model.delete_all_unused_submodules()
         self.model.recompile()
@@ -81,61 +70,41 @@ class _Rewrite:
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
-    def _operation(self, node: fx.Node) -> Operation | None:
-        return find_operation(node, self.modules)
-
-    def _stays_quantized(self, node: fx.Node) -> bool:
-        """Whether the node works on a quantized tensor as it is."""
+    def _takes_integers(self, node: fx.Node) -> bool:
+        """Whether the node reads integers, as it is or as the layer that it is turned into."""
         source = node.args[0] if node.args else None
-        if source not in self.scales:
+        if not isinstance(source, fx.Node) or source not in self.levels:
             return False
         if self.kinds[node] is Kind.NOT_A_TENSOR:
             return True  # its size
-        if self._operation(node) in _STAY_QUANTIZED:
-            self.scales[node] = self.scales[source]
+        if find_operation(node, self.modules) in _KEEP_SCALE:
+            self.levels[node] = self.levels[source]
             return True
+        layer = self._module(node)
+        if isinstance(layer, (FoldedConv2d, FoldedLinear)):
+            return self._on_integers(node, layer, self.levels[source])
         return False
 
-    def _kernel(self, node: fx.Node) -> tuple[nn.Module, list[fx.Node]] | None:
-        """The integer kernel that starts at this node, and the nodes it stands for, the last of
-        which is a quantizer."""
-        sources = node.all_input_nodes
-        if not sources or any(s not in self.scales for s in sources) or len(node.users) != 1:
-            return None
-        covered = [node, next(iter(node.users))]
-        layer = self._module(node)
-        bounds: tuple[float, float] = (-math.inf, math.inf)
-        if isinstance(layer, (FoldedConv2d, FoldedLinear)):
-            if not fits_integers(layer, self.scales[sources[0]]):
-                return None
-            clamp = clamp_bounds(covered[-1], self.modules)
-            if clamp is not None and len(covered[-1].users) == 1:
-                bounds = clamp
-                covered.append(next(iter(covered[-1].users)))
-        quantizer = self._module(covered[-1])
-        if not isinstance(quantizer, FixedQuantizer):
-            return None
-        if isinstance(layer, (FoldedConv2d, FoldedLinear)):
-            return IntegerLayer(layer, quantizer, *bounds), covered
-        pointwise = _POINTWISE.get(self._operation(node))
-        if pointwise is None or node.kwargs or list(node.args) != sources:
-            return None
-        return pointwise(quantizer.qparams), covered
+    def _on_integers(
+        self, node: fx.Node, layer: FoldedConv2d | FoldedLinear, source: Levels
+    ) -> bool:
+        user = next(iter(node.users)) if len(node.users) == 1 else node
+        quantizer = self._module(user)
+        result = Levels.of(quantizer) if isinstance(quantizer, FixedQuantizer) else None
+        if not fits_integers(layer, source, result):
+            return False
+        self.model.set_submodule(str(node.target), IntegerLayer(layer, source, result))
+        if result is not None:
+            user.replace_all_uses_with(node)
+            self.graph.erase_node(user)
+            self.levels[node] = result
+        return True
 
-    def _replace(self, covered: list[fx.Node], sources: list[fx.Node], kernel: Any) -> None:
-        """Put ``kernel`` in place of the nodes, under the name of the first one that is a module."""
-        name = next(str(n.target) for n in covered if n.op == "call_module")
-        self.model.set_submodule(name, kernel)
-        first, last = covered[0], covered[-1]
-        with self.graph.inserting_before(first):
-            new = self.graph.call_module(name, tuple(sources))
-        last.replace_all_uses_with(new)
-        for node in reversed(covered):
-            self.graph.erase_node(node)
-        self.scales[new] = kernel.scale
-
-    def _dequantized(self, node: fx.Node) -> fx.Node:
-        if node not in self.floats:
+    def _values_of(self, node: fx.Node) -> fx.Node:
+        """The node that gives the values of one that gives integers."""
+        if node not in self.values:
             with self.graph.inserting_after(node):
-                self.floats[node] = self.graph.call_method("dequantize", (node,))
-        return self.floats[node]
+                self.values[node] = self.graph.call_function(
+                    operator.mul, (node, self.levels[node].scale)
+                )
+        return self.values[node]

@@ -1,165 +1,189 @@
-"""Layers that compute on torch's quantized tensors with its integer kernels."""
+"""Layers that compute on integers, in plain float32 tensors that hold them exactly."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghnq_quant.deployment.engine import engine, exact_engine, quantized_tensor
 from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d, FoldedLayer, stretch
-from ghnq_quant.quantization.affine import QuantParams
+from ghnq_quant.quantization.affine import along_channels
 
-#: A bias beyond this many steps of its accumulator leaves no room for the sum in 32 bits.
-_LARGEST_BIAS = 2**30
+#: float32 holds every integer up to here: sums that stay below are exact in any order, as those of
+#: 258 products of two integers up to 255 always do, and most of more.
+_EXACT = 2**24
+#: What the 32 bits of a device's accumulator hold.
+_ACCUMULATOR = 2**31
 
 
-class _Output(nn.Module):
-    """Where a kernel's result lies: scale, zero point, and the levels it is clamped to.
+@dataclass(frozen=True)
+class Levels:
+    """The integers of a quantized tensor, which are its levels less the zero point.
 
-    Args:
-        qparams: of the result; torch's own levels are always 0 … 255, which fewer bits narrow, and
-            128 above those of a signed quantizer.
-        low, high: values that an activation function clamps the result to.
+    Attributes:
+        scale: each integer stands for the value integer · scale.
+        lowest, highest: of the integers.
     """
 
-    def __init__(
-        self, qparams: QuantParams, low: float = -math.inf, high: float = math.inf
-    ) -> None:
+    scale: float
+    lowest: int
+    highest: int
+
+    @staticmethod
+    def of(quantizer: FixedQuantizer) -> Levels:
+        """Those that a quantizer rounds to."""
+        lowest, highest = (level - int(quantizer.zero_point) for level in quantizer.levels)
+        return Levels(float(quantizer.scale), lowest, highest)
+
+    def round_(self, steps: Tensor) -> Tensor:
+        """The integers nearest to ``steps``, in place of it; half to even."""
+        return steps.round_().clamp_(self.lowest, self.highest)
+
+
+class IntegerQuantize(nn.Module):
+    """From values to integers."""
+
+    def __init__(self, result: Levels) -> None:
         super().__init__()
-        self.bits = qparams.quantizer.bits
-        self.scale = float(qparams.scale)
-        shift = 128 if qparams.quantizer.signed else 0
-        self.zero_point = int(qparams.zero_point) + shift
-        bottom, top = (level + shift for level in qparams.quantizer.levels)
-        self.lowest = self._level(low, bottom, bottom, top)
-        self.highest = self._level(high, top, bottom, top)
-
-    def _level(self, value: float, unbounded: int, bottom: int, top: int) -> int:
-        if math.isinf(value):
-            return unbounded
-        return min(max(round(value / self.scale) + self.zero_point, bottom), top)
-
-    def clamp(self, q: Tensor) -> Tensor:
-        if (self.lowest, self.highest) == (0, 255):
-            return q
-        low, high = (
-            (level - self.zero_point) * self.scale for level in (self.lowest, self.highest)
-        )
-        return torch.clamp(q, low, high)
-
-    def extra_repr(self) -> str:
-        return (
-            f"bits={self.bits}, scale={self.scale:g}, zero_point={self.zero_point}, "
-            f"levels={self.lowest}…{self.highest}"
-        )
-
-
-class IntegerQuantize(_Output):
-    """From float to torch's quint8."""
+        self.result = result
 
     def forward(self, x: Tensor) -> Tensor:
-        q = torch.quantize_per_tensor(x, self.scale, self.zero_point, torch.quint8)
-        return self.clamp(q)
+        return self.result.round_(x / self.result.scale)
+
+    def extra_repr(self) -> str:
+        return f"result={self.result}"
 
 
-class IntegerAdd(_Output):
-    """Sum of two quint8 tensors, requantized."""
+class IntegerLayer(nn.Module):
+    """A convolution or linear layer on integers (Jacob et al. 2018, sections 2.2 to 2.4).
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.clamp(torch.ops.quantized.add(a, b, self.scale, self.zero_point))
+    Sums are exact: of products of levels and the bias, an integer in steps of input scale · weight
+    scale. Multiplied by input scale · weight scale / output scale in float32 and rounded half to
+    even, they are what onnxruntime's ``QLinearConv`` gives. Where values are asked for, the bias is
+    added to them as it is.
 
-
-class IntegerMultiply(_Output):
-    """Product of two quint8 tensors, requantized."""
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.clamp(torch.ops.quantized.mul(a, b, self.scale, self.zero_point))
-
-
-class IntegerLayer(_Output):
-    """A convolution or linear layer with 8-bit weights and 32-bit sums.
-
-    The weight is kept as int8 levels, half the range below unsigned ones, and packed for an exact
-    engine (:func:`ghnq_quant.deployment.engine.exact_engine`) on first use.
+    The weight is kept as int8 levels, half the range below unsigned ones.
 
     Args:
-        layer: with a quantized weight.
-        quantizer: of the result.
-        low, high: values that the activation function between them clamps the result to.
+        layer: of which :func:`fits_integers` is true.
+        source: the integers of the input.
+        result: those of the output; None for an output of values.
 
     Shape:
-        (N, C_in, H, W) or (N, …, C_in), quint8, to (N, C_out, H', W') or (N, …, C_out), quint8.
+        (N, C_in, H, W) or (N, …, C_in) to (N, C_out, H', W') or (N, …, C_out), float32.
     """
 
     weight: Tensor
-    bias: Tensor
+    weight_zero_point: Tensor
+    bias_levels: Tensor
+    multiplier: Tensor
+    bias: Tensor | None
 
-    def __init__(
-        self,
-        layer: FoldedLayer,
-        quantizer: FixedQuantizer,
-        low: float = -math.inf,
-        high: float = math.inf,
-    ) -> None:
-        super().__init__(quantizer.qparams, low, high)
-        assert layer.weight_quant is not None
-        weight = layer.weight_quant
-        factor, shift = stretch(weight.quantizer), 0 if weight.quantizer.signed else 128
-        levels = layer.weight_levels().to(torch.int16) * factor - shift
-        self.register_buffer("weight", levels.to(torch.int8))
-        zeros = torch.zeros(levels.shape[0])
-        self.register_buffer("bias", zeros if layer.bias is None else layer.bias.detach().clone())
-        self.weight_scale = float(weight.scale) / factor
-        self.weight_zero_point = int(weight.zero_point) * factor - shift
-        self._geometry: tuple[Any, ...] | None = None
+    def __init__(self, layer: FoldedLayer, source: Levels, result: Levels | None = None) -> None:
+        super().__init__()
+        levels, zero_point = _weight_levels(layer)
+        steps = _accumulator_steps(layer, source)
+        bias = _bias_levels(layer, steps, result)
+        self._product: Callable[..., Tensor] = F.linear
+        self._along: tuple[int, ...] = (-1,)
+        self._channels, self._groups = -1, 1
         if isinstance(layer, FoldedConv2d):
-            padding = integer_padding(layer)
-            assert padding is not None
-            geometry = (layer.stride, padding, layer.dilation)
-            self._geometry = (*map(list, geometry), layer.groups)
-        self._packed: Any = None
+            geometry = {k: getattr(layer, k) for k in ("stride", "padding", "dilation", "groups")}
+            self._product = partial(F.conv2d, **geometry)
+            self._along = (-1, 1, 1)
+            self._channels, self._groups = -3, layer.groups
+        multiplier = steps if result is None else steps / result.scale
+        if multiplier.dim():
+            multiplier = multiplier.view(self._along)
+        values = layer.bias if result is None else None
+        self.register_buffer("weight", levels.to(torch.int8))
+        self.register_buffer("weight_zero_point", zero_point.to(torch.int16))
+        self.register_buffer("bias_levels", bias.to(torch.int32))
+        self.register_buffer("multiplier", multiplier)
+        self.register_buffer("bias", None if values is None else values.detach().view(self._along))
+        self.result = result
+        self._piece = _exact_piece(_largest_sums(layer, source), bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._packed is None:
-            self._packed = self._pack()
-        linear = self._geometry is None
-        kernel = torch.ops.quantized.linear if linear else torch.ops.quantized.conv2d.new
-        return self.clamp(kernel(x, self._packed, self.scale, self.zero_point))
+        y = self.sums(x).mul_(self.multiplier)
+        if self.result is not None:
+            return self.result.round_(y)
+        return y if self.bias is None else y.add_(self.bias)
 
-    def _pack(self) -> Any:
-        weight = quantized_tensor(self.weight, self.weight_scale, self.weight_zero_point)
-        with engine(exact_engine()):
-            if self._geometry is None:
-                return torch.ops.quantized.linear_prepack(weight, self.bias)
-            return torch.ops.quantized.conv2d_prepack(weight, self.bias, *self._geometry)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Packed weights are of one machine's engine; a copy packs its own."""
-        return {**super().__getstate__(), "_packed": None}
+    def sums(self, x: Tensor) -> Tensor:
+        """The exact sums of products and integer bias; beyond 2^24 rounded to float32 in the end."""
+        # made anew each time: keeping it would save a tenth of the time at batch size 1, no more
+        weight = self.weight.float()
+        weight = weight.sub_(along_channels(self.weight_zero_point, weight))
+        if self._piece is None:
+            return self._product(x, weight, self.bias_levels.float())
+        groups = x.unflatten(self._channels, (self._groups, -1))
+        total = self.bias_levels.double().view(self._along)
+        for part, columns in zip(
+            groups.split(self._piece, self._channels), weight.split(self._piece, 1), strict=True
+        ):
+            part = part.flatten(self._channels - 1, self._channels)
+            total = total + self._product(part, columns)
+        return total.float()
 
     def extra_repr(self) -> str:
-        return f"weight {tuple(self.weight.shape)}, {super().extra_repr()}"
+        return f"weight {tuple(self.weight.shape)}, result={self.result}"
 
 
-def integer_padding(conv: FoldedConv2d) -> tuple[int, int] | None:
-    """(height, width) of the zeros on each side, None where torch's kernel has no such padding."""
-    if conv.padding_mode != "zeros":
+def fits_integers(layer: FoldedLayer, source: Levels, result: Levels | None) -> bool:
+    """Whether the layer can be an :class:`IntegerLayer` whose sums fit 32 bits."""
+    if layer.weight_quant is None:
+        return False
+    if isinstance(layer, FoldedConv2d) and layer.padding_mode != "zeros":
+        return False
+    sums = _largest_sums(layer, source)
+    bias = _bias_levels(layer, _accumulator_steps(layer, source), result)
+    total = sums.sum(2).max() + bias.abs().max()
+    return bool(sums.max() < _EXACT and total < _ACCUMULATOR)
+
+
+def _weight_levels(layer: FoldedLayer) -> tuple[Tensor, Tensor]:
+    """The weight's levels and zero point on the scale of 8 bits, in the range of int8."""
+    assert layer.weight_quant is not None
+    quantizer = layer.weight_quant.quantizer
+    factor, shift = stretch(quantizer), 0 if quantizer.signed else 128
+    levels = layer.weight_levels().to(torch.int16) * factor - shift
+    return levels, layer.weight_quant.zero_point.to(torch.int16) * factor - shift
+
+
+def _accumulator_steps(layer: FoldedLayer, source: Levels) -> Tensor:
+    """Input scale · weight scale, a scalar or (C_out,)."""
+    assert layer.weight_quant is not None
+    return layer.weight_quant.scale / stretch(layer.weight_quant.quantizer) * source.scale
+
+
+def _bias_levels(layer: FoldedLayer, steps: Tensor, result: Levels | None) -> Tensor:
+    """The bias in the accumulator's steps, (C_out,) integers in float64; 0 without one."""
+    if layer.bias is None or result is None:
+        return torch.zeros(len(layer.weight), dtype=torch.float64)
+    return torch.round(layer.bias.detach().double() / steps.double())
+
+
+def _largest_sums(layer: FoldedLayer, source: Levels) -> Tensor:
+    """The largest sum of positive products and of negative ones, (2, C_out, C_in / groups), that
+    each output takes from each of its input channels: no partial sum lies outside."""
+    levels, zero_point = _weight_levels(layer)
+    weight = (levels - along_channels(zero_point, levels)).double()
+    weight = weight.reshape(*weight.shape[:2], -1)
+    positive, negative = weight.clamp(min=0).sum(2), weight.clamp(max=0).sum(2).neg()
+    high, low = max(source.highest, 0), max(-source.lowest, 0)
+    return torch.stack((positive * high + negative * low, positive * low + negative * high))
+
+
+def _exact_piece(sums: Tensor, bias: Tensor) -> int | None:
+    """Among how many input channels of a group sums are exact in float32; None if among all, with
+    the bias."""
+    if sums.sum(2).max() + bias.abs().max() < _EXACT:
         return None
-    left, right, top, bottom = conv._reversed_padding_repeated_twice
-    if isinstance(conv.padding, str):
-        return (top, left) if (left, top) == (right, bottom) else None
-    return conv.padding[0], conv.padding[1]
-
-
-def fits_integers(layer: FoldedLayer, input_scale: float) -> bool:
-    """Whether torch has an integer kernel for the layer after an input of that scale."""
-    if layer.weight_quant is None or layer.weight_quant.quantizer.per_channel:
-        return False
-    if isinstance(layer, FoldedConv2d) and integer_padding(layer) is None:
-        return False
-    step = float(layer.weight_quant.scale) / stretch(layer.weight_quant.quantizer) * input_scale
-    largest = 0.0 if layer.bias is None else float(layer.bias.detach().abs().max())
-    return step > 0 and largest / step < _LARGEST_BIAS
+    channels = sums.shape[2]
+    sizes = (-(-channels // pieces) for pieces in range(1, channels + 1))
+    return next(size for size in sizes if all(s.sum(2).max() < _EXACT for s in sums.split(size, 2)))
