@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ghnq_quant.errors import DataError, SchemeError
-from ghnq_quant.quantization.batch_norm import folded_weight, has_running_statistics
+from ghnq_quant.quantization.batch_norm import has_running_statistics
 from ghnq_quant.quantization.distinct import warn_of_equal_outputs
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
 from ghnq_quant.quantization.model import QuantModel
@@ -187,10 +187,9 @@ def begin_weight_ranges(qmodel: QuantModel) -> None:
             continue
         weight = layer.weight
         if unit.batch_norm is not None:
-            norm: Any = qmodel.get_submodule(unit.batch_norm)
-            if not has_running_statistics(norm):
+            if not has_running_statistics(layer.bn):
                 continue
-            weight = folded_weight(weight, norm, norm.running_var)
+            weight = layer.folded_weight()
         for module in held:
             module.begin(weight)
 

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from small_networks import images, small_network
-from torch import Tensor
+from torch import Tensor, nn
 
 import ghnq_quant
 from ghnq_quant import DataError, Quantizer, QuantScheme, SchemeError
@@ -228,3 +228,16 @@ def test_what_calibrate_refuses() -> None:
         DataError, match=r"'activation_quantizers\.x' got values that are not finite"
     ):
         ghnq_quant.calibrate(make("reference", "mse"), [images() / 0])
+
+
+def test_a_constant_channel_does_not_begin_a_weights_range() -> None:
+    conv = nn.Conv2d(2, 2, 1, groups=2, bias=False)
+    nn.init.ones_(conv.weight)
+    scheme = QuantScheme(Quantizer(4, symmetric=True, range="learned"), 8)
+    model = nn.Sequential(conv, nn.BatchNorm2d(2), nn.ReLU())
+    qmodel = ghnq_quant.quantize(model, scheme=scheme, backend="reference")
+    x = torch.randn(16, 2, 4, 4)
+    x[:, 1] = 0  # folded at 1/√ε its weight would be 316
+    ghnq_quant.calibrate(qmodel, [x])
+    (scale,) = qmodel.range_parameters()
+    assert float(scale.detach()) == pytest.approx(1 / float(x[:, 0].std()) / 7, rel=0.1)
