@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ghnq_quant.errors import DataError, SchemeError
-from ghnq_quant.quantization.batch_norm import has_running_statistics
+from ghnq_quant.quantization.batch_norm import (
+    FoldsBatchNorm,
+    folded_weight,
+    has_running_statistics,
+)
 from ghnq_quant.quantization.distinct import warn_of_equal_outputs
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
 from ghnq_quant.quantization.model import QuantModel
@@ -187,9 +191,13 @@ def begin_weight_ranges(qmodel: QuantModel) -> None:
             continue
         weight = layer.weight
         if unit.batch_norm is not None:
-            if not has_running_statistics(layer.bn):
+            norm: Any = qmodel.get_submodule(unit.batch_norm)
+            if not has_running_statistics(norm):
                 continue
-            weight = layer.folded_weight()
+            if isinstance(layer, FoldsBatchNorm):
+                weight = layer.folded_weight()
+            else:  # pt2e's, which folds constant channels as torchao does
+                weight = folded_weight(weight, norm, norm.running_var)
         for module in held:
             module.begin(weight)
 
