@@ -116,23 +116,30 @@ def fold_running_statistics(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor
     eval; ``bn`` has running statistics."""
     assert bn.running_mean is not None
     assert bn.running_var is not None
-    variance = _ignoring_constants(bn.running_mean, bn.running_var)
-    return _folded(conv, bn, bn.running_mean, variance)
+    return _folded(conv, bn, bn.running_mean, bn.running_var, True)
 
 
 def _folded(
-    conv: nn.Conv2d, bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor
+    conv: nn.Conv2d, bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor, ignore_constants: bool
 ) -> tuple[Tensor, Tensor]:
-    factor, shift = _fold(mean, variance, bn.weight, bn.bias, bn.eps)
+    factor, shift = _fold(mean, variance, bn.weight, bn.bias, bn.eps, ignore_constants)
     if conv.bias is not None:
         shift = torch.addcmul(shift, conv.bias, factor)
     return _scaled(conv.weight, factor), shift
 
 
 def _fold(
-    mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
+    mean: Tensor,
+    variance: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    ignore_constants: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Batch norm as z · factor + shift."""
+    """Batch norm as z · factor + shift; the factor is zero of channels that do not vary, if those
+    are ignored."""
+    if ignore_constants:
+        variance = _ignoring_constants(mean, variance)
     factor = _factor(variance, gamma, eps)
     return factor, -mean * factor if beta is None else torch.addcmul(beta, -mean, factor)
 
@@ -216,8 +223,7 @@ def _with_batch_statistics(
     if bn.training and isinstance(bn, nn.SyncBatchNorm) and in_processes(bn.process_group):
         z = F.conv2d(x, conv.weight, conv.bias, *geometry)
         variance, mean, count = shared_statistics(_full(z, conv.weight), bn.process_group)
-        varying = _ignoring_constants(mean, variance) if ignore_constants else variance
-        weight, shift = _folded(conv, bn, mean, varying)
+        weight, shift = _folded(conv, bn, mean, variance, ignore_constants)
         _update_running_statistics(bn, mean.detach(), variance.detach(), count)
         return F.conv2d(x, quantize(weight), shift, *geometry)
     y, mean, variance = conv_batch_statistics_norm(
@@ -266,8 +272,7 @@ def conv_batch_statistics_norm(
             return y, mean if bias is None else mean + bias, variance
     z = F.conv2d(x, weight, bias, *geometry)
     variance, mean = torch.var_mean(_full(z, weight), (0, 2, 3), correction=0)
-    varying = _ignoring_constants(mean, variance) if ignore_constants else variance
-    factor, shift = _fold(mean, varying, gamma, beta, eps)
+    factor, shift = _fold(mean, variance, gamma, beta, eps, ignore_constants)
     if bias is not None:
         shift = torch.addcmul(shift, bias, factor)
     y = F.conv2d(x, quantize(_scaled(weight, factor)), shift, *geometry)
@@ -289,8 +294,7 @@ def _traced(
     quantization's error, which has no gradient of the weight."""
     z = F.conv2d(x, weight, bias, *geometry)
     variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
-    varying = _ignoring_constants(mean, variance) if ignore_constants else variance
-    factor, shift = _fold(mean, varying, gamma, beta, eps)
+    factor, shift = _fold(mean, variance, gamma, beta, eps, ignore_constants)
     with torch.no_grad():
         folded = _scaled(weight, factor)
         error = quantize(folded) - folded
@@ -328,8 +332,7 @@ class _ConvBatchNorm(torch.autograd.Function):
         convolve = convolution(x, weight, geometry)
         z = convolve(weight)  # its bias would only shift the mean
         mean, variance = batch_statistics(z)
-        varying = _ignoring_constants(mean, variance) if ignore_constants else variance
-        factor, shift = _fold(mean, varying, gamma, beta, eps)
+        factor, shift = _fold(mean, variance, gamma, beta, eps, ignore_constants)
         folded = _scaled(weight, factor)
         quantized = quantize(folded)
         y = convolve(quantized, shift)

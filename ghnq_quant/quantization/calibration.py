@@ -99,9 +99,9 @@ def calibrate(
         )
     iterator = image_batches(batches, "calibrate")
     images = next(iterator)
-    for module in qmodel.modules() if ranges is not None else ():
-        if isinstance(module, LearnedRange):
-            module.reset()
+    if ranges is not None:
+        for learned in qmodel.learned_ranges().values():
+            learned.reset()
     with statistics_of_batches(qmodel, batch_norms=batch_norms), torch.no_grad():
         getattr(qmodel, QUANTIZERS).train()
         with _ranges_of_batches(found, ranges, percentile):

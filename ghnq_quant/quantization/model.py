@@ -177,7 +177,7 @@ class QuantModel(fx.GraphModule):
         """Those of them that batches move in training."""
         return {n: m for n, m in self.running_ranges().items() if getattr(m, "moves", True)}
 
-    def learned_ranges(self) -> dict[str, nn.Module]:
+    def learned_ranges(self) -> dict[str, LearnedRange]:
         """Those that are parameters, of weights too."""
         return {n: m for n, m in self.named_modules() if isinstance(m, LearnedRange)}
 
