@@ -114,8 +114,8 @@ def initialize(
     """Give a float network a start that trains faster than PyTorch's.
 
     The weights of the first convolutions are predicted by GHN-Q; all other layers keep the
-    initialization that ``model`` has, but the last, which is fitted to some images of the task. That
-    takes as long as seven or eight steps of training with batches of 64.
+    initialization that ``model`` has, except the last, which is fitted to some images of the task.
+    That takes as long as seven or eight steps of training with batches of 64.
 
     Args:
         model: a new network, with its own initialization; it is not changed.
@@ -195,7 +195,7 @@ def init_quantized(
             Without data the classifier is new and the first batches of the training make the ranges.
         act_bits: bit width of activations where it differs.
         stem_bits: bit width of the weights of the layers that read the image, where it differs: 8 is
-            usual, and what predicted weights gain most by. An override of ``scheme`` goes before it.
+            usual, and helps predicted weights most. An override of ``scheme`` takes precedence.
         backend: toolkit of the quantized layers: ``"brevitas"``, ``"torch_ao"``, ``"pt2e"``
             (torchao's export flow), ``"reference"`` (plain PyTorch) or one registered under the
             entry-point group ``ghnq_quant.backends``.
@@ -204,11 +204,11 @@ def init_quantized(
             say.
         example_input: (N, C, H, W), to check that the network runs on its shape; ``"pt2e"`` needs
             it, and its model takes images of that size alone.
-        skip: ``"unsupported"`` leaves the modules float that cannot be captured, such as attention,
-            with their own initialization; one warning names them, and so does the returned
-            model's attribute ``skipped``.
+        skip: ``"unsupported"`` leaves modules that cannot be captured, such as attention, in float
+            with their own initialization; a warning and the returned model's attribute ``skipped``
+            name them.
         as_predicted: all parameters exactly as :func:`predict_parameters` gives them, as in the
-            paper's evaluation, with ``share`` at 1; data then calibrates alone.
+            paper's evaluation, with ``share`` at 1; ``data`` is then used to calibrate only.
 
     Returns:
         a new model. Its modules, parameters and buffers have the names they had; running

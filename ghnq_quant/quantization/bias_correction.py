@@ -33,15 +33,15 @@ def correct_biases(
 ) -> QuantModel:
     """Correct the shift that quantization gives to the mean of each layer's channels.
 
-    What is added to a layer's bias, or to β of the batch norm that it folds, is the difference of the
-    means over all ``batches`` between the float network and the quantized one, in front of the activation
-    function, in the order of execution: each layer reads what the corrected ones before it give. The
-    float network is ``qmodel`` without quantizers; its batch norms normalize by the images at hand, as
-    those of a trained network do on average. So with a batch norm the mean becomes β again, also where
+    Each layer's bias, or β of the batch norm that it folds, gets the difference between the float and
+    the quantized network's means over all ``batches``, before the activation function. Layers are
+    corrected in the order of execution, so each one reads the output of corrected ones. The float
+    network is ``qmodel`` without quantizers; its batch norms normalize by the images at hand, as
+    those of a trained network do on average. So with a batch norm the mean becomes β again, even if
     ``calibrate`` has estimated the statistics of the quantized network.
 
-    A layer with neither bias nor batch norm stays as it is, and one warning names it. All feature maps
-    of a layer are held in memory at once: a few hundred images are enough.
+    A layer with neither bias nor batch norm stays as it is, and a warning names it. All feature maps
+    of a layer are in memory at once: a few hundred images are enough.
 
     Args:
         qmodel: a calibrated model; it is changed in place.

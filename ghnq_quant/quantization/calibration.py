@@ -43,16 +43,16 @@ def calibrate(
 ) -> QuantModel:
     """Fill a quantized model's running batch-norm statistics and ranges.
 
-    All start anew: batch norms average all batches with equal weight; activation ranges are what
-    their quantizers' ``range`` says of all batches (``"ema"``: the moving average of their ranges);
-    weights of range ``"mse"`` are searched with the new statistics folded in. Learned ranges begin
-    likewise, or stay, unless ``ranges`` is given, where training has moved them. One warning says so
-    where the calibrated model hardly tells the first batch's images apart. Other parameters, and the
-    modes of all modules, stay as they are. On a terminal a bar shows how far it is, once it takes
-    more than two seconds.
+    Everything is measured from scratch. Batch norms average all batches with equal weight.
+    Activation ranges follow their quantizers' ``range`` (``"ema"``: the moving average of the
+    batches' ranges). Ranges of weights with ``"mse"`` are searched with the new statistics folded
+    in. Learned ranges are set too, unless training has moved them and ``ranges`` is not given.
+    Other parameters, and the modes of all modules, do not change. A warning says if the calibrated
+    model hardly tells the first batch's images apart. On a terminal a progress bar appears after
+    two seconds.
 
-    A searched range is taken from a histogram of all values so far (64 KiB for each quantizer), and
-    each batch is quantized with it on its way to the next layer.
+    A searched range comes from a histogram of all values so far (64 KiB per quantizer), and each
+    batch is quantized with it on its way to the next layer.
 
     Args:
         qmodel: of :func:`ghnq_quant.init_quantized`.

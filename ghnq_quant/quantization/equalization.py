@@ -84,20 +84,20 @@ class _Layer:
 def equalize(qmodel: QuantModel) -> QuantModel:
     """Bring the weights' channels to a common range across layers, before calibration.
 
-    What makes one range for a whole weight coarse is channels of very different size, as depthwise
-    layers have them. Of two layers with nothing between them but ReLU, LeakyReLU, PReLU, pooling and
-    dropout, each channel is scaled in the first (γ and β of its batch norm, or weight and bias) and by
-    the reciprocal in the second, until both have the same largest weight, batch norms folded in;
-    rounds over all pairs go on until nothing changes, so that a depthwise layer and its two
-    neighbours end up alike. A residual, a branch, or any other operation ends such a row of layers.
+    One range for a whole weight is coarse where its channels have very different sizes, as in
+    depthwise layers. Between two layers with nothing but ReLU, LeakyReLU, PReLU, pooling and dropout
+    in between, each channel is scaled in the first (γ and β of its batch norm, or weight and bias)
+    and by the reciprocal in the second, until both have the same largest weight, batch norms folded
+    in. This is repeated over all pairs until nothing changes, so that a depthwise layer and its two
+    neighbors end up alike. A residual, a branch, or any other operation ends such a chain.
 
-    What it evens out in the weights it makes uneven in the activations, which counts where these have
-    few bits; weights quantized per channel do not need it.
+    What it evens out in the weights it makes uneven in the activations, which matters where these
+    have few bits. Weights quantized per channel do not need it.
 
-    The float function stays as it is, in train and in eval, but for ReLU6 between two such layers: as
-    in the paper it becomes a ReLU. Ranges start anew: call :func:`ghnq_quant.calibrate`
-    afterwards. The parameters are another model's then: load a state saved after ``equalize`` into a
-    model that was equalized too, where there are ReLU6.
+    The float function does not change, in train or in eval, except for a ReLU6 between two such
+    layers, which becomes a ReLU as in the paper. Ranges are reset: call
+    :func:`ghnq_quant.calibrate` afterwards. Where there are ReLU6, load a state saved after
+    ``equalize`` only into a model that was equalized too.
 
     Args:
         qmodel: of :func:`ghnq_quant.quantize`, with the running statistics of a trained network. It

@@ -12,14 +12,14 @@ from ghnq_quant.quantization.ranges import RunningRange
 
 
 def freeze_batch_norms(qmodel: QuantModel) -> QuantModel:
-    """Fold the running statistics in training too, and let them stay as they are.
+    """Fold the running statistics in training too, and stop updating them.
 
-    One convolution is enough then in place of two, and training computes what eval does. Scale and
-    shift of the batch norms (γ, β) are trained on. As usual in the last part of a training
-    (Krishnamoorthi 2018, section 3.2.2; ``freeze_bn_stats`` of torch.ao).
+    Training then computes what eval does, with one convolution instead of two. Scale and shift of
+    the batch norms (γ, β) still learn. This is usual near the end of a training (Krishnamoorthi
+    2018, section 3.2.2; ``freeze_bn_stats`` of torch.ao).
 
-    ``train()``, ``eval()``, copies and pickles keep batch norms frozen; a ``state_dict`` does not
-    tell: freeze again after loading it into a new model.
+    ``train()``, ``eval()``, copies and pickles keep batch norms frozen; a ``state_dict`` does not,
+    so freeze again after loading one into a new model.
 
     Args:
         qmodel: of :func:`ghnq_quant.init_quantized` or :func:`ghnq_quant.quantize`.
@@ -57,11 +57,11 @@ def unfreeze_batch_norms(qmodel: QuantModel) -> QuantModel:
 
 
 def freeze_ranges(qmodel: QuantModel) -> QuantModel:
-    """Let activation ranges, and all that are learned, stay as they are in training too.
+    """Stop updating activation ranges, and learned ranges of weights, in training too.
 
-    Moving averages keep their values; scales and offsets of learned ranges, of weights too, get
-    ``requires_grad=False``. Other weights are quantized over their own range on, since they change
-    with every step. Modes, copies and states: as for :func:`freeze_batch_norms`.
+    Moving averages keep their values; scales and offsets of learned ranges get
+    ``requires_grad=False``. Other weights still follow their own range, since they change with
+    every step. Modes, copies and states: as for :func:`freeze_batch_norms`.
 
     Args:
         qmodel: of :func:`ghnq_quant.init_quantized` or :func:`ghnq_quant.quantize`.

@@ -39,7 +39,7 @@ def adapt_stem(model: nn.Module, image_size: int = 32, *, min_size: int = 4) -> 
 
     Returns:
         a model of the same class, with the same names of modules and parameters. All parameters
-        have the values they had, but a kernel that shrinks, which keeps its centre, and a
+        have the values they had, except a kernel that shrinks, which keeps its center, and a
         head's layer, whose weight is summed so that it computes what it did before.
 
     Raises:
