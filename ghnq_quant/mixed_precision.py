@@ -115,11 +115,11 @@ def sensitivity(
     weights: Quantizer = _WEIGHTS,
     loss: Loss | None = None,
 ) -> Sensitivity:
-    """Measure what quantizing the weight of each single layer does to the output of a network.
+    """Measure what quantizing each layer's weight does to the output of a network.
 
     One layer at a time is quantized, at one bit width at a time, with its batch norm folded in and all
-    else in float; that takes one pass over the batches for each. Errors of independent layers add up in
-    power, so the sum over layers says what a whole assignment will do, before any training.
+    else in float; each takes one pass over the batches. Errors of independent layers add up in power,
+    so the sum over layers predicts what a whole assignment does, before any training.
 
     Args:
         model: a float network that has learned something, such as a trained one or what
@@ -127,8 +127,8 @@ def sensitivity(
         batches: of images (N, C, H, W) on the model's device, alone or first in a tuple; with
             ``loss``, pairs (images, labels).
         bits: widths that are measured.
-        weights: the kind of quantizer; its own bits do not count.
-        loss: measure the increase of this loss in place of the error of the logits.
+        weights: the kind of quantizer; its own bits are ignored.
+        loss: measure the increase of this loss instead of the error of the logits.
 
     Raises:
         CaptureError: the network cannot be captured.
@@ -179,11 +179,11 @@ def assign_bits(
     weights: Quantizer = _WEIGHTS,
     loss: Loss | None = None,
 ) -> QuantScheme:
-    """A scheme that gives more bits to the weights that the output depends on, within a size.
+    """A scheme that gives more bits to the weights that the output depends on most, within a size.
 
-    Of all assignments whose mean over the model's weights is at most ``mean_bits``, each weight
-    counted once (so it is the size of the file that is bounded), the one with the least sum of
-    what :func:`sensitivity` measures; found exactly, as an integer program.
+    Of all assignments whose mean over the model's weights is at most ``mean_bits``, the one with the
+    least sum of what :func:`sensitivity` measures, found exactly by integer programming. Each weight
+    counts once, so the bound is on the size of the file.
 
     Args:
         model, batches, bits, weights, loss: as for :func:`sensitivity`.

@@ -36,8 +36,8 @@ _WORDS: dict[str, tuple[str, Any]] = {
 class Quantizer:
     """A uniform quantizer: x̂ = (clamp(round(x / scale) + zero point) − zero point) · scale.
 
-    The default is the paper's: asymmetric and one for the whole tensor. ``dataclasses.asdict`` and
-    ``str`` make JSON and text of it, ``Quantizer(**…)`` and :meth:`parse` read them again.
+    The default is the paper's: asymmetric, with one scale for the whole tensor.
+    ``dataclasses.asdict`` gives JSON and ``str`` text; ``Quantizer(**…)`` and :meth:`parse` read them.
 
     Attributes:
         bits: 2 to 8, or 32 for float.
@@ -51,10 +51,10 @@ class Quantizer:
             range of each tensor at hand; ``"percentile"`` or ``"mse"``, which
             :func:`~ghnq_quant.calibrate` finds and nothing else changes; or ``"learned"``. None for
             the usual one: ``"minmax"``, and the scheme's ``act_range``.
-        never_negative: of a symmetric one, that its tensor holds no negative value: the levels are
-            0 … 2^bits − 1. The plan knows it of activations: nobody else needs to say so.
-        always_signed: of a symmetric one, that it keeps its signed levels all the same: for
-            runtimes whose integers are signed.
+        never_negative: the tensor of a symmetric quantizer has no negative values, so its levels
+            are 0 … 2^bits − 1. The plan sets it for activations; you never need to.
+        always_signed: a symmetric quantizer has signed levels even then, for runtimes whose
+            integers are signed.
 
     Raises:
         SchemeError: a bit width or another setting that does not exist.

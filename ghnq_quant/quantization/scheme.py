@@ -38,13 +38,13 @@ class QuantScheme:
     """The quantizers of a model's weights and activations.
 
     Attributes:
-        weights: of every weight; bits alone stand for :class:`Quantizer` of that many.
-        activations: of every activation.
-        overrides: others for the layers whose name matches a glob pattern, as a quantizer for both,
-            as bits (the quantizer above with other bits), or as a pair (weights, activations) of
-            these; of several matching patterns the last one counts. A layer's activation is its
-            unit's output (after batch norm and activation function).
-        act_range: range of the activation quantizers that name none: ``"ema"``, ``"batch"``,
+        weights: quantizer of all weights; bits alone mean ``Quantizer(bits)``.
+        activations: quantizer of all activations.
+        overrides: other quantizers for layers whose name matches a glob pattern: a quantizer for
+            both, bits (the quantizer above with other bits), or a pair (weights, activations) of
+            these. If several patterns match, the last one counts. A layer's activation is its
+            output after batch norm and activation function.
+        act_range: range of activation quantizers that do not name one: ``"ema"``, ``"batch"``,
             ``"percentile"``, ``"mse"`` or ``"learned"``, as in :class:`Quantizer`.
         bn: statistics that batch norm folds in eval: ``"running"`` or those of the ``"batch"``.
 
