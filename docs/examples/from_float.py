@@ -10,27 +10,17 @@ of what is there.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-import statistics
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import torch
+from accuracies import Measured, Task, main
+from float_networks import accuracy, float_network
 from torch import Tensor, nn
 
 import ghnq_quant
 from ghnq_quant import Quantizer
-from ghnq_quant.files import read_json, read_state
 from ghnq_quant.quantization import QuantModel
-from ghnq_quant.research.data import ImageSet, evaluation_batches, load_images
-from ghnq_quant.research.runs.journal import Journal, read_journal
 from ghnq_quant.research.runs.tables import markdown
-from ghnq_quant.research.starts.cifar_networks import CIFAR_NETWORKS
 from ghnq_quant.research.starts.training import SGD, optimize, training_batches
 
 BITS = (8, 4, 3)
@@ -89,117 +79,43 @@ METHODS = {
 }
 
 
-@dataclass(frozen=True)
-class Result:
-    """Top-1 on the test images, %, after ``steps`` of training."""
-
-    bits: int
-    method: str
-    seed: int
-    steps: int
-    top1: float
-    seconds: float
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return self.bits, self.method, self.seed, self.steps
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Result:
-        return cls(**content)
-
-
-def float_network(folder: Path, name: str) -> nn.Module:
-    model = CIFAR_NETWORKS[name](10)
-    model.load_state_dict(read_state(folder / f"{name}.safetensors")[0])
-    return model
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, data: ImageSet) -> float:
-    model.eval()
-    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in evaluation_batches(data.test))
-    return 100 * right / len(data.test)
-
-
-def measured(model: nn.Module, data: ImageSet, *key: Any) -> Result:
-    """One tool on one network, straight after quantization or after training."""
-    bits, method, seed, steps = key
-    start = time.perf_counter()
-    chosen = METHODS[method]
-    batch = training_batches(data.train, "cifar10", seed)  # augmented, as the network was trained
-    batches = [batch(number)[0] for number in range(BATCHES)]
-    qmodel = chosen.quantized(model, bits, batches)
-    if steps:
-        optimize(qmodel, batch, range(steps), LEARNING_RATE, SGD)
-        chosen.calibrate(qmodel, batches)
-    top1 = accuracy(qmodel, data)
-    return Result(*key, top1, round(time.perf_counter() - start, 1))
-
-
-def measure(name: str, data: ImageSet, networks: Path, output: Path) -> None:
+def measure(task: Task) -> None:
     """All that is missing of one network; what needs no training first."""
-    header = {"batches": BATCHES, "learning_rate": LEARNING_RATE}
-    header |= {"float": read_json(networks / f"{name}.json")}
-    journal = Journal(output / f"{name}.jsonl", header, Result)
-    finished = journal.resume()
-    model = float_network(networks, name)
-    for key in itertools.product((0, QAT_STEPS), range(SEEDS), BITS, METHODS):
-        steps, seed, bits, method = key
-        if steps in METHODS[method].steps and (bits, method, seed, steps) not in finished:
-            result = measured(model, data, bits, method, seed, steps)
-            journal.append(result)
-            print(name, result, flush=True)
+    model = float_network(task.networks, task.name)
 
+    def top1(bits: int, method: str, seed: int, steps: int) -> float:
+        """Straight after quantization, or after ``steps`` of training."""
+        chosen = METHODS[method]
+        batch = training_batches(task.data.train, "cifar10", seed)  # augmented, as in float
+        batches = [batch(number)[0] for number in range(BATCHES)]
+        qmodel = chosen.quantized(model, bits, batches)
+        if steps:
+            optimize(qmodel, batch, range(steps), LEARNING_RATE, SGD)
+            chosen.calibrate(qmodel, batches)
+        return accuracy(qmodel, task.data.test)
 
-def table(output: Path) -> str:
-    """Mean and standard deviation over the seeds."""
-    files = sorted(output.glob("*.jsonl"), reverse=True)
-    results = [read_journal(file, Result).values() for file in files]
-    floats = [
-        json.loads(file.read_text("utf-8").splitlines()[0])["float"]["top1"] for file in files
+    cases = [
+        {"bits": bits, "method": method, "seed": seed, "steps": steps}
+        for steps, seed, bits, method in itertools.product(
+            (0, QAT_STEPS), range(SEEDS), BITS, METHODS
+        )
+        if steps in METHODS[method].steps
     ]
-    titles = [f"{file.stem} ({top1:.1f})" for file, top1 in zip(files, floats, strict=True)]
-    lines = [["top-1, %", *(f"{title}, {bits} bits" for title in titles for bits in BITS)]]
+    header = {"batches": BATCHES, "learning_rate": LEARNING_RATE, "float": task.float_result}
+    task.measure(header, cases, top1)
+
+
+def table(networks: list[Measured]) -> str:
+    """Mean and standard deviation over the seeds."""
+    lines = [["top-1, %", *(f"{n.title}, {bits} bits" for n in networks for bits in BITS)]]
     for steps, (method, chosen) in itertools.product((0, QAT_STEPS), METHODS.items()):
         if steps in chosen.steps:
             cells = [
-                cell(
-                    [r.top1 for r in found if (r.bits, r.method, r.steps) == (bits, method, steps)]
-                )
-                for found in results
-                for bits in BITS
+                n.cell(bits=bits, method=method, steps=steps) for n in networks for bits in BITS
             ]
             lines.append([f"{chosen.title}, then {steps} steps" if steps else chosen.title, *cells])
     return markdown(lines)
 
 
-def cell(values: list[float]) -> str:
-    if not values:
-        return "–"
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", help="CIFAR-10")
-    parser.add_argument("--networks", type=Path, help="of docs/examples/float_networks.py")
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--table", action="store_true", help="measure nothing")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    if not args.table:
-        data = load_images(args.data)
-        args.output.mkdir(parents=True, exist_ok=True)
-        for name in CIFAR_NETWORKS:
-            if (args.networks / f"{name}.json").exists():
-                measure(name, data, args.networks, args.output)
-    print(table(args.output))
-
-
 if __name__ == "__main__":
-    main()
+    main(measure, table)

@@ -4,61 +4,42 @@ python docs/examples/float_networks.py resnet8 --data cifar10.npz -o runs/float
 python docs/examples/low_bits.py resnet8 --data cifar10.npz --networks runs/float -o docs/results/low-bits
 
 Weights are symmetric with a scale per channel, activations symmetric, all scales learned (LSQ, Esser et
-al. 2020); the first and the last layer, and what they read, have 8 bits. Stopped and called again, it goes
-on with what is missing. It ends with a table, which --table prints of what is there.
+al. 2020); the first and the last layer, and what they read, have 8 bits. Each start has the learning rate
+that is best on held-out training images after 400 steps at 3 bits. Stopped and called again, it goes on
+with what is missing, at the rates that the file of results begins with. It ends with a table, which
+--table prints of what is there.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from functools import partial
 
 import torch
-import torch.nn.functional as F
-from from_float import accuracy, cell, float_network
+from accuracies import Measured, Task, main
+from float_networks import accuracy, float_network
 from torch import nn
 
 import ghnq_quant
 from ghnq_quant import Quantizer, QuantScheme
 from ghnq_quant.capture import capture
 from ghnq_quant.quantization import QuantModel
-from ghnq_quant.research.data import ImageSet, evaluation_batches, first_epoch, load_images
-from ghnq_quant.research.runs.journal import Journal, read_journal
+from ghnq_quant.research.data import Images, evaluation_batches, first_epoch, hold_out
 from ghnq_quant.research.runs.tables import markdown
 from ghnq_quant.research.starts.cifar_networks import CIFAR_NETWORKS
-from ghnq_quant.research.starts.training import seeded, training_batches, warmup_cosine
+from ghnq_quant.research.starts.training import (
+    Recipe,
+    optimize,
+    seeded,
+    training_batches,
+    warmup_cosine,
+)
 
-BITS = (4, 3, 2)
-#: Starts and their learning rates.
-STARTS = {"float": 0.02, "ghnq": 0.1, "pytorch": 0.1}
+BITS, STARTS = (4, 3, 2), ("float", "ghnq", "pytorch")
 STEPS, SEEDS, RANGE_RATE = 2000, 3, 0.01
-
-
-@dataclass(frozen=True)
-class Result:
-    """Top-1 on the test images, %."""
-
-    bits: int
-    start: str
-    seed: int
-    top1: float
-    seconds: float
-
-    @property
-    def key(self) -> tuple[int, str, int]:
-        return self.bits, self.start, self.seed
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Result:
-        return cls(**content)
+#: What the learning rate is chosen from, and how.
+RATES, CHOICE_BITS, CHOICE_STEPS, CHOICE_SEED = (0.01, 0.03, 0.1, 0.3), 3, 400, 1_000_000
 
 
 def low_bit_scheme(model: nn.Module, bits: int) -> QuantScheme:
@@ -72,81 +53,79 @@ def low_bit_scheme(model: nn.Module, bits: int) -> QuantScheme:
     )
 
 
-def started(
-    name: str, networks: Path, data: ImageSet, result_key: tuple[int, str, int]
-) -> QuantModel:
-    bits, start, seed = result_key
-    new = seeded(CIFAR_NETWORKS[name], len(data.train.classes), seed)
+def started(task: Task, train: Images, bits: int, start: str, seed: int) -> QuantModel:
+    new = seeded(CIFAR_NETWORKS[task.name], len(train.classes), seed)
     scheme = low_bit_scheme(new, bits)
     if start == "ghnq":
-        images = first_epoch(data.train, "cifar10", seed)
-        return ghnq_quant.init_quantized(new, data=images, scheme=scheme, backend="reference")
-    model = float_network(networks, name) if start == "float" else new
-    qmodel = ghnq_quant.quantize(model, scheme=scheme, backend="reference")
-    images = evaluation_batches(data.train.sample(512, seed))
+        fitted = first_epoch(train, "cifar10", seed)
+        qmodel = ghnq_quant.init_quantized(new, data=fitted, scheme=scheme, backend="reference")
+    else:
+        model = float_network(task.networks, task.name) if start == "float" else new
+        qmodel = ghnq_quant.quantize(model, scheme=scheme, backend="reference")
+    images = evaluation_batches(train.sample(512, seed))
     return ghnq_quant.calibrate(qmodel, images, ranges="mse")
 
 
-def train(qmodel: QuantModel, data: ImageSet, seed: int, rate: float) -> None:
+def with_ranges(
+    qmodel: QuantModel, parameters: Iterable[nn.Parameter], rate: float
+) -> torch.optim.SGD:
+    """Of all ``parameters``; those of ranges have a rate of their own and no weight decay."""
     ranges = list(qmodel.range_parameters())
     learned = {id(p) for p in ranges}
-    others = [p for p in qmodel.parameters() if id(p) not in learned]
-    groups = [{"params": others}, {"params": ranges, "lr": RANGE_RATE * rate, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, rate, 0.9, weight_decay=1e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: warmup_cosine(s / STEPS))
-    batch = training_batches(data.train, "cifar10", seed)
-    qmodel.train()
-    for step in range(STEPS):
-        x, y = batch(step)
-        optimizer.zero_grad()
-        F.cross_entropy(qmodel(x), y).backward()
-        nn.utils.clip_grad_norm_(qmodel.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+    groups = [
+        {"params": [p for p in parameters if id(p) not in learned]},
+        {"params": ranges, "lr": RANGE_RATE * rate, "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, rate, 0.9, weight_decay=1e-4, nesterov=True)
 
 
-def measure(name: str, data: ImageSet, networks: Path, output: Path) -> None:
-    header = {"steps": STEPS, "rates": STARTS, "range_rate": RANGE_RATE}
-    journal = Journal(output / f"{name}.jsonl", header, Result)
-    finished = journal.resume()
-    for seed, bits, start in itertools.product(range(SEEDS), BITS, STARTS):
-        if (bits, start, seed) in finished:
-            continue
-        began = time.perf_counter()
-        qmodel = started(name, networks, data, (bits, start, seed))
-        train(qmodel, data, seed, STARTS[start])
-        seconds = round(time.perf_counter() - began, 1)
-        result = Result(bits, start, seed, accuracy(qmodel, data), seconds)
-        journal.append(result)
-        print(name, result, flush=True)
+def trained(
+    task: Task, train: Images, *, bits: int, start: str, seed: int, rate: float, steps: int
+) -> QuantModel:
+    qmodel = started(task, train, bits, start, seed)
+    recipe = Recipe(partial(with_ranges, qmodel), warmup_cosine)
+    optimize(qmodel, training_batches(train, "cifar10", seed), range(steps), rate, recipe)
+    return qmodel
 
 
-def table(output: Path) -> str:
+def chosen_rates(task: Task) -> dict[str, float]:
+    """Of each start the best one on held-out training images, which float networks have seen."""
+    train, held_out = hold_out(task.data.train)
+    how = {"bits": CHOICE_BITS, "steps": CHOICE_STEPS, "seed": CHOICE_SEED}
+
+    def top1(start: str, rate: float) -> float:
+        return accuracy(trained(task, train, start=start, rate=rate, **how), held_out)
+
+    cases = [{"start": s, "rate": r} for s, r in itertools.product(STARTS, RATES)]
+    header = {**how, "float": task.float_result}
+    results = task.measure(header, cases, top1, folder="rates")
+    best = {r.of["start"]: r.of["rate"] for r in sorted(results, key=lambda r: r.top1)}
+    return {start: best[start] for start in STARTS}
+
+
+def measure(task: Task) -> None:
+    file = task.output / f"{task.name}.jsonl"
+    rates = Measured.read(file).header["rates"] if file.exists() else chosen_rates(task)
+    header = {"steps": STEPS, "rates": rates, "range_rate": RANGE_RATE}
+
+    def top1(bits: int, start: str, seed: int) -> float:
+        how = {"rate": rates[start], "steps": STEPS}
+        qmodel = trained(task, task.data.train, bits=bits, start=start, seed=seed, **how)
+        return accuracy(qmodel, task.data.test)
+
+    order = itertools.product(range(SEEDS), BITS, STARTS)
+    cases = [{"bits": bits, "start": start, "seed": seed} for seed, bits, start in order]
+    task.measure(header | {"float": task.float_result}, cases, top1)
+
+
+def table(networks: list[Measured]) -> str:
     """Mean and standard deviation over the seeds."""
     lines = [["top-1, %", *(f"{bits} bits" for bits in BITS)]]
-    for file, start in itertools.product(sorted(output.glob("*.jsonl")), STARTS):
-        found = read_journal(file, Result).values()
-        cells = [cell([r.top1 for r in found if (r.bits, r.start) == (b, start)]) for b in BITS]
-        lines.append([f"{file.stem}, {start}", *cells])
+    for network, start in itertools.product(networks, STARTS):
+        cells = [network.cell(bits=bits, start=start) for bits in BITS]
+        lines.append([f"{network.title}, {start}", *cells])
     return markdown(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("network", nargs="*", choices=CIFAR_NETWORKS)
-    parser.add_argument("--data", help="CIFAR-10")
-    parser.add_argument("--networks", type=Path, help="of docs/examples/float_networks.py")
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--table", action="store_true", help="measure nothing")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    if not args.table:
-        data = load_images(args.data)
-        args.output.mkdir(parents=True, exist_ok=True)
-        for name in args.network:
-            measure(name, data, args.networks, args.output)
-    print(table(args.output))
-
-
 if __name__ == "__main__":
-    main()
+    main(measure, table)

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 import ghnq_quant
 from ghnq_quant.quantization import QuantModel
@@ -38,7 +39,7 @@ class Recipe:
 
     Attributes:
         optimizer: of parameters and a learning rate.
-        schedule: share of the learning rate by how much of the training is done, in [0, 1).
+        schedule: share of the learning rates by how much of the training is done, from 0 to 1.
     """
 
     optimizer: Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
@@ -98,16 +99,17 @@ def optimize(
         after_step: called with each step's number when it is done.
     """
     optimizer = recipe.optimizer(model.parameters(), lr)
+    schedule = LambdaLR(optimizer, lambda done: recipe.schedule(done / max(len(steps), 1)))
     losses = []
     for step in steps:
         model.train()  # after_step may have measured it
-        optimizer.param_groups[0]["lr"] = lr * recipe.schedule((step - steps.start) / len(steps))
         x, y = batch(step)
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x), y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
         optimizer.step()
+        schedule.step()
         losses.append(float(loss.detach()))
         after_step(step)
     return losses
