@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ghnq_quant import Quantizer, QuantScheme
 from ghnq_quant.quantization import QuantModel
 
 #: Backends that make layers of the plan.
@@ -16,6 +17,29 @@ BACKENDS = ["reference", "brevitas", "torch_ao"]
 backends = pytest.mark.parametrize("backend", BACKENDS)
 #: ``PARITY=all``: every kind of quantizer at every bit width on every network, which takes long.
 ALL = os.environ.get("PARITY") == "all"
+
+
+#: (weights, activations) but for their bits: kinds of quantizers, and ranges.
+KINDS = [
+    ("symmetric", "symmetric"),
+    ("channel", ""),
+    ("symmetric-channel", "symmetric"),
+    ("power_of_two", "power_of_two"),
+    ("symmetric-channel-power_of_two", "symmetric-power_of_two"),
+]
+RANGES = [
+    ("mse", "mse"),
+    ("symmetric-channel-mse", "symmetric-percentile"),
+    ("learned", "learned"),
+    ("symmetric-channel-learned", "symmetric-learned"),
+    ("channel-learned-power_of_two", "learned-power_of_two"),
+]
+
+
+def scheme(kind: tuple[str, str], bits: int, **settings: Any) -> QuantScheme:
+    """Of one of :data:`KINDS` or :data:`RANGES`."""
+    weights, activations = (Quantizer.parse(f"{bits}-{k}".rstrip("-")) for k in kind)
+    return QuantScheme(weights, activations, **settings)
 
 
 class Range(NamedTuple):
@@ -125,3 +149,12 @@ def assert_equal(ours: QuantModel, theirs: QuantModel, x: Tensor) -> None:
             continue
         torch.testing.assert_close(found.low, ranges[name].low, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(found.high, ranges[name].high, rtol=1e-5, atol=1e-6)
+
+
+def train(qmodel: QuantModel, data: list[Tensor]) -> None:
+    """A step of SGD for each batch, small enough that rounding is not amplified."""
+    optimizer = torch.optim.SGD(list(qmodel.parameters()), 1e-3)
+    for x in data:
+        optimizer.zero_grad()
+        qmodel(x).square().mean().backward()
+        optimizer.step()

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ghnq_quant.research.networks import SPLITS, ConvNets250K
+
 
 class SmallNetwork(nn.Module):
     """Batch norms, a residual, a functional dropout, a view, buffers and a frozen parameter."""
@@ -44,3 +46,19 @@ def small_network(num_classes: int = 10, steps: int = 0, dropout: float = 0.25) 
 def images(count: int = 6) -> Tensor:
     """(count, 3, 8, 8)"""
     return torch.randn(count, 3, 8, 8)
+
+
+def network(name: str) -> nn.Module:
+    """A small network, one of torchvision's, or one of a split of ConvNets-250K; without dropout."""
+    import torchvision
+
+    torch.manual_seed(1)
+    if name == "small":
+        return small_network(dropout=0.0)
+    if name in SPLITS:
+        return ConvNets250K(name)[3].build()
+    model: nn.Module = getattr(torchvision.models, name)(num_classes=10)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model

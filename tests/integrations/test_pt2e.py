@@ -14,7 +14,7 @@ from small_networks import images, small_network
 from torch import Tensor, nn
 
 import ghnq_quant
-from ghnq_quant import BackendError, GhnqWarning, QuantScheme
+from ghnq_quant import BackendError, GhnqWarning, Quantizer, QuantScheme
 from ghnq_quant.quantization import QuantModel
 from ghnq_quant.research.networks import ConvNets250K
 
@@ -26,7 +26,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 
-def make(model: nn.Module, bits: int = 4, steps: int = 0, **scheme: Any) -> QuantModel:
+def make(model: nn.Module, bits: int | Quantizer = 4, steps: int = 0, **scheme: Any) -> QuantModel:
     """The model quantized, after ``steps`` batches."""
     qmodel = ghnq_quant.quantize(
         model, scheme=QuantScheme(bits, bits, **scheme), backend="pt2e", example_input=images()
@@ -110,6 +110,17 @@ def test_equals_the_reference_without_batch_norm(bits: int) -> None:
     for mode in (True, True, False):
         x = torch.randn(4, 3, 32, 32)
         assert_forward_equal(ours.train(mode), theirs.train(mode), x, bits)
+
+
+def test_takes_other_image_sizes() -> None:
+    """Where the model computes nothing from them."""
+    layers = [nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(32, 5)).double()
+    ours = make(model, 4, act_range="batch")
+    theirs = ghnq_quant.quantize(model, scheme=ours.scheme, backend="reference")
+    for size in (8, 13, 32):
+        x = torch.randn(2, 3, size, size, dtype=torch.float64)
+        torch.testing.assert_close(ours(x), theirs(x))
 
 
 class UnusualNorms(nn.Sequential):
@@ -246,6 +257,10 @@ def test_what_cannot_be_exported_is_refused() -> None:
 
     with pytest.raises(BackendError, match="example_input"):
         ghnq_quant.quantize(small_network(), 4, backend="pt2e")
+    with pytest.raises(
+        BackendError, match=r"weight of 'stem\.0' has a learned range.*of 'stem\.1'"
+    ):
+        make(small_network(), Quantizer(4, range="learned"))
     drops = nn.Sequential(
         nn.Conv2d(3, 8, 3), torchvision.ops.StochasticDepth(0.5, "row"), nn.ReLU()
     )

@@ -7,46 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from backends import ALL, BACKENDS, assert_equal, is_quantizer_state, quantized_units
+from backends import (
+    ALL,
+    BACKENDS,
+    KINDS,
+    assert_equal,
+    is_quantizer_state,
+    quantized_units,
+    scheme,
+)
 from naive_simulation import NaiveSimulation
-from small_networks import images, small_network
-from torch import nn
+from small_networks import images, network, small_network
 
 import ghnq_quant
 from ghnq_quant import Quantizer, QuantScheme, SchemeError
 from ghnq_quant.quantization.scheme import parse_quantizers
-from ghnq_quant.research.networks import SPLITS, ConvNets250K
 
-#: (weights, activations) but for their bits.
-KINDS = [
-    ("symmetric", "symmetric"),
-    ("channel", ""),
-    ("symmetric-channel", "symmetric"),
-    ("power_of_two", "power_of_two"),
-    ("symmetric-channel-power_of_two", "symmetric-power_of_two"),
-]
 kinds = pytest.mark.parametrize("kind", KINDS, ids="/".join)
 USUAL = ("symmetric-channel", "symmetric")
-
-
-def scheme(kind: tuple[str, str], bits: int, **settings: Any) -> QuantScheme:
-    weights, activations = (Quantizer.parse(f"{bits}-{k}".rstrip("-")) for k in kind)
-    return QuantScheme(weights, activations, **settings)
-
-
-def network(name: str) -> nn.Module:
-    import torchvision
-
-    torch.manual_seed(1)
-    if name == "small":
-        return small_network(dropout=0.0)
-    if name in SPLITS:
-        return ConvNets250K(name)[3].build()
-    model: nn.Module = getattr(torchvision.models, name)(num_classes=10)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
@@ -81,33 +59,6 @@ def compare(name: str, scheme: QuantScheme, backend: str, batch: Any) -> None:
     state = {k: v for k, v in ours.state_dict().items() if not is_quantizer_state(k)}
     for key, value in state.items():
         torch.testing.assert_close(value, theirs.state_dict()[key], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize(("kind", "bits"), [(KINDS[1], 2), (KINDS[4], 8)])
-def test_pt2e_equals_the_reference_in_eval(kind: tuple[str, str], bits: int) -> None:
-    """Running statistics folded: the same numbers in another order, so in float64."""
-    pytest.importorskip("torchao.quantization.pt2e")
-    model, x = small_network(steps=3).double().eval(), images().double()
-    chosen = scheme(kind, bits, act_range="batch")
-    ours = ghnq_quant.quantize(model, scheme=chosen, backend="pt2e", example_input=x)
-    theirs = ghnq_quant.quantize(model, scheme=chosen, backend="reference")
-    y, seen = quantized_units(ours, x)
-    expected, expected_seen = quantized_units(theirs, x)
-    torch.testing.assert_close(y, expected)
-    for name, (_, value) in seen.items():
-        torch.testing.assert_close(value, expected_seen[name][1])
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_pt2e_equals_the_reference_in_training() -> None:
-    pytest.importorskip("torchao.quantization.pt2e")
-    x, model = torch.randn(4, 3, 32, 32), network("bn_free")
-    chosen = scheme(USUAL, 3)
-    ours = ghnq_quant.quantize(model, scheme=chosen, backend="pt2e", example_input=x)
-    theirs = ghnq_quant.quantize(model, scheme=chosen, backend="reference")
-    for mode in (True, True, False):
-        assert_equal(ours.train(mode), theirs.train(mode), torch.randn(4, 3, 32, 32))
 
 
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
