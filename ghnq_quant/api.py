@@ -203,7 +203,7 @@ def init_quantized(
         scheme: in place of ``bits`` and ``act_bits``, everything that a :class:`QuantScheme` can
             say.
         example_input: (N, C, H, W), to check that the network runs on its shape; ``"pt2e"`` needs
-            it, and its model takes images of that size alone.
+            it: what its model computes from the images' size is fixed then.
         skip: ``"unsupported"`` leaves modules that cannot be captured, such as attention, in float
             with their own initialization; a warning and the returned model's attribute ``skipped``
             name them.

@@ -32,7 +32,6 @@ from ghnq_quant.quantization.calibration import begin_weight_ranges
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
 from ghnq_quant.quantization.layerwise import LayerwiseModel, as_layerwise
 from ghnq_quant.quantization.model import QuantModel
-from ghnq_quant.quantization.ranges import RunningRange
 
 #: What a scale of single channels goes through.
 _PASSED = [OPERATIONS[n] for n in ("relu", "relu6", "leaky_relu", "prelu", "identity", "dropout")]
@@ -128,9 +127,8 @@ def equalize(qmodel: QuantModel) -> QuantModel:
         node.op, node.target = "call_function", F.relu
         node.args, node.kwargs = tuple(node.all_input_nodes), {}
     model.recompile()
-    for module in model.modules():
-        if isinstance(module, RunningRange):
-            module.reset()
+    for held in model.running_ranges().values():
+        held.reset()  # type: ignore[operator]
     begin_weight_ranges(model)
     return model
 

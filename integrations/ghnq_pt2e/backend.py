@@ -33,8 +33,8 @@ class Pt2eBackend:
     ) -> QuantModel:
         if example_input is None:
             raise BackendError(
-                "backend 'pt2e' exports the model, which fixes the images' size: give "
-                "example_input=, a tensor (N, C, H, W) of that size (--image-size of ghnq init)"
+                "backend 'pt2e' exports the model at the images' size: give example_input=, a tensor "
+                "(N, C, H, W) of that size (--image-size of ghnq init)"
             )
         plan = captured.quant_plan
         _check_learned(captured, scheme)
@@ -101,7 +101,8 @@ def _as_in_training(modules: nn.Module) -> Iterator[None]:
 
 
 def _export(traced: fx.GraphModule, example_input: Tensor) -> fx.GraphModule:
-    """The graph of a training step, for any number of images of the example's size."""
+    """The graph of a training step, for any number of images; what the model computes from their size
+    is that of the example's."""
     parameter = next(traced.parameters())
     shape = (2, *example_input.shape[1:])  # a batch of one would be taken for a constant
     x = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
