@@ -5,40 +5,31 @@ from __future__ import annotations
 import pytest
 import torch
 from backends import ALL, BACKENDS, RANGES, assert_equal, scheme, train
-from small_networks import images, small_network
-from torch import Tensor, nn
+from small_networks import images, network
 
 import ghnq_quant
-from ghnq_quant.quantization import QuantModel
 
-#: One width for each kind, or all.
-CASES = [
-    (kind, bits)
-    for i, kind in enumerate(RANGES)
-    for bits in ([8, 4, 3, 2] if ALL else [[2, 8, 4][i % 3]])
-]
-
-
-def batches() -> list[Tensor]:
-    torch.manual_seed(9)
-    return [images() for _ in range(3)]
-
-
-def make(kind: tuple[str, str], bits: int, backend: str, model: nn.Module) -> QuantModel:
-    example = next(iter(batches())).to(next(model.parameters()).dtype)
-    return ghnq_quant.quantize(
-        model, scheme=scheme(kind, bits), backend=backend, example_input=example
-    )
+#: One width for each kind, or all, on whole networks too.
+CASES = [("small", kind, [2, 8, 4][i % 3]) for i, kind in enumerate(RANGES)]
+if ALL:
+    CASES = [
+        (name, kind, bits)
+        for name in ("small", "resnet18", "mobilenet_v2", "bn_free", "mobile")
+        for kind in RANGES
+        for bits in (8, 4, 3, 2)
+    ]
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-@pytest.mark.parametrize(("kind", "bits"), CASES)
-def test_equals_the_reference(kind: tuple[str, str], bits: int, backend: str) -> None:
-    data, models = batches(), []
-    for name in (backend, "reference"):
-        qmodel = make(kind, bits, name, small_network(steps=2, dropout=0.0))
-        models.append(ghnq_quant.calibrate(qmodel, data))
-    ours, theirs = models
+@pytest.mark.parametrize(("name", "kind", "bits"), CASES)
+def test_equals_the_reference(name: str, kind: tuple[str, str], bits: int, backend: str) -> None:
+    torch.manual_seed(9)
+    data = [images() if name == "small" else torch.randn(4, 3, 32, 32) for _ in range(3)]
+    models = [
+        ghnq_quant.quantize(network(name), scheme=scheme(kind, bits), backend=b)
+        for b in (backend, "reference")
+    ]
+    ours, theirs = (ghnq_quant.calibrate(qmodel, data) for qmodel in models)
     for mode in (False, True):
         assert_equal(ours.train(mode), theirs.train(mode), data[0])
     for qmodel in models:
