@@ -22,7 +22,6 @@ from ghnq_quant.quantization.progress import with_bar
 from ghnq_quant.quantization.quantizer import Quantizer, check_one_of
 from ghnq_quant.quantization.range_search import Histogram, Range
 from ghnq_quant.quantization.ranges import (
-    EmaRange,
     HeldRange,
     LearnedRange,
     RunningRange,
@@ -45,8 +44,9 @@ def calibrate(
 
     Everything is measured from scratch. Batch norms average all batches with equal weight.
     Activation ranges follow their quantizers' ``range`` (``"ema"``: the moving average of the
-    batches' ranges). Ranges of weights with ``"mse"`` are searched with the new statistics folded
-    in. Learned ranges are set too, unless training has moved them and ``ranges`` is not given.
+    batches' ranges; a learned one begins with that of least squared error). Ranges of weights are
+    searched with the new statistics folded in. Learned ranges that training has moved stay, unless
+    ``ranges`` is given.
     Other parameters, and the modes of all modules, do not change. A warning says if the calibrated
     model hardly tells the first batch's images apart. On a terminal a progress bar appears after
     two seconds.
@@ -166,9 +166,6 @@ def _set_range(name: str, held: RunningRange, measure: Measure) -> Callable[...,
 
 
 def _measure(search: str | None, quantizer: Quantizer, percentile: float) -> Measure:
-    if search == "learned":
-        average = EmaRange(Quantizer(quantizer.bits, range="ema"))
-        return lambda x: average.to(x.device, x.dtype)(x)
     histogram = Histogram()
 
     def measure(x: Tensor) -> Range:

@@ -23,7 +23,7 @@ from ghnq_quant.quantization.learned import (
 )
 from ghnq_quant.quantization.processes import of_all_processes
 from ghnq_quant.quantization.quantizer import Quantizer
-from ghnq_quant.quantization.range_search import Range, best_share
+from ghnq_quant.quantization.range_search import Histogram, Range, best_share
 from ghnq_quant.quantization.tracing import traced_with_statistics
 
 #: Weight of a new batch in the moving average.
@@ -239,7 +239,7 @@ class SearchedRange(HeldRange):
 class LearnedRange(HeldRange):
     """A scale and, of an asymmetric quantizer, an offset with gradients: LSQ and LSQ+.
 
-    A weight begins with the range of least squared error, an activation with the first batch's.
+    It begins with the range of least squared error.
 
     Args:
         channels: of a weight's output; None for an activation.
@@ -322,8 +322,12 @@ class LearnedRange(HeldRange):
         return (lowest - fixed.zero_point) * fixed.scale, (highest - fixed.zero_point) * fixed.scale
 
     def _first(self, x: Tensor) -> Range:
+        if not self.of_weight:
+            histogram = Histogram()  # an activation has too many values for a hundred quantizations
+            histogram.add(x)
+            return histogram.least_error_range(self.quantizer)
         low, high = quantizer_range(x, self.quantizer)
-        share = best_share(x, self.quantizer) if self.of_weight else 1
+        share = best_share(x, self.quantizer)
         return share * low, share * high
 
 

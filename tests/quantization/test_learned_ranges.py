@@ -205,7 +205,7 @@ def test_calibration_begins_them_and_keeps_what_is_learned(backend: str) -> None
         make(backend),
         ghnq_quant.quantize(
             small_network(steps=2, dropout=0.0),
-            scheme=QuantScheme(Quantizer.parse("3-symmetric-channel-mse"), 3),
+            scheme=scheme("3-symmetric-channel-mse", "3-mse"),
             backend=backend,
         ),
     )
