@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import ghnq_quant
 from ghnq_quant import GHN, CaptureError, GhnqWarning
 from ghnq_quant.capture import capture
+from ghnq_quant.zoos import create_model
 
 
 @pytest.fixture(scope="module")
@@ -87,4 +88,12 @@ def test_what_is_refused(ghn: GHN) -> None:
         ghnq_quant.predict_parameters(model)  # by a GHN-2
     model.encoder.layers[0].self_attention = nn.MultiheadAttention(12, 2, kdim=8, vdim=8)
     with pytest.raises(CaptureError, match="self_attention' is a MultiheadAttention"):
+        ghnq_quant.predict_parameters(model, ghn)
+
+
+@pytest.mark.parametrize("name", ["torchvision:swin_v2_t", "timm:swinv2_tiny_window8_256"])
+def test_swin_v2_is_refused_by_name(name: str, ghn: GHN) -> None:
+    with torch.device("meta"):
+        model = create_model(name, 10)
+    with pytest.raises(CaptureError, match=r"WindowAttention.* is attention of Swin V2"):
         ghnq_quant.predict_parameters(model, ghn)

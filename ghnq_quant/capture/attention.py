@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from ghnq_quant.capture.arch_graph import Node
+from ghnq_quant.errors import CaptureError
 
 #: Among the names of :meth:`AttentionAdapter.attention_parts`, the softmax over the keys.
 SOFTMAX = "softmax"
@@ -25,6 +26,9 @@ class AttentionAdapter(Protocol):
     def attention_parts(self, module: nn.Module) -> tuple[str, ...]:
         """What ``module`` computes with, in its order: names of weights and biases of linear layers,
         and :data:`SOFTMAX`; nothing where it is no attention.
+
+        Raises:
+            CaptureError: GHN-3 has no rules for it.
         """
 
 
@@ -44,6 +48,16 @@ def attention_parts(module: nn.Module, adapters: Iterable[object]) -> tuple[str,
         known = (a.attention_parts(module) for a in adapters if isinstance(a, AttentionAdapter))
         parts = next(filter(None, known), ())
     return tuple(part for part in parts if part == SOFTMAX or part in named)
+
+
+def swin_v2_error(module: nn.Module) -> CaptureError:
+    """The error for attention of Swin V2. Of its graph the public code of GHN-3 makes one with a
+    cycle, so that there is nothing to agree with."""
+    return CaptureError(
+        f"{type(module).__name__} is attention of Swin V2, which GHN-3 has no rules for (a network of "
+        "its own gives its biases of positions): predict a Swin V1, or train this model from its own "
+        "initialization"
+    )
 
 
 def attention_nodes(name: str, module: nn.Module, parts: Iterable[str]) -> tuple[Node, ...]:

@@ -2,7 +2,8 @@
 
 Both hypernetworks read the same kind of graph. GHN-3 was trained on graphs in which
 
-- a mean over H and W is global pooling, be it with the dimensions kept or not;
+- a mean over H and W is global pooling, be it with the dimensions kept or not, and of (N, H, W, C)
+  too;
 - the pooling of squeeze-and-excitation is left out, and what its gate scales is a ``cse`` node;
 - a 1×1 convolution that is pooled to give the logits, as in SqueezeNet, comes after the pooling, and
   is the classification layer;
@@ -27,7 +28,7 @@ from torch import fx, nn
 from ghnq_quant.capture.arch_graph import ArchGraph, Node
 from ghnq_quant.capture.attention import attention_nodes
 from ghnq_quant.capture.build_arch_graph import build_arch_graph
-from ghnq_quant.capture.operations import Kind, classify
+from ghnq_quant.capture.operations import Kind, classify, is_mean_over
 from ghnq_quant.capture.tracer import trace_training
 
 #: Whose rules a graph is made by; a hypernetwork reads only graphs like those it was trained on.
@@ -104,7 +105,7 @@ def _has_idle_layers(graph: fx.Graph, modules: dict[str, nn.Module]) -> bool:
 
 
 def _kind(node: fx.Node, kinds: dict[fx.Node, Kind]) -> Kind:
-    if kinds[node] not in _POOLINGS:
+    if kinds[node] not in _POOLINGS and not is_mean_over(node, (1, 2)):
         return kinds[node]
     return Kind.RESHAPE if _squeezes(node, kinds) else Kind.GLOBAL_AVG_POOL
 

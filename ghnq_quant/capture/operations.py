@@ -164,6 +164,7 @@ OPERATIONS: dict[str, Operation] = {
 _BY_FUNCTION = {f: op for op in OPERATIONS.values() for f in op.functions}
 _BY_METHOD = {name: op for op in OPERATIONS.values() for name in op.methods}
 _WITH_MODULES = tuple(op for op in OPERATIONS.values() if op.modules)
+_MEANS = {*OPERATIONS["mean"].functions, *OPERATIONS["mean"].methods}
 _TENSOR_ATTRIBUTES = {"T", "mT", "H", "mH", "data", "real"}
 _ARITHMETIC = {Kind.ADD, Kind.MULTIPLY, Kind.RESHAPE, Kind.OTHER, Kind.CONCAT}
 
@@ -227,7 +228,7 @@ def _classify_node(node: fx.Node, modules: dict[str, nn.Module]) -> Kind:
     operation = find_operation(node, modules)
     if operation is None:
         return Kind.OTHER
-    if operation.kind is Kind.SPATIAL_MEAN and not _is_spatial(argument(node, 1, "dim", None)):
+    if operation.kind is Kind.SPATIAL_MEAN and not is_mean_over(node, (2, 3)):
         return Kind.OTHER
     return operation.kind
 
@@ -237,10 +238,14 @@ def _tensor_operands(node: fx.Node, kinds: dict[fx.Node, Kind]) -> int:
     return sum(isinstance(a, fx.Node) and kinds[a] is not Kind.NOT_A_TENSOR for a in operands)
 
 
-def _is_spatial(dims: Any) -> bool:
-    if not isinstance(dims, (tuple, list)):
+def is_mean_over(node: fx.Node, dims: tuple[int, ...]) -> bool:
+    """Whether a node is a mean over these dimensions of a tensor that has four."""
+    if node.op not in ("call_function", "call_method") or node.target not in _MEANS:
         return False
-    return sorted(d % 4 if isinstance(d, int) else -1 for d in dims) == [2, 3]
+    found = argument(node, 1, "dim", None)
+    if not isinstance(found, (tuple, list)):
+        return False
+    return tuple(sorted(d % 4 if isinstance(d, int) else -1 for d in found)) == dims
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:

@@ -24,11 +24,13 @@ class EqualOutputs:
         images: how many different ones there were.
         outputs: how many different outputs they have.
         place: the first quantized activation of which that is true; None where it is none.
+        one_pixel: whether its feature maps have a single pixel.
     """
 
     images: int
     outputs: int
     place: str | None
+    one_pixel: bool
 
 
 @torch.no_grad()
@@ -44,7 +46,7 @@ def equal_outputs(qmodel: QuantModel, images: Tensor) -> EqualOutputs | None:
         rows = _distinct_rows(qmodel(images))
         if expected is None or rows is None or 2 * rows >= expected:
             return None
-        return EqualOutputs(expected, rows, _first_place(qmodel, images, expected))
+        return EqualOutputs(expected, rows, *_first_place(qmodel, images, expected))
     finally:
         for module, training in modes.items():
             module.training = training
@@ -55,11 +57,12 @@ def warn_of_equal_outputs(qmodel: QuantModel, images: Tensor) -> None:
     found = equal_outputs(qmodel, images)
     if found is None:
         return
+    larger = "larger images or a stem for small ones (adapt_stem), as one pixel is left there; or "
     warn(
         f"{found.images} images have only {found.outputs} different outputs"
         f"{f', from {found.place!r} on' if found.place else ''}: at this precision the model hardly "
-        "tells them apart, and will hardly train; give that layer and those before it more bits "
-        "(stem_bits=8, or the scheme's overrides)"
+        f"tells them apart, and will hardly train. Try {larger if found.one_pixel else ''}more bits "
+        "in that layer and those before it (stem_bits=8, or the scheme's overrides)"
     )
 
 
@@ -72,19 +75,20 @@ def _distinct_rows(value: object) -> int | None:
     return len(torch.unique(value.detach().flatten(1) if value.dim() > 1 else value, dim=0))
 
 
-def _first_place(qmodel: QuantModel, images: Tensor, expected: int) -> str | None:
-    rows: dict[str, int | None] = {}
+def _first_place(qmodel: QuantModel, images: Tensor, expected: int) -> tuple[str | None, bool]:
+    found: dict[str, bool] = {}
 
-    def count(name: str, _: nn.Module, __: object, output: Tensor) -> None:
-        rows[name] = _distinct_rows(output)
+    def look(name: str, _: nn.Module, __: object, output: Tensor) -> None:
+        if 2 * (_distinct_rows(output) or expected) < expected:
+            found[name] = output.shape[2:] == (1, 1)
 
     quantizers = dict(qmodel.get_submodule(QUANTIZERS).named_children())
     points = [point for point in qmodel.plan.points if point.key in quantizers]
-    hooks = [quantizers[p.key].register_forward_hook(partial(count, p.name)) for p in points]
+    hooks = [quantizers[p.key].register_forward_hook(partial(look, p.name)) for p in points]
     try:
         qmodel(images)
     finally:
         for hook in hooks:
             hook.remove()
-    few = (p.name for p in points if 2 * (rows.get(p.name) or expected) < expected)
-    return next(few, None)
+    place = next((p.name for p in points if p.name in found), None)
+    return place, place is not None and found[place]

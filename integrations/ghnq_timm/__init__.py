@@ -9,9 +9,11 @@ define_missing_operators()
 import timm  # noqa: E402
 from timm.layers import DropBlock2d, DropPath, evo_norm, filter_response_norm, norm  # noqa: E402
 from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame  # noqa: E402
+from timm.models import swin_transformer, swin_transformer_v2  # noqa: E402
 from timm.models.vgg import ConvMlp  # noqa: E402
 from torch import nn  # noqa: E402
 
+from ghnq_quant.capture.attention import SOFTMAX, swin_v2_error  # noqa: E402
 from ghnq_quant.stem.heads import enlarged_input_folded  # noqa: E402
 from ghnq_timm.layers import KEPT_THEN, rewrite  # noqa: E402
 
@@ -43,6 +45,14 @@ class TimmAdapter:
 
     def rewrite(self, module: nn.Module) -> nn.Module | None:
         return rewrite(module)
+
+    def attention_parts(self, module: nn.Module) -> tuple[str, ...]:
+        """Swin's."""
+        if isinstance(module, swin_transformer_v2.WindowAttention):
+            raise swin_v2_error(module)
+        if type(module) is not swin_transformer.WindowAttention:
+            return ()
+        return "qkv.weight", "qkv.bias", SOFTMAX, "proj.weight", "proj.bias"
 
     def fit_head(self, module: nn.Module, side: int) -> None:
         """The head of timm's VGG, which enlarges feature maps to 7×7."""

@@ -9,10 +9,13 @@ define_missing_operators()
 import torchvision  # noqa: E402
 from torch import nn  # noqa: E402
 from torchvision.models.convnext import LayerNorm2d  # noqa: E402
-from torchvision.models.swin_transformer import ShiftedWindowAttention  # noqa: E402
+from torchvision.models.swin_transformer import (  # noqa: E402
+    ShiftedWindowAttention,
+    ShiftedWindowAttentionV2,
+)
 from torchvision.ops import StochasticDepth  # noqa: E402
 
-from ghnq_quant.capture.attention import SOFTMAX  # noqa: E402
+from ghnq_quant.capture.attention import SOFTMAX, swin_v2_error  # noqa: E402
 
 __all__ = ["TorchvisionAdapter"]
 
@@ -30,7 +33,9 @@ class TorchvisionAdapter:
         return None
 
     def attention_parts(self, module: nn.Module) -> tuple[str, ...]:
-        """Swin's, whose layers are called as one function; V2's has another layer for positions."""
+        """Swin's, whose layers are called as one function."""
+        if isinstance(module, ShiftedWindowAttentionV2):
+            raise swin_v2_error(module)
         if type(module) is not ShiftedWindowAttention:
             return ()
         return "qkv.weight", "qkv.bias", SOFTMAX, "proj.weight", "proj.bias"

@@ -29,12 +29,13 @@ def shapes_of(graph: ArchGraph) -> list[tuple[int, ...]]:
         ("mobilenet_v3_small", "mobilenetv3_small_100"),
         ("convnext_tiny", "convnext_tiny"),
         ("densenet121", "densenet121"),
+        ("swin_t", "swin_tiny_patch4_window7_224"),
     ],
 )
 def test_graphs_are_those_of_torchvision(torchvision_name: str, timm_name: str) -> None:
     with torch.device("meta"):
         models = torchvision.models.get_model(torchvision_name), timm.create_model(timm_name)
-    expected, graph = (capture(model).arch_graph_by("ghn3") for model in models)
+    expected, graph = (capture(m, attention=True).arch_graph_by("ghn3") for m in models)
     assert graph.counts() == expected.counts()
     paths, wanted = graph.shortest_paths(50), expected.shortest_paths(50)
     assert (len(paths.length), paths.length.sum()) == (len(wanted.length), wanted.length.sum())

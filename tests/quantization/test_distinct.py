@@ -41,6 +41,14 @@ def test_a_dead_start_is_named() -> None:
     assert all(m.training for m in copied.modules())
 
 
+@pytest.mark.parametrize("side", [1, 4])
+def test_maps_of_one_pixel_ask_for_larger_images(side: int) -> None:
+    copied = quantize(dead_network(), bits=8, backend="reference")
+    with pytest.warns(GhnqWarning, match="hardly tells them apart") as warned:
+        calibrate(copied, [torch.randn(32, 3, side, side)])
+    assert ("adapt_stem" in str(warned[0].message)) == (side == 1)
+
+
 def test_equal_images_are_no_fault_of_the_model() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten())
     calibrate(quantize(model, bits=8, backend="reference"), [torch.ones(32, 3, 4, 4)])

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,9 +58,15 @@ COMMANDS = {
 }  # fmt: skip
 
 
+#: A run removes it from its folder as soon as it has locked that.
+MARK = ".tmp-mark"
+
+
 def begin(command: Command, folder: Path, *more: str) -> subprocess.Popen[bytes]:
     """Start it in a folder, with its results in ``out`` there."""
     folder.mkdir(exist_ok=True)
+    if (folder / "out").exists():
+        (folder / "out" / MARK).touch()
     words = [sys.executable, "-W", "ignore", "-m", "ghnq_quant.cli", *command.arguments, *more]
     return subprocess.Popen(
         [*words, "-o", "out"],
@@ -81,8 +86,7 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 def killed(process: subprocess.Popen[bytes], out: Path, chance: random.Random, run: float) -> bool:
     """Kill it at a random moment, most often after it has begun; False if it ended before."""
     if chance.random() < 0.75:
-        while not out.exists() and process.poll() is None:
-            time.sleep(0.01)
+        wait_until_begun(process, out)
     try:
         process.wait(chance.uniform(0, run))
     except subprocess.TimeoutExpired:
@@ -91,6 +95,11 @@ def killed(process: subprocess.Popen[bytes], out: Path, chance: random.Random, r
         return True
     finish(process)
     return False
+
+
+def wait_until_begun(process: subprocess.Popen[bytes], out: Path) -> None:
+    while process.poll() is None and (not out.exists() or (out / MARK).exists()):
+        time.sleep(0.01)
 
 
 def content(file: Path) -> Any:
@@ -130,7 +139,8 @@ def test_a_killed_command_ends_as_if_nothing_had_been(
     command, chance = COMMANDS[name], random.Random(wanted)
     whole = tmp_path / "whole"
     process = begin(command, whole)
-    begun = _wait_for(lambda: (whole / "out").exists() or process.poll() is not None)
+    wait_until_begun(process, whole / "out")
+    begun = time.monotonic()
     finish(process)
     seconds = time.monotonic() - begun
     kills = runs = 0
@@ -142,14 +152,9 @@ def test_a_killed_command_ends_as_if_nothing_had_been(
             if not killed(begin(command, folder, *more), folder / "out", chance, seconds):
                 break
             kills += 1
-            more = command.resume if (folder / "out" / ".lock").exists() else ()
+            written = {path.name for path in (folder / "out").glob("*")} - {MARK}
+            more = command.resume if written else ()
         else:
             finish(begin(command, folder, *more))
         assert_same(command, whole / "out", folder / "out")
     print(f"{name}: {kills} kills of {runs} runs")
-
-
-def _wait_for(condition: Callable[[], bool]) -> float:
-    while not condition():
-        time.sleep(0.01)
-    return time.monotonic()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.files import remove_unfinished
 
-#: Stays when the run ends; the system takes the lock from a process that is killed.
+#: Stays where a run did not end well; the system takes the lock from a process that is killed.
 LOCK_FILE = ".lock"
 
 
@@ -43,5 +43,9 @@ def locked(folder: str | Path) -> Iterator[None]:
     try:
         remove_unfinished(folder)
         yield
+        # while it is still locked: a run that opened the file before sees that its name is gone, and
+        # is refused. Windows does not remove open files.
+        with suppress(OSError):
+            (folder / LOCK_FILE).unlink()
     finally:
         lock.release()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +116,7 @@ def test_one_run_at_a_time_and_what_killed_ones_left_is_removed(tmp_path: Path) 
         assert names == {"best", ".notes", ".lock"}
         with pytest.raises(GhnqError, match=f"another run is writing to {folder}"), locked(folder):
             pass
+    assert not (folder / ".lock").exists()
     code = "from ghnq_quant.research.runs.lock import locked\n" + (
         f"with locked({str(folder)!r}):\n    print('in', flush=True)\n    input()"
     )
@@ -123,5 +127,31 @@ def test_one_run_at_a_time_and_what_killed_ones_left_is_removed(tmp_path: Path) 
         pass
     holds.kill()
     holds.wait()
+    assert (folder / ".lock").exists()
+    with pytest.raises(ZeroDivisionError), locked(folder):
+        _ = 1 / 0
+    assert (folder / ".lock").exists()
     with locked(folder):
         pass
+    assert not (folder / ".lock").exists()
+
+
+def test_no_two_runs_are_in_a_folder_while_its_lock_file_comes_and_goes(tmp_path: Path) -> None:
+    inside, overlaps = threading.Lock(), [0]
+
+    def enter() -> None:
+        entered = 0
+        while entered < 100:
+            with suppress(GhnqError), locked(tmp_path):
+                overlaps[0] += not inside.acquire(blocking=False)
+                entered += 1
+                time.sleep(0)
+                inside.release()
+
+    threads = [threading.Thread(target=enter) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert overlaps == [0]
+    assert not list(tmp_path.iterdir())

@@ -75,7 +75,6 @@ def test_run_is_repeatable(run, tiny, tmp_path):
 def test_saved_files_hold_what_was_measured(run):
     measured, folder = run
     assert sorted(path.name for path in folder.iterdir()) == [
-        ".lock",
         "curves.png",
         "model.json",
         "model.safetensors",
