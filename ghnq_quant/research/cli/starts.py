@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -18,6 +19,8 @@ from ghnq_quant.cli_options import (
 )
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.research.cli.options import Data, DataName, Download, GhnName, Workers
+
+_Number = TypeVar("_Number", int, float)
 
 
 def quickstart(
@@ -118,10 +121,10 @@ def compare_init(
         bits=tuple(parse_precision(part) for part in bits.split(",")),
         stem_bits=stem_bits,
         backend=backend,
-        steps=_integers(steps),
+        steps=_numbers(steps, int, "whole numbers as in 100,400"),
         seeds=seeds,
         starts=tuple(start.split(",")),
-        lrs=_numbers(lr),
+        lrs=_numbers(lr, float, "numbers as in 0.03,0.1"),
         lr_steps=lr_steps,
         data=data,
         data_name=data_name,
@@ -133,18 +136,11 @@ def compare_init(
     run(settings, output, download=download, workers=workers, console=Console())
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def _numbers(text: str, kind: Callable[[str], _Number], form: str) -> tuple[_Number, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(map(kind, text.split(",")))
     except ValueError as error:
-        raise GhnqError(f"{text!r}: write numbers as in 0.03,0.1") from error
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise GhnqError(f"{text!r}: write whole numbers as in 100,400") from error
+        raise GhnqError(f"{text!r}: write {form}") from error
 
 
 def ladder(

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,16 +17,18 @@ from torch import Tensor, fx, nn
 
 from ghnq_quant.capture import Capture, Kind, capture
 from ghnq_quant.capture.adapters import load_adapters
+from ghnq_quant.capture.twin import twin
 from ghnq_quant.errors import CaptureError, GhnqError, GhnqWarning
 from ghnq_quant.prediction import predict_captured
 from ghnq_quant.quantization import QuantModel, QuantScheme, emit, load_backend
-from ghnq_quant.research.coverage.unchanged import unchanged
 from ghnq_quant.research.coverage.zoo import Model
 from ghnq_quant.start import first_convolutions, with_values
 
 #: In their order: make the model; trace it, and compare the traced graph with it on one batch;
 #: predict its parameters; emit the quantized model; run it in training mode; its gradients.
 STAGES = ("create", "capture", "predict", "emit", "forward", "backward")
+#: Those that a model without memory cannot go through.
+_NEED_VALUES = ("forward", "backward")
 #: Sides of the image, of which a model gets the first that it runs on.
 SIDES = (64, 96, 160, 224)
 NUM_CLASSES = 10
@@ -96,10 +99,6 @@ class Measurement:
     backend: str = "brevitas"
     memory: int = 8 * 2**30
 
-    def prepared(self) -> Measurement:
-        """Itself: there is nothing to make ready."""
-        return self
-
     def results(self, model: Model) -> Iterator[ModelCoverage]:
         """Take a model through all stages.
 
@@ -109,9 +108,8 @@ class Measurement:
         """
         found = ModelCoverage(*model)
         runner = _StageRunner(self, found)
-        stages: tuple[str, ...] = STAGES
         for stage in STAGES:
-            if stage not in stages:
+            if found.meta and stage in _NEED_VALUES:
                 continue
             found.failed = stage
             yield found
@@ -124,8 +122,6 @@ class Measurement:
                 found.reason = _one_line(error)
                 break
             found.seconds[stage] = round(time.perf_counter() - start, 3)
-            if found.meta:
-                stages = STAGES[:4]
         else:
             found.failed = None
         yield found
@@ -164,11 +160,10 @@ class _StageRunner:
             self._compare()
 
     def _compare(self) -> None:
-        x = self._images()
-        with torch.no_grad(), unchanged(self.model), unchanged(self.captured.root):
-            expected = self.model.eval()(x)
-            self.captured.root.eval()
-            actual = fx.Interpreter(self.captured.root, graph=self.captured.graph).run(x)
+        model, root, x = twin(self.model), twin(self.captured.root), self._images()
+        with torch.no_grad():
+            expected = model.eval()(x)
+            actual = fx.Interpreter(root.eval(), graph=self.captured.graph).run(x)
         if not torch.allclose(actual, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
             raise CaptureError("the captured graph does not compute what the model computes")
 
@@ -235,15 +230,13 @@ class _StageRunner:
 
 
 def _smallest_side(captured: Capture) -> int:
-    for side in SIDES:
-        try:
+    *small, largest = SIDES
+    for side in small:
+        with suppress(CaptureError):
             captured.shapes((2, 3, side, side))
-        except CaptureError:
-            if side == SIDES[-1]:
-                raise
-        else:
             return side
-    raise AssertionError
+    captured.shapes((2, 3, largest, largest))
+    return largest
 
 
 def _finite(x: Tensor) -> bool:

@@ -45,7 +45,6 @@ def training_batch(
     seed: int,
     *,
     augment: Augmentation | None = Augmentation(),
-    size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The batch of one training step: the same for the same arguments, whatever came before.
 
@@ -59,26 +58,19 @@ def training_batch(
         batch_size: images in the batch, B; every batch is full.
         seed: of the order and of the augmentation, from 0.
         augment: the random changes, or None for none.
-        size: shrink the batch to ``size`` × ``size`` pixels by area averaging.
 
     Returns:
         float32 B × 3 × H × W, normalized, and int64 labels B, on the images' device.
 
-    Raises:
-        DataError: ``size`` is larger than the images.
-
     Example:
         >>> from ghnq_quant.research.data import load_images
         >>> train = load_images("digits").train
-        >>> x, y = training_batch(train, step=7, batch_size=32, seed=0, size=16)
+        >>> x, y = training_batch(train, step=7, batch_size=32, seed=0)
         >>> x.shape, y.shape
-        (torch.Size([32, 3, 16, 16]), torch.Size([32]))
+        (torch.Size([32, 3, 32, 32]), torch.Size([32]))
     """
-    index = _step_indices(len(images), step, batch_size, seed).to(images.labels.device)
-    batch = images.images[index]
-    if augment is not None:
-        batch = _augmented(batch, augment, generator(seed, Stream.AUGMENTATION, step))
-    return shrink(images.normalize(batch), size), images.labels[index]
+    index = _step_indices(len(images), step, batch_size, seed)
+    return _batch(images, index, augment, generator(seed, Stream.AUGMENTATION, step))
 
 
 def first_epoch(
@@ -98,7 +90,6 @@ def balanced_batch(
     seed: int,
     *,
     augment: Augmentation | None = Augmentation(pad=0),
-    size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A batch with as many images of each class as of any other, drawn with replacement.
 
@@ -109,13 +100,13 @@ def balanced_batch(
         images: the training part.
         number: of the batch, from 0; the same for the same number, whatever came before.
         batch_size: images in the batch, B.
-        seed, augment, size: as of :func:`training_batch`.
+        seed, augment: as of :func:`training_batch`.
 
     Returns:
         float32 B × 3 × H × W, normalized, and int64 labels B, on the images' device.
 
     Raises:
-        DataError: a class has no images, or ``size`` is larger than the images.
+        DataError: a class has no images.
 
     Example:
         >>> from ghnq_quant.research.data import load_images
@@ -129,15 +120,11 @@ def balanced_batch(
     counts = np.full(len(members), count)
     counts[rng.permutation(len(members))[:more]] += 1
     chosen = [of[rng.integers(len(of), size=n)] for of, n in zip(members, counts, strict=True)]
-    index = torch.from_numpy(np.concatenate(chosen)).to(images.labels.device)
-    batch = images.images[index]
-    if augment is not None:
-        batch = _augmented(batch, augment, rng)
-    return shrink(images.normalize(batch), size), images.labels[index]
+    return _batch(images, torch.from_numpy(np.concatenate(chosen)), augment, rng)
 
 
 def evaluation_batches(
-    images: Images, batch_size: int = 64, *, limit: int | None = None, size: int | None = None
+    images: Images, batch_size: int = 64, *, limit: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The images once, in batches, unchanged; the last batch may be smaller.
 
@@ -148,14 +135,13 @@ def evaluation_batches(
         images: usually the test part.
         batch_size: images in a batch, B.
         limit: the most images to give; None for all.
-        size: shrink to ``size`` × ``size`` pixels by area averaging.
 
     Yields:
         float32 B × 3 × H × W, normalized, and int64 labels B, on the images' device.
     """
     order = _order(len(images), 0, 0)[:limit].to(images.labels.device)
     for index in order.split(batch_size):
-        yield shrink(images.normalize(images.images[index]), size), images.labels[index]
+        yield images.normalize(images.images[index]), images.labels[index]
 
 
 @lru_cache(maxsize=8)
@@ -171,6 +157,16 @@ def _step_indices(count: int, step: int, batch_size: int, seed: int) -> Tensor:
         for epoch in range(first // count, (end - 1) // count + 1)
     ]
     return torch.cat(parts)
+
+
+def _batch(
+    images: Images, index: Tensor, augment: Augmentation | None, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    index = index.to(images.labels.device)
+    batch = images.images[index]
+    if augment is not None:
+        batch = _augmented(batch, augment, rng)
+    return images.normalize(batch), images.labels[index]
 
 
 def _augmented(batch: Tensor, augment: Augmentation, rng: np.random.Generator) -> Tensor:
@@ -194,9 +190,14 @@ def _augmented(batch: Tensor, augment: Augmentation, rng: np.random.Generator) -
     return cropped.permute(0, 3, 1, 2).contiguous()
 
 
-def shrink(batch: Tensor, size: int | None) -> Tensor:
+def shrink(batch: Tensor, size: int) -> Tensor:
+    """(B, C, H, W) to (B, C, ``size``, ``size``) by the means of areas.
+
+    Raises:
+        DataError: ``size`` is larger than the images.
+    """
     height, width = batch.shape[2:]
-    if size is None or (height, width) == (size, size):
+    if (height, width) == (size, size):
         return batch
     if not 1 <= size <= min(height, width):
         raise DataError(f"cannot shrink images of {height}×{width} pixels to {size}×{size}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -88,7 +88,7 @@ class Images:
     def select(self, index: Tensor) -> Images:
         """The images at ``index``, a vector of integers, in its order."""
         index = index.to(self.labels.device)
-        return Images(self.images[index], self.labels[index], self.classes, self.mean, self.std)
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
     def to(self, device: torch.device | str) -> Images:
         """The same images on another device; batches then come from there."""
@@ -107,13 +107,7 @@ class ImageSet:
     test: Images
 
 
-def load_images(
-    data: str | Path,
-    *,
-    name: str | None = None,
-    download: bool = False,
-    cache: str | Path | None = None,
-) -> ImageSet:
+def load_images(data: str | Path, *, name: str | None = None, download: bool = False) -> ImageSet:
     """Load an image set whole into memory.
 
     Args:
@@ -121,7 +115,7 @@ def load_images(
 
             - ``"digits"``: the 1,797 digit images that scikit-learn ships, enlarged to 3 × 32 × 32,
               of each class 80 % for training and 20 % for the test;
-            - ``"cifar10"``: torchvision's CIFAR-10 in the cache folder;
+            - ``"cifar10"``: torchvision's CIFAR-10 in ``ghnq-quant`` in the user's cache folder;
             - a folder with torchvision's CIFAR-10 (``cifar-10-batches-py``);
             - a folder with ``train/CLASS/*.png`` and ``test/CLASS/*.png`` (or ``val/``; any image
               format): labels follow the alphabetical order of the classes;
@@ -129,7 +123,6 @@ def load_images(
               N × H × W are repeated over the channels) and ``y_train``, ``y_test`` (integers).
         name: the set's name in reports; by default the file's or folder's own.
         download: fetch CIFAR-10 into the cache folder where it is not there yet.
-        cache: the folder for downloads; by default ``ghnq-quant`` in the user's cache folder.
 
     Raises:
         DataError: the set is missing, empty, damaged or mismatched; says where and what to do.
@@ -143,8 +136,7 @@ def load_images(
     if data == "digits":
         return _load_digits(name or "scikit-learn digits")
     if data == "cifar10":
-        root = Path(cache) if cache is not None else _cache_folder()
-        return _load_cifar10(root, name or "CIFAR-10", download)
+        return _load_cifar10(_cache_folder(), name or "CIFAR-10", download)
     path = Path(data)
     if path.is_file():
         return _load_npz(path, name or path.stem)

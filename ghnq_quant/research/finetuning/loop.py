@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from ghnq_quant.research.finetuning.state import TrainingState
 from ghnq_quant.research.finetuning.step import StepResult, backward_meta_batch
 from ghnq_quant.research.finetuning.validation import validate, validation_networks
 from ghnq_quant.research.networks import SCHEMA, SIDE, SampledNetwork
+from ghnq_quant.research.runs.history import append_history
 from ghnq_quant.research.runs.identity import (
     IDENTITY,
     digest_of_hypernetwork,
@@ -114,22 +114,6 @@ def _check_images(images: Images) -> None:
         )
 
 
-@dataclass
-class _SinceLastLine:
-    """Of the history."""
-
-    losses: list[float] = field(default_factory=list)
-    top1: list[float] = field(default_factory=list)
-    failed: int = 0
-    grad_norm: float | None = None
-
-    def add(self, result: StepResult, grad_norm: float) -> None:
-        self.losses.extend(result.losses)
-        self.top1.extend(result.top1)
-        self.failed += result.failed
-        self.grad_norm = grad_norm
-
-
 class _Training:
     def __init__(
         self,
@@ -172,10 +156,11 @@ class _Training:
         if group.is_main:
             self.val_items = validation_networks(settings.val_networks, classes)
         self.stops = False  # the same in all processes
+        self.grad_norm: float | None = None  # of the last step
+        self.since: list[StepResult] = []  # the history's last line
 
     def run(self, show_progress: bool) -> GHN:
         settings, counters, main = self.settings, self.counters, self.group.is_main
-        since = _SinceLastLine()
         started = time.monotonic() - counters.seconds
         with (
             TrainingProgress(
@@ -189,17 +174,17 @@ class _Training:
         ):
             if not counters.has_begun:
                 self._save()  # that it can be resumed, whenever it is killed
-                self._log(since, 0.0, progress, validates=True)
+                self._log(0.0, progress, validates=True)
             fraction = self._fraction()
             while fraction < 1.0 and not (self.stops and counters.step % settings.log_every == 0):
-                since.add(*self._step(fraction, time.monotonic() - started, stop))
+                self._step(fraction, time.monotonic() - started, stop)
                 now, fraction = fraction, self._fraction()
-                progress.update(counters, since.losses, since.top1)
+                progress.update(counters, self.since)
                 is_last = fraction >= 1.0
                 if is_last or counters.step % settings.log_every == 0:
                     validates = is_last or counters.step % settings.validate_every == 0
-                    self._log(since, now, progress, validates)
-                    since = _SinceLastLine()
+                    self._log(now, progress, validates)
+                    self.since.clear()
         return self._finish()
 
     def _fraction(self) -> float:
@@ -210,7 +195,7 @@ class _Training:
         assert self.settings.minutes is not None
         return (counters.seconds - counters.first_second) / (60 * self.settings.minutes)
 
-    def _step(self, fraction: float, seconds: float, stop: StopRequest) -> tuple[StepResult, float]:
+    def _step(self, fraction: float, seconds: float, stop: StopRequest) -> None:
         settings, step, device = self.settings, self.counters.step, self.group.device
         size = settings.image_size_at(fraction)
         items = self._items(step, settings.max_macs_at(fraction), size)
@@ -231,11 +216,11 @@ class _Training:
         told = torch.tensor([seconds, float(stop.asked)])
         self.counters.seconds, stops = average_gradients(self.ghn, told, self.group)
         self.stops = self.stops or stops > 0
-        norm = float(nn.utils.clip_grad_norm_(self.ghn.parameters(), settings.clip))
-        self._update(norm)
+        self.grad_norm = float(nn.utils.clip_grad_norm_(self.ghn.parameters(), settings.clip))
+        self._update(self.grad_norm)
         self.counters.step += 1
         self.counters.failed_networks += result.failed
-        return result, norm
+        self.since.append(result)
 
     def _items(self, step: int, max_macs: int | None, size: int) -> list[SampledNetwork]:
         return self.networks.draw(
@@ -289,9 +274,7 @@ class _Training:
                 f"{self.folder.state_file}; lower the learning rate or the batch sizes"
             )
 
-    def _log(
-        self, since: _SinceLastLine, fraction: float, progress: TrainingProgress, validates: bool
-    ) -> None:
+    def _log(self, fraction: float, progress: TrainingProgress, validates: bool) -> None:
         counters, settings = self.counters, self.settings
         val_top1 = None
         if validates:
@@ -302,15 +285,15 @@ class _Training:
         row: dict[str, float | int | None] = {
             "step": counters.step,
             "seconds": counters.seconds,
-            "loss": _mean(since.losses),
-            "top1": _mean(since.top1),
+            "loss": _mean([loss for result in self.since for loss in result.losses]),
+            "top1": _mean([top1 for result in self.since for top1 in result.top1]),
             "lr": settings.lr_at(counters.step, fraction),
-            "grad_norm": since.grad_norm,
-            "failed": since.failed,
+            "grad_norm": self.grad_norm,
+            "failed": sum(result.failed for result in self.since),
             "val_top1": val_top1,
         }
         if self.group.is_main:
-            self.folder.append_history(row)
+            append_history(self.folder.history_file, row)
             progress.log(row)
         if validates or counters.step % settings.checkpoint_every == 0:
             self._save()

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ghnq_quant.research.finetuning.run_folder import Counters
+from ghnq_quant.research.finetuning.step import StepResult
 from ghnq_quant.research.runs.progress import Progress, rate
 
 
@@ -37,7 +38,7 @@ class TrainingProgress:
         total = steps if steps is not None else 60 * (minutes or 0.0)
         self.bar = Progress(total, Console() if shown else None, unit="step")
         self.events = SummaryWriter(str(events)) if events is not None else None
-        self.update(counters, (), ())
+        self.update(counters, ())
 
     def __enter__(self) -> TrainingProgress:
         self.bar.__enter__()
@@ -48,8 +49,10 @@ class TrainingProgress:
         if self.events is not None:
             self.events.close()
 
-    def update(self, counters: Counters, losses: Sequence[float], top1: Sequence[float]) -> None:
-        """After each step, with the losses and accuracies of the steps since the last logged line."""
+    def update(self, counters: Counters, since: Sequence[StepResult]) -> None:
+        """After each step, with those since the last logged line."""
+        losses = [loss for result in since for loss in result.losses]
+        top1 = [value for result in since for value in result.top1]
         parts = [
             rate(counters.step - self.first_step, counters.seconds - self.first_second, "step")
         ]

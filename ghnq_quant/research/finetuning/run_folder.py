@@ -7,7 +7,6 @@ before; everything random in a run is a function of its seed and step, so the st
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ghnq_quant.errors import CheckpointError, GhnqError
 from ghnq_quant.files import replacing, replacing_files
 from ghnq_quant.ghn import GHN
 from ghnq_quant.research.finetuning.state import STATE_FILE, TrainingState, read_run_state
-from ghnq_quant.research.runs.history import HISTORY_FILE, append_history, truncate_history
+from ghnq_quant.research.runs.history import HISTORY_FILE, truncate_history
 from ghnq_quant.research.runs.identity import check_same_run
 from ghnq_quant.research.runs.lock import LOCK_FILE
 
@@ -115,10 +114,6 @@ class RunFolder:
         if not exists:
             self.history_file.unlink(missing_ok=True)
         return exists
-
-    def append_history(self, row: Mapping[str, float | int | None]) -> None:
-        """Add one line to ``history.csv``."""
-        append_history(self.history_file, row)
 
     def save_checkpoint(self, ghn: GHN, name: str) -> Path:
         """Save ``ghn`` as a checkpoint folder of that name, each file replaced as a whole."""

@@ -46,11 +46,9 @@ def draw_network(item: SampledNetwork, path: str | os.PathLike[str]) -> None:
         item: as from :class:`ConvNets250K`.
         path: of the picture; its ending, such as ``.png``, is its format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     dots, x, y = draw_graph(axes, item.graph)
     figure.set_size_inches(0.46 * (x.max() + 1) + 0.8, 0.46 * np.ptp(y) + 1.7)

@@ -39,12 +39,10 @@ def plot_statistics(statistics: Sequence[NetworkStatistics], path: str | os.Path
         statistics: of the networks of one or more splits, as from :func:`space_statistics`.
         path: of the picture; its ending, such as ``.png``, is its format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     groups = by_split(statistics)
     figure = Figure(figsize=(16, 1.2 + 1.35 * len(groups)), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(
         len(groups), len(QUANTITIES) + 1, squeeze=False, sharex="col", width_ratios=[3] * 4 + [4]
     )

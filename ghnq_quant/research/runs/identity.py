@@ -32,7 +32,7 @@ def digest_of_images(images: Images) -> str:
         False
     """
     tensors = {"x": images.images, "y": images.labels, "mean": images.mean, "std": images.std}
-    return _digest(images.classes, tensors)
+    return digest_of_tensors(tensors, images.classes)
 
 
 def digest_of_hypernetwork(ghn: GHN) -> str:
@@ -44,7 +44,7 @@ def digest_of_hypernetwork(ghn: GHN) -> str:
         False
     """
     settings = {k: v for k, v in ghn.settings.items() if k != "provenance"}
-    return _digest(settings, ghn.state_dict())
+    return digest_of_tensors(ghn.state_dict(), settings)
 
 
 def digest_of_model(create: Callable[[], nn.Module]) -> str:
@@ -69,12 +69,17 @@ def digest_of_model(create: Callable[[], nn.Module]) -> str:
     graph = [node.format_node() for node in capture(model).graph.nodes]
     # objects that print their address are others in each process
     text = re.sub(r" at 0x[0-9a-f]+", "", "\n".join([repr(model), *map(str, graph)]))
-    return _digest(text, model.state_dict())
+    return digest_of_tensors(model.state_dict(), text)
 
 
-def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, shapes, types and values."""
-    return _digest(None, tensors)
+def digest_of_tensors(tensors: Mapping[str, Tensor], plain: object = None) -> str:
+    """Of names, shapes, types and values, and of what else JSON can write."""
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:_DIGITS]
 
 
 def check_same_run(
@@ -117,12 +122,3 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def _digest(plain: object, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:_DIGITS]

@@ -29,9 +29,6 @@ _ResultOut = TypeVar("_ResultOut", covariant=True)
 class Worker(Protocol[_TaskIn, _ResultOut]):
     """What every process gets to work on any of a run's tasks; it is pickled once for each."""
 
-    def prepared(self) -> Worker[_TaskIn, _ResultOut]:
-        """The same as a process uses it, with its tensors on their device."""
-
     def results(self, task: _TaskIn) -> Iterator[_ResultOut]:
         """What is known of a task: the last is its result, those before it are what remains should
         the process die."""
@@ -227,7 +224,6 @@ def _work(worker: Worker[Any, Any], connection: Connection, memory: int | None) 
 
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     torch.set_num_threads(1)
-    worker = worker.prepared()
     while True:
         try:
             task = connection.recv()

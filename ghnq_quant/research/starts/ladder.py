@@ -11,8 +11,7 @@ from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
 from ghnq_quant.quantization.scheme import FLOAT
 from ghnq_quant.research.runs.seeds import CHOICE_SEED
-from ghnq_quant.research.starts.record import Comparison
-from ghnq_quant.research.starts.results import TrialResult
+from ghnq_quant.research.starts.results import Comparison, TrialResult
 from ghnq_quant.research.starts.run import compare_init
 from ghnq_quant.research.starts.settings import CompareSettings, Trial
 

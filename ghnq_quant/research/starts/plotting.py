@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from ghnq_quant.quantization.scheme import precision_name
 from ghnq_quant.research.report.plots import colours
-from ghnq_quant.research.starts.record import Comparison
-from ghnq_quant.research.starts.results import Curve
+from ghnq_quant.research.starts.results import Comparison, Curve
 from ghnq_quant.research.starts.starts import STARTS
 from ghnq_quant.research.starts.tables import accuracy_caption
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghnq_quant.errors import DataError
+from ghnq_quant.files import replacing, save_json
 from ghnq_quant.ghn import GHN
 from ghnq_quant.quantization import load_backend
 from ghnq_quant.quantization.scheme import Precision, precision_name
@@ -26,16 +27,17 @@ from ghnq_quant.research.runs.progress import Progress
 from ghnq_quant.research.runs.provenance import checksum, versions
 from ghnq_quant.research.runs.seeds import CHOICE_SEED
 from ghnq_quant.research.runs.tables import show_result
-from ghnq_quant.research.starts.folder import TRIALS_FILE, save_comparison
-from ghnq_quant.research.starts.record import Comparison
-from ghnq_quant.research.starts.results import TrialResult, best_lr
+from ghnq_quant.research.starts.plotting import plot_curves
+from ghnq_quant.research.starts.results import Comparison, TrialResult, best_lr
 from ghnq_quant.research.starts.settings import CompareSettings, Trial
 from ghnq_quant.research.starts.starts import STARTS
-from ghnq_quant.research.starts.tables import accuracy_caption, terminal_tables
+from ghnq_quant.research.starts.tables import accuracy_caption, markdown_page, terminal_tables
 from ghnq_quant.research.starts.trials import Bench, create_network, run_trials
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+TRIALS_FILE = "trials.jsonl"
 
 
 def compare_init(
@@ -95,7 +97,7 @@ def compare_init(
         finished = {**known, **{r.trial: r for r in journal.resume().values()}}
         _run_missing(choice, measured, journal, finished, workers, console)
         comparison = Comparison(settings, {**facts, "versions": versions()}, finished)
-        save_comparison(comparison, output)
+        _save(comparison, Path(output))
     if console is not None:
         show_result(console, terminal_tables(comparison), accuracy_caption(comparison), output)
     return comparison
@@ -123,6 +125,14 @@ def _run_missing(
 
         run(choice, choice_trials(settings))
         run(measured, measured_trials(settings, finished))
+
+
+def _save(comparison: Comparison, folder: Path) -> None:
+    save_json(comparison.to_json(), folder / "results.json")
+    with replacing(folder / "table.md") as temporary:
+        temporary.write_text(markdown_page(comparison), "utf-8")
+    with replacing(folder / "curves.png") as temporary:
+        plot_curves(comparison, temporary)
 
 
 def _told(result: TrialResult) -> str:

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from ghnq_quant.quantization.scheme import Precision, precision_name
 from ghnq_quant.research.runs.tables import markdown, mean_cell
-from ghnq_quant.research.starts.record import BASELINE, Comparison
+from ghnq_quant.research.starts.results import BASELINE, Comparison
 from ghnq_quant.research.starts.starts import STARTS
 
 if TYPE_CHECKING:

@@ -43,10 +43,6 @@ class Bench:
     train: Images
     test: Images
 
-    def prepared(self) -> Bench:
-        """Itself: everything is on the CPU."""
-        return self
-
     def results(self, trial: Trial) -> Iterator[TrialResult]:
         """Train once and measure.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -77,10 +78,9 @@ class Evaluator:
     trained: Mapping[str, Tensor] | None
     device: str
 
-    def prepared(self) -> Evaluator:
-        """The same with its tensors on the device."""
-        ghn, images = self.ghn.to(self.device), self.images.to(self.device)
-        return replace(self, ghn=ghn, images=images)
+    @cached_property
+    def _on_device(self) -> tuple[GHN, Images]:
+        return self.ghn.to(self.device), self.images.to(self.device)
 
     def network(self, place: Place) -> nn.Module:
         """The network of one place."""
@@ -91,8 +91,7 @@ class Evaluator:
         group, index = place
         return measure_network(
             self.network(place),
-            self.ghn,
-            self.images,
+            *self._on_device,
             self.settings.precisions,
             group=group,
             index=index,

@@ -178,7 +178,6 @@ def _measured(
     count = num_evaluated(len(evaluator.images), evaluator.settings.num_images)
     share = 1 / math.ceil(count / BATCH_SIZE)
     with one_thread():
-        evaluator = evaluator.prepared()
         for place in places:
             yield evaluator.measure(place, lambda: advance(share))
 

@@ -13,6 +13,7 @@ from ghnq_quant.research.data import (
     evaluation_batches,
     training_batch,
 )
+from ghnq_quant.research.data.batches import shrink
 
 
 def numbered(count: int, size: int = 8) -> Images:
@@ -76,12 +77,11 @@ def test_no_augmentation_gives_the_images_themselves():
 
 
 def test_shrinking_averages_areas():
-    images = numbered(5)
-    x, y = training_batch(images, 0, 5, seed=0, augment=None, size=4)
-    expected = images.images[y].float().view(5, 3, 4, 2, 4, 2).mean((3, 5))
-    torch.testing.assert_close(x, expected)
+    batch = numbered(5).images.float()
+    torch.testing.assert_close(shrink(batch, 4), batch.view(5, 3, 4, 2, 4, 2).mean((3, 5)))
+    assert shrink(batch, 8) is batch
     with pytest.raises(DataError, match="8×8 pixels to 9×9"):
-        training_batch(images, 0, 5, seed=0, size=9)
+        shrink(batch, 9)
 
 
 def test_evaluation_sees_every_image_once_and_mixes_the_classes():

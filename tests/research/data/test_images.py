@@ -130,12 +130,11 @@ def write_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
 
 
 def test_cifar10_folder_of_torchvision(tmp_path, monkeypatch):
-    pixels = write_cifar10(tmp_path, monkeypatch)
-    for images in (
-        load_images(tmp_path),
-        load_images(tmp_path / "cifar-10-batches-py"),
-        load_images("cifar10", cache=tmp_path),
-    ):
+    cache = tmp_path / "ghnq-quant"
+    cache.mkdir()
+    pixels = write_cifar10(cache, monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for images in map(load_images, (cache, cache / "cifar-10-batches-py", "cifar10")):
         assert images.name == "CIFAR-10"
         assert images.train.classes == tuple("abcdefghij")
         np.testing.assert_array_equal(images.train.images.numpy(), pixels[:5])
@@ -150,9 +149,10 @@ def test_cifar10_file_of_another_checksum_is_never_unpickled(tmp_path, monkeypat
         load_images(tmp_path)
 
 
-def test_missing_cifar10_says_how_to_get_it(tmp_path):
+def test_missing_cifar10_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(DataError, match="download=True"):
-        load_images("cifar10", cache=tmp_path)
+        load_images("cifar10")
 
 
 @pytest.mark.skipif(not ARCHIVE.is_file(), reason=f"needs {ARCHIVE.name} in ../shared/data")

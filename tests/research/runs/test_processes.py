@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -22,17 +21,10 @@ from ghnq_quant.research.runs.processes import (
 LIMITS = Limits(memory=64 * 2**30, seconds=30)
 
 
-@dataclass(frozen=True)
 class Doing:
     """Does what a task says, after it has told that it began."""
 
-    ready: bool = False
-
-    def prepared(self) -> Doing:
-        return Doing(ready=True)
-
     def results(self, task: str) -> Iterator[str]:
-        assert self.ready
         assert torch.get_num_threads() == 1
         yield "began"
         if task == "raise":
