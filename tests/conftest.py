@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from ghn2_vectors import VECTORS
 from hypothesis import settings
 
-from ghnq_quant import GHN
+from ghnq_quant import GHN, cli
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
@@ -28,6 +30,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kills", type=int, default=1, help="Kills of each long command in test_faults.py."
     )
+
+
+@pytest.fixture
+def ghnq(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[object, str, str]]:
+    """Run ``ghnq`` with arguments: (exit code, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ghnq", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -36,19 +36,6 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoos, "create_model", lambda _, num_classes: tiny(num_classes))
 
 
-@pytest.fixture
-def ghnq(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run ``ghnq`` with arguments: (exit code, standard error)."""
-
-    def run(*arguments: object) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", ["ghnq", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code or 0, capsys.readouterr().err
-
-    return run
-
-
 def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
@@ -75,7 +62,20 @@ EVALUATE = ("evaluate", "--data", "digits", "-o", "out", "--split", "test", "--n
         ((*COMPARE[:-1], "file"), "file"),
         ((*EVALUATE, "-o", "file", "--num-images", "64"), "file"),
         (("coverage", "resnet18", "-o", "file"), "file"),
-        # numbers that are none, and what there is none of
+        # words and numbers that are none, and what there is none of
+        (("init", "net", "-o", "a.pt", "--bits", "four"), "precision 'four': write it as float, 4"),
+        (("init", "net", "-o", "a.pt", "--bits", "1"), "1"),
+        (("init", "net", "-o", "a.pt", "--bits", "9/4"), "9"),
+        (("init", "net", "-o", "a.pt", "--ghn", "."), "config.json"),
+        (("init", "net", "-o", "a.pt", "--backend", "brevity"), "brevity"),
+        (
+            ("quickstart", "--data", "nowhere", "-o", "out"),
+            "no image set at nowhere: give 'digits'",
+        ),
+        ((*FINETUNE, "--epochs", "1"), "exactly one of steps, epochs and minutes"),
+        ((*FINETUNE, "--bits", "five"), "precision 'five'"),
+        ((*FINETUNE, "--from", "missing.pt"), "missing.pt: no such checkpoint file"),
+        ((*FINETUNE, "--resume"), "holds no run to resume"),
         ((*FINETUNE[:-2], "--minutes", "nan"), "minutes=nan: give numbers that are finite"),
         ((*FINETUNE, "--lr", "inf"), "lr=inf: give numbers that are finite"),
         ((*FINETUNE, "--max-macs", "0M@0.5,10M"), "hardly any networks below 1M"),
@@ -93,7 +93,7 @@ def test_one_line_and_nothing_half_made(
     ghnq: Run, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     before = files(tmp_path)
-    code, err = ghnq(*arguments)
+    code, _, err = ghnq(*arguments)
     assert code in (1, 2)
     assert message in " ".join(err.split())
     assert "Traceback" not in err
@@ -113,7 +113,7 @@ def test_a_full_disk_leaves_the_old_file(ghnq: Run, tmp_path: Path) -> None:
     patch = pytest.MonkeyPatch()
     patch.setattr("ghnq_quant.files.save_file", lambda _, path, *__: full(path))
     with patch.context():
-        code, err = ghnq("init", "net", "-o", "model.safetensors", "--backend", "reference")
+        code, _, err = ghnq("init", "net", "-o", "model.safetensors", "--backend", "reference")
     patch.undo()
     assert (code, err) == (2, "error: [Errno 28] No space left on device\n")
     assert (tmp_path / "model.safetensors").read_text() == "old"
@@ -130,7 +130,7 @@ def test_the_traceback_is_there_for_who_asks(ghnq: Run, monkeypatch: pytest.Monk
 
 
 def test_too_small_images_are_one_line(ghnq: Run, tmp_path: Path) -> None:
-    code, err = ghnq("init", "net", "--image-size", "2", "-o", "model.pt")
+    code, _, err = ghnq("init", "net", "--image-size", "2", "-o", "model.pt")
     assert code in (1, 2)
     assert "kernel size" in err.lower()
     assert "Traceback" not in err
@@ -139,14 +139,14 @@ def test_too_small_images_are_one_line(ghnq: Run, tmp_path: Path) -> None:
 
 def test_a_data_set_may_have_any_name(ghnq: Run, tmp_path: Path) -> None:
     short = ("--epochs", "1", "--seeds", "1", "--max-train", "64")
-    code, err = ghnq("quickstart", *short, "--data-name", "[/x]", "-o", "out")
+    code, _, err = ghnq("quickstart", *short, "--data-name", "[/x]", "-o", "out")
     assert (code, err) == (0, "")
     assert (tmp_path / "out" / "results.json").is_file()
 
 
 def test_an_exported_state_says_its_precision_or_is_told(ghnq: Run, tmp_path: Path) -> None:
     save_state(ghnq_quant.quantize(tiny(), 8), "plain.pt")
-    code, err = ghnq("export", "net", "--weights", "plain.pt", "-o", "model.onnx")
+    code, _, err = ghnq("export", "net", "--weights", "plain.pt", "-o", "model.onnx")
     assert code == 1
     assert "plain.pt does not say its precision" in err
     assert "--bits" in err
@@ -157,10 +157,10 @@ def test_pt2e_has_an_example_of_the_size(ghnq: Run, tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     options = ("--backend", "pt2e", "--image-size", "16")
     assert ghnq("init", "net", *options, "-o", "model.safetensors")[0] == 0
-    code, err = ghnq("init", "net", "--backend", "pt2e", "-o", "other.safetensors")
+    code, _, err = ghnq("init", "net", "--backend", "pt2e", "-o", "other.safetensors")
     assert (code, "image_size" in err or "--image-size" in err) == (1, True)
     where = ("--weights", "model.safetensors", "-o", "model.onnx")
-    code, err = ghnq("export", "net", "--image-size", "16", *where)
+    code, _, err = ghnq("export", "net", "--image-size", "16", *where)
     assert (code, "toolkit's own conversion" in err) == (1, True)
 
 

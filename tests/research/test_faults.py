@@ -34,25 +34,26 @@ class Command(NamedTuple):
 COMMANDS = {
     "finetune": Command(
         ("finetune", "--data", "digits", "--steps", "40", "--validate-every", "10", "--bits",
-         "float,4", "--meta-batch-size", "1", "--image-batch-size", "10", "--architectures", "20",
-         "--image-size", "32", "--max-macs", "2M", "--val-networks", "1", "--val-images", "32"),
+         "float,4", "--precision-embedding", "--new-batch-norms", "--meta-batch-size", "1",
+         "--image-batch-size", "10", "--architectures", "20", "--image-size", "32", "--max-macs",
+         "2M", "--val-networks", "1", "--val-images", "32"),
         ("state.safetensors", "history.csv", "best/model.safetensors", "best/config.json",
          "last/model.safetensors", "last/config.json"),
         ("--resume",),
     ),
     "evaluate": Command(
-        ("evaluate", "--data", "digits", "--split", "mobile", "--num-nets", "8", "--num-images",
+        ("evaluate", "--data", "digits", "--split", "mobile", "--num-nets", "4", "--num-images",
          "64", "--precision", "W4/A4"),
         ("networks.jsonl", "results.json", "table.md", "table.csv"),
     ),
     "compare-init": Command(
-        ("compare-init", "resnet8", "--data", "digits", "--steps", "1,2,3", "--seeds", "2",
+        ("compare-init", "resnet8", "--data", "digits", "--steps", "1,2", "--seeds", "2",
          "--start", "pytorch,ghnq", "--lr", "0.03,0.1", "--lr-steps", "2", "--images-per-class",
          "8", "--test-images", "64", "--backend", "reference"),
         ("trials.jsonl", "results.json", "table.md"),
     ),
     "coverage": Command(
-        ("coverage", "test_*net", "--library", "timm", "--backend", "reference"),
+        ("coverage", "test_[er]*net", "--library", "timm", "--backend", "reference"),
         ("coverage.jsonl", "coverage.md"),
     ),
 }  # fmt: skip

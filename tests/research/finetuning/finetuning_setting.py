@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from pathlib import Path
 
 from ghnq_quant.research.finetuning import FinetuneSettings
@@ -25,11 +24,3 @@ SETTINGS = FinetuneSettings(
 def history(folder: Path) -> list[dict[str, str]]:
     with (folder / "history.csv").open(newline="") as file:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-
-
-def finetune_command(data: Path, folder: Path, *options: str) -> list[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "ghnq_quant.cli", "finetune"]
-    sizes = ("--meta-batch-size", "1", "--image-batch-size", "10", "--architectures", "20")
-    fast = ("--image-size", "32", "--max-macs", "2M", "--val-networks", "1", "--val-images", "32")
-    settings = (*sizes, *fast, "--schedule", "constant", "--validate-every", "1000")
-    return [*command, "--data", str(data), "-o", str(folder), *settings, *options]

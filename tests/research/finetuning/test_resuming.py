@@ -11,68 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetuning_setting import SETTINGS, finetune_command, history
+from finetuning_setting import SETTINGS
 from safetensors.torch import load_file
 
-from ghnq_quant import GHN, CheckpointError, GhnqError
-from ghnq_quant.research.data import ImageSet, load_images
-from ghnq_quant.research.finetuning import (
-    FinetuneSettings,
-    TrainingState,
-    finetune,
-    starting_point,
-)
+from ghnq_quant import GHN, CheckpointError
+from ghnq_quant.research.data import ImageSet
+from ghnq_quant.research.finetuning import TrainingState, finetune, starting_point
+from ghnq_quant.research.finetuning.launch import train_from_names
 from ghnq_quant.research.finetuning.settings import ALL_ARCHITECTURES
-
-
-def run_script(folder: Path, settings: FinetuneSettings, resume: bool = False) -> str:
-    return (
-        "import sys, torch; torch.set_num_threads(1)\n"
-        "from ghnq_quant import GHN\n"
-        "from ghnq_quant.research.data import load_images\n"
-        "from ghnq_quant.research.finetuning import finetune\n"
-        "from ghnq_quant.research.finetuning.settings import FinetuneSettings\n"
-        f"settings = {settings!r}\n"
-        "ghn = GHN.from_pretrained('ghnq-cifar10-qat')\n"
-        f"finetune(ghn, load_images('digits'), settings, {str(folder)!r}, resume={resume},"
-        " show_progress=False)\n"
-    )
-
-
-def test_a_killed_run_that_is_resumed_gives_what_an_uninterrupted_one_gives(
-    digits: ImageSet, tmp_path: Path
-) -> None:
-    settings = replace(
-        SETTINGS, bits=((32, 32), (4, 4)), precision_embedding=True, new_batch_norms=True, steps=7
-    )
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", run_script(killed, settings)])
-    rows_file = killed / "history.csv"
-    deadline = time.monotonic() + 120
-    while not (rows_file.exists() and len(rows_file.read_text().splitlines()) > 3):
-        assert process.poll() is None, "the run ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-    # processes of their own: kernels may be chosen by what ran in a process before
-    for script in (run_script(killed, settings, resume=True), run_script(whole, settings)):
-        subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=240)
-
-    a, b = (load_file(f / "state.safetensors") for f in (killed, whole))
-    assert a.keys() == b.keys()
-    assert any(k.startswith("average.") for k in a)
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    assert history(killed) == history(whole)
-    for name in ("best", "last"):
-        files = [load_file(f / name / "model.safetensors") for f in (killed, whole)]
-        assert all(torch.equal(files[0][k], files[1][k]) for k in files[0])
-    ghn = GHN.from_pretrained("ghnq-cifar10-qat")
-    with pytest.raises(CheckpointError, match=r"lr=0\.002"):
-        finetune(ghn, digits, replace(settings, lr=1e-3), killed, resume=True, show_progress=False)
-    with pytest.raises(GhnqError, match="already holds a run"):
-        finetune(ghn, digits, settings, killed, show_progress=False)
 
 
 def test_two_processes_get_the_gradient_of_one_with_twice_the_meta_batch(tmp_path: Path) -> None:
@@ -80,17 +26,10 @@ def test_two_processes_get_the_gradient_of_one_with_twice_the_meta_batch(tmp_pat
         SETTINGS, steps=1, meta_batch_size=4, architectures=ALL_ARCHITECTURES, clip=1e9, average=0.0
     )
     two = replace(one, meta_batch_size=2)
-    script = tmp_path / "run.py"
-    script.write_text(run_script(tmp_path / "two", two))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*launcher, str(script)], check=True, capture_output=True, timeout=240)
-    finetune(
-        GHN.from_pretrained("ghnq-cifar10-qat"),
-        load_images("digits"),
-        one,
-        tmp_path / "one",
-        show_progress=False,
-    )
+    for folder, settings, processes in (("one", one, 1), ("two", two, 2)):
+        train_from_names(
+            "ghnq-cifar10-qat", "digits", settings, tmp_path / folder, processes=processes
+        )
     a, b = (load_file(tmp_path / f / "state.safetensors") for f in ("one", "two"))
     moments = [k for k in a if k.endswith(".exp_avg")]  # a tenth of the gradient after one step
     assert moments
@@ -104,10 +43,14 @@ def test_processes_that_are_asked_to_stop_save_a_state_to_go_on_from(
     digits: ImageSet, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    options = ("--from", "scratch", "--processes", "2")
+    options = (
+        "--data digits --from scratch --processes 2 --minutes 60 --schedule constant --max-macs 2M "
+        "--meta-batch-size 1 --image-batch-size 10 --architectures 20 --image-size 32 "
+        "--validate-every 1000 --val-networks 1 --val-images 32"
+    )
+    command = [sys.executable, "-W", "ignore", "-m", "ghnq_quant.cli", "finetune"]
     process = subprocess.Popen(
-        finetune_command(Path("digits"), folder, "--minutes", "60", *options),
-        stdout=subprocess.DEVNULL,
+        [*command, *options.split(), "-o", str(folder)], stdout=subprocess.DEVNULL
     )
     rows_file = folder / "history.csv"
     deadline = time.monotonic() + 120
@@ -124,8 +67,7 @@ def test_processes_that_are_asked_to_stop_save_a_state_to_go_on_from(
 
     # another run goes on from it, with its optimizer and its average
     other = tmp_path / "other"
-    command = finetune_command(Path("digits"), other, "--steps", "3", "--from", str(folder))
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    finetune(state, digits, replace(SETTINGS, steps=3), other, show_progress=False)
     gone_on = starting_point(str(other), 10)
     assert gone_on.step == state.step + 3
     assert gone_on.moments[0]["step"] == state.step + 3

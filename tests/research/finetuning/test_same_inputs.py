@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from finetuning_setting import SETTINGS, finetune_command, history
+from finetuning_setting import SETTINGS, history
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ghnq_quant import GHN, CheckpointError, DataError, GhnqWarning
+from ghnq_quant import GHN, CheckpointError, DataError, GhnqError, GhnqWarning
 from ghnq_quant.research.data import ImageSet
 from ghnq_quant.research.finetuning import finetune
+from ghnq_quant.research.finetuning.processes import start_group
+from ghnq_quant.research.networks.splits import find_split
 
 
 def train(
@@ -36,6 +37,10 @@ def test_a_run_goes_on_with_the_same_images_and_start_alone(
         train(tiny_ghn, ImageSet(digits.name, other, digits.test), tmp_path, resume=True)
     with pytest.raises(CheckpointError, match=r"identity\.start_ghn="):
         train(tiny_ghn.derived(virtual_edges=2), digits, tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match=r"lr=0\.002 \(now 0\.001\)"):
+        train(tiny_ghn, digits, tmp_path, resume=True, lr=1e-3)
+    with pytest.raises(GhnqError, match="already holds a run"):
+        train(tiny_ghn, digits, tmp_path)
     file = tmp_path / "state.safetensors"
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
@@ -84,10 +89,6 @@ def test_images_that_the_networks_are_not_made_for(
     assert not (tmp_path / "run").exists()
 
 
-def test_an_error_of_one_of_several_processes_is_told_as_it_is(tmp_path: Path) -> None:
-    command = finetune_command(Path("digits"), tmp_path / "run", "--steps", "1", "--resume")
-    run = subprocess.run(
-        [*command, "--processes", "2"], capture_output=True, text=True, timeout=240
-    )
-    assert run.returncode == 1
-    assert run.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'run'} holds no run to")
+def test_an_error_of_one_of_several_processes_is_told_as_it_is() -> None:
+    with pytest.raises(GhnqError, match=r"^no split 'none' of ConvNets-250K"):
+        start_group(2, find_split, "none")

@@ -58,16 +58,27 @@ def save_run(
     return folder
 
 
-def test_the_page_needs_nothing_beside_it_and_holds_the_numbers(tmp_path):
-    run = save_run(tmp_path / "first")
-    (run / "history.csv").write_text(HISTORY)
-    page = write_report([run], tmp_path / "report.html").read_text()
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With an evaluation and a history."""
+    groups = ("mobile", "wide", "bn_free", "test", "deep")
+    folder = save_run(tmp_path_factory.mktemp("reported") / "first", groups=groups)
+    (folder / "history.csv").write_text(HISTORY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    return write_report([run], run.parent / "report.html").read_text()
+
+
+def test_the_page_needs_nothing_beside_it_and_holds_the_numbers(run, page):
     assert "http:" not in page
     assert "https:" not in page
     assert not re.search(r"<(script|link|iframe|object)|@import|url\(", page)
     sources = re.findall(r'src="([^"]*)"', page)
-    # 2 splits, 2 precisions, 2 kinds of noise, 4 histograms, 2 curves
-    assert len(sources) == 2 + 2 + 2 + 4 + 2
+    # 5 splits, 2 precisions, 2 kinds of noise, 4 histograms, 2 curves
+    assert len(sources) == 5 + 2 + 2 + 4 + 2
     for source in sources:
         kind, _, content = source.partition(",")
         assert kind == "data:image/svg+xml;base64"
@@ -82,18 +93,20 @@ def test_the_page_needs_nothing_beside_it_and_holds_the_numbers(tmp_path):
                 assert f">{cell}<" in text
     assert "a &lt;b&gt; &amp; c" in page
     assert "true &lt;name&gt;" in page
-    assert "Networks with logits that are not finite (W4/A4: 2)" in text
+    assert "Networks with logits that are not finite (W4/A4: 5)" in text
     assert ">Test 1<" in text
     assert ">1,234,567<" in text
 
 
-def test_splits_stand_in_the_papers_order_under_id_and_ood(tmp_path):
-    run = save_run(tmp_path / "run", groups=("mobile", "wide", "bn_free", "test", "deep"))
-    page = write_report([run], tmp_path / "report.html").read_text()
+def test_splits_stand_in_the_papers_order_under_id_and_ood(page):
     head = re.search(r"<thead>.*?</thead>", page, re.S)[0]
     titles = re.findall(r">([^<>]+)</th>", head)
     assert titles == ["ID", "OOD", "Test", "Deep", "Wide", "BN-Free", "MobileNet-like"]
     assert "<th colspan=1>ID</th><th colspan=4>OOD</th>" in head
+
+
+def test_the_same_runs_make_the_same_page(run, page, tmp_path):
+    assert write_report([run], tmp_path / "again.html").read_text() == page
 
 
 def test_several_runs_are_put_side_by_side(tmp_path):
@@ -103,9 +116,6 @@ def test_several_runs_are_put_side_by_side(tmp_path):
     assert ">32.5±2.5; 35.0<" in comparison
     assert ">40.5±2.5; 43.0<" in comparison
     assert comparison.count("<img") == 2
-    short = [save_run(tmp_path / f / "a", groups=("test",)) for f in ("one", "other")]
-    page = write_report(short, tmp_path / "report.html").read_text()
-    assert f"{short[1]}: accuracy" in page
 
 
 def test_runs_without_a_split_in_common(tmp_path):
@@ -114,20 +124,16 @@ def test_runs_without_a_split_in_common(tmp_path):
     assert "share no split" in page
 
 
-def test_a_finetuning_run_alone(tmp_path):
-    run = tmp_path / "finetune"
-    run.mkdir()
-    (run / "history.csv").write_text(HISTORY)
-    page = write_report([run], tmp_path / "report.html").read_text()
-    assert "finetune: finetuning" in page
-    assert "30 steps" in page
-    assert page.count("<img") == 2
-
-
-def test_the_same_runs_make_the_same_page(tmp_path):
-    run = save_run(tmp_path / "run", groups=("test",))
-    pages = [write_report([run], tmp_path / f"{i}.html").read_text() for i in range(2)]
-    assert pages[0] == pages[1]
+def test_finetuning_runs_of_one_name(tmp_path):
+    runs = [tmp_path / "one" / "finetune", tmp_path / "other" / "finetune"]
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "history.csv").write_text(HISTORY)
+    page = write_report(runs, tmp_path / "report.html").read_text()
+    for run in runs:
+        assert f"{run}: finetuning" in page
+    assert page.count("30 steps") == 2
+    assert page.count("<img") == 4
 
 
 def test_history_leaves_out_what_is_no_number(tmp_path):

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from ghnq_quant.research.runs.seeds import Stream, generator
 
 
-@pytest.mark.parametrize(
-    ("stream", "number"),
-    [
-        (Stream.IMAGE_ORDER, 0),
-        (Stream.AUGMENTATION, 1),
-        (Stream.NETWORKS, 3),
-        (Stream.PRECISION, 4),
-        (Stream.REPLACEMENT_NETWORKS, 5),
-        (Stream.BALANCED_BATCH, 6),
-    ],
-)
-def test_streams_keep_their_numbers(stream: Stream, number: int) -> None:
-    expected = np.random.default_rng((7, number, 2, 9)).integers(2**62)
-    assert generator(7, stream, 2, 9).integers(2**62) == expected
+def test_streams_keep_their_numbers() -> None:
+    assert {stream.name: int(stream) for stream in Stream} == {
+        "IMAGE_ORDER": 0, "AUGMENTATION": 1, "NETWORKS": 3, "PRECISION": 4,
+        "REPLACEMENT_NETWORKS": 5, "BALANCED_BATCH": 6,
+    }  # fmt: skip
+    for stream in Stream:
+        expected = np.random.default_rng((7, int(stream), 2, 9)).integers(2**62)
+        assert generator(7, stream, 2, 9).integers(2**62) == expected

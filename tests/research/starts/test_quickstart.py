@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 
 import numpy as np
@@ -117,15 +116,6 @@ def test_bad_images_stop_the_run_before_anything_is_written(tmp_path):
     with pytest.raises(DataError, match="is no image folder"):
         run_quickstart(QuickstartSettings(str(tmp_path / "data")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_mean_and_standard_error():
-    measured = result({"GHN-Q": [[10.0, 90.0], [20.0, 93.0], [60.0, 99.0]], "PyTorch": [[1, 2]]})
-    first, last = measured.summaries("GHN-Q")
-    assert first.mean == 30
-    assert first.standard_error == pytest.approx(statistics.stdev([10, 20, 60]) / 3**0.5)
-    assert last.mean == 94
-    assert measured.summaries("PyTorch")[0].standard_error is None
 
 
 def test_table_has_one_line_an_epoch():

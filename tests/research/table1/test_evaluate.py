@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from table1_setting import Net
 
-from ghnq_quant import GHN, DataError, GhnqError, GhnqWarning
+from ghnq_quant import GHN, DataError, GhnqError
 from ghnq_quant.files import save_state
 from ghnq_quant.research.runs.journal import Journal
 from ghnq_quant.research.table1 import Evaluation, NetworkResult, evaluate, networks
@@ -156,17 +156,6 @@ def test_what_the_settings_do_not_name_counts_too(setting, tmp_path, monkeypatch
     monkeypatch.setattr(networks, "open_network", lambda *_: Net(width=6))
     with pytest.raises(GhnqError, match=r"identity\.models\.net="):
         evaluate(output=tmp_path, **small)
-
-
-def test_a_folder_without_an_identity_goes_on_with_a_warning(setting, tmp_path):
-    small = {**setting, "num_nets": 1, "split": ["test"], "num_images": 64}
-    before = evaluate(output=tmp_path, **small)
-    first, *lines = (tmp_path / "networks.jsonl").read_text().splitlines(keepends=True)
-    header = json.loads(first)
-    del header["identity"]
-    (tmp_path / "networks.jsonl").write_text(json.dumps(header) + "\n" + "".join(lines))
-    with pytest.warns(GhnqWarning, match="of an earlier version"):
-        assert evaluate(output=tmp_path, **small).networks == before.networks
 
 
 def test_two_processes_give_the_numbers_of_one(tmp_path):
