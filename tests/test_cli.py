@@ -298,7 +298,8 @@ def test_space(ghnq, tmp_path):
     code, out, _ = ghnq("space", "stats", "--num", "2", "-o", "statistics")
     assert code == 0
     assert "bn_free" in out
-    assert (tmp_path / "statistics" / "statistics.png").exists()
+    for picture in ("pictures/17.png", "statistics/statistics.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     assert "networks 0 to 499, not 500" in ghnq("space", "show", "test", "500")[2]
 
 

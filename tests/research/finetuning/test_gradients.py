@@ -33,7 +33,7 @@ def test_a_functional_network_computes_what_its_modules_do(
 ) -> None:
     ghn = GHN.from_pretrained("ghnq-cifar10-qat")
     x = torch.randn(4, 3, 32, 32)
-    for index in range(4):
+    for index in range(4 if bits in ((32, 32), (4, 4)) else 2):
         item = ConvNets250K(split)[index]
         (predicted,) = ghn([item.graph])
         network = simulated(item, bits)
