@@ -69,7 +69,7 @@ def measure_coverage(
         missing = [m for m in models if m not in known or (again and known[m].failed)]
         done = len(models) - len(missing)
         with Progress(len(models), console, unit="model", done=done) as progress:
-            for outcome in in_limited_processes(measurement, missing, workers, limits):
+            for outcome in in_limited_processes(measurement.results, missing, workers, limits):
                 result = outcome.result or ModelCoverage(*outcome.task)
                 if outcome.failure is not None:
                     result.failed, result.reason = result.failed or "create", outcome.failure

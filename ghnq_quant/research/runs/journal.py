@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -57,8 +56,7 @@ class Journal(Generic[_R]):
         Raises:
             GhnqError: the file is of a run with another header, or no such file.
         """
-        found, lines = _parts(_whole_lines(self.path), self.path, self.kind)
-        finished = _results(lines, self.path, self.kind)
+        found, lines, finished = _read(self.path, self.kind)
         if lines:
             check_same_run(found or {}, self.header, self.path)
         else:  # no result yet that other settings would spoil
@@ -83,45 +81,29 @@ def read_journal(path: str | Path, kind: type[_R]) -> dict[Hashable, _R]:
     Raises:
         GhnqError: the file is damaged.
     """
-    _, lines = _parts(_whole_lines(Path(path)), Path(path), kind)
-    return _results(lines, Path(path), kind)
+    return _read(Path(path), kind)[2]
 
 
-def _parts(
-    lines: list[bytes], path: Path, kind: type[Result]
-) -> tuple[dict[str, Any] | None, list[bytes]]:
-    """The header, None where earlier versions wrote none, and the lines of the results."""
-    if not lines:
-        return None, []
-    with _damage_named(path):
-        first = json.loads(lines[0])
-        try:
-            kind.from_json(first)
-        except (TypeError, KeyError):
-            return dict(first), lines[1:]
-    return None, lines
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    if not path.is_file():
-        return []
-    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-
-
-def _results(lines: list[bytes], path: Path, kind: type[_R]) -> dict[Hashable, _R]:
-    with _damage_named(path):
-        results = [kind.from_json(json.loads(line)) for line in lines]
-    return {r.key: r for r in results}
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def _read(
+    path: Path, kind: type[_R]
+) -> tuple[dict[str, Any] | None, list[bytes], dict[Hashable, _R]]:
+    """The header, None where earlier versions wrote none; the whole lines of results, and these."""
+    content = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    lines = [line for line in content if line.endswith(b"\n")]
+    header = None
     try:
-        yield
+        if lines:
+            first = json.loads(lines[0])
+            try:
+                kind.from_json(first)
+            except (TypeError, KeyError):
+                header, lines = dict(first), lines[1:]
+        results = [kind.from_json(json.loads(line)) for line in lines]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise GhnqError(
             f"{path} is damaged ({type(error).__name__}: {error}): delete it to start anew"
         ) from error
+    return header, lines, {r.key: r for r in results}
 
 
 def _line(content: object) -> bytes:

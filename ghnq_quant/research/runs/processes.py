@@ -8,13 +8,13 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -22,16 +22,10 @@ from ghnq_quant.errors import GhnqError
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
-_TaskIn = TypeVar("_TaskIn", contravariant=True)
-_ResultOut = TypeVar("_ResultOut", covariant=True)
 
-
-class Worker(Protocol[_TaskIn, _ResultOut]):
-    """What every process gets to work on any of a run's tasks; it is pickled once for each."""
-
-    def results(self, task: _TaskIn) -> Iterator[_ResultOut]:
-        """What is known of a task: the last is its result, those before it are what remains should
-        the process die."""
+#: What is known of a task: the last is its result, those before it are what remains should the process
+#: die. It is pickled once for each process.
+Work = Callable[[_Task], Iterator[_Result]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ class Outcome(Generic[_Task, _Result]):
 
 
 def in_processes(
-    worker: Worker[_Task, _Result], tasks: Sequence[_Task], workers: int
+    work: Work[_Task, _Result], tasks: Sequence[_Task], workers: int
 ) -> Iterator[_Result]:
     """Work on all of ``tasks``, so many at a time; results come as they are finished.
 
@@ -73,13 +67,13 @@ def in_processes(
         GhnqError: a process died.
         Exception: whatever a task raises; no other is begun then.
     """
-    for outcome in _outcomes(worker, tasks, workers, None):
+    for outcome in _outcomes(work, tasks, workers, None):
         assert outcome.result is not None
         yield outcome.result
 
 
 def in_limited_processes(
-    worker: Worker[_Task, _Result], tasks: Sequence[_Task], workers: int, limits: Limits
+    work: Work[_Task, _Result], tasks: Sequence[_Task], workers: int, limits: Limits
 ) -> Iterator[Outcome[_Task, _Result]]:
     """The same in a process for each task, within limits; what a process dies of concerns no other.
 
@@ -88,7 +82,7 @@ def in_limited_processes(
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         raise GhnqError("processes with a memory limit need a platform that can fork")
-    return _outcomes(worker, tasks, workers, limits)
+    return _outcomes(work, tasks, workers, limits)
 
 
 @contextmanager
@@ -103,14 +97,14 @@ def one_thread() -> Iterator[None]:
 
 
 def _outcomes(
-    worker: Worker[_Task, _Result], tasks: Sequence[_Task], workers: int, limits: Limits | None
+    work: Work[_Task, _Result], tasks: Sequence[_Task], workers: int, limits: Limits | None
 ) -> Iterator[Outcome[_Task, _Result]]:
     context = _context(limits)
     waiting, running = deque(tasks), list[_Process[_Task, _Result]]()
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(_Process(context, worker, waiting.popleft(), limits))
+                running.append(_Process(context, work, waiting.popleft(), limits))
             first = min(process.deadline for process in running) - time.monotonic()
             wait([p.connection for p in running], max(first, 0) if limits else None)
             for process in list(running):
@@ -161,14 +155,14 @@ class _Process(Generic[_Task, _Result]):
     def __init__(
         self,
         context: Any,
-        worker: Worker[_Task, _Result],
+        work: Work[_Task, _Result],
         task: _Task,
         limits: Limits | None,
     ) -> None:
         self.limits = limits
         self.connection, child = context.Pipe()
         memory = None if limits is None else limits.memory
-        self.process = context.Process(target=_work, args=(worker, child, memory), daemon=True)
+        self.process = context.Process(target=_work, args=(work, child, memory), daemon=True)
         self.process.start()
         child.close()
         self.begin(task)
@@ -217,7 +211,7 @@ class _Process(Generic[_Task, _Result]):
         self.process.join()
 
 
-def _work(worker: Worker[Any, Any], connection: Connection, memory: int | None) -> None:
+def _work(work: Work[Any, Any], connection: Connection, memory: int | None) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if memory is not None:
         import resource  # not on every platform
@@ -230,7 +224,7 @@ def _work(worker: Worker[Any, Any], connection: Connection, memory: int | None) 
         except EOFError:
             return
         try:
-            for result in worker.results(task):
+            for result in work(task):
                 connection.send(result)
             connection.send(_Ended())
         except Exception as error:

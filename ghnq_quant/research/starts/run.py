@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -161,7 +162,7 @@ def _facts(
     train, classes = images.train, len(images.train.classes)
     return {
         "command": settings.command(),
-        "settings": settings.to_json(),
+        "settings": asdict(settings),
         "data": {
             "name": images.name,
             "train_images": len(train),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
@@ -71,10 +71,6 @@ class CompareSettings:
     def command(self) -> str:
         """The command line that gives these settings."""
         return command_line("compare-init", self)
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain lists, numbers and texts."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, order=True)

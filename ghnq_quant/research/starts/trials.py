@@ -77,7 +77,7 @@ class Bench:
 def run_trials(bench: Bench, trials: Sequence[Trial], workers: int) -> Iterator[TrialResult]:
     """Run all of ``trials``; results come as they are finished."""
     if min(workers, len(trials)) > 1:
-        yield from in_processes(bench, trials, workers)
+        yield from in_processes(bench.results, trials, workers)
         return
     with one_thread():
         for trial in trials:

@@ -101,5 +101,5 @@ class Evaluator:
         )
 
     def results(self, place: Place) -> Iterator[NetworkResult]:
-        """The same as :class:`ghnq_quant.research.runs.processes.Worker` has it."""
+        """The same as :func:`ghnq_quant.research.runs.processes.in_processes` takes it."""
         yield self.measure(place)

@@ -171,7 +171,7 @@ def _measured(
 ) -> Iterator[NetworkResult]:
     """Results as they are finished; ``advance`` is told what was done since, in networks."""
     if min(workers, len(places)) > 1:
-        for result in in_processes(evaluator, places, workers):
+        for result in in_processes(evaluator.results, places, workers):
             advance(1)
             yield result
         return
