@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from onnx_runs import run, run_qonnx
 from safetensors.torch import save_file
 from small_networks import images, small_network
-from torch import Tensor, nn
+from torch import nn
 
 import ghnq_quant
-from ghnq_quant import ConversionError, cli
+from ghnq_quant import ConversionError
 from ghnq_quant.quantization import QuantModel
 
 onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-BITS = [2, 3, 4, 6, 8, (4, 8), (8, 4)]
+Ghnq = Callable[..., tuple[object, str, str]]
+BITS: list[int | tuple[int, int]] = [2, 4, (3, 8), (8, 6)]
 
 
 def trained(bits: int | tuple[int, int] = 4, backend: str = "reference") -> QuantModel:
@@ -28,30 +30,6 @@ def trained(bits: int | tuple[int, int] = 4, backend: str = "reference") -> Quan
     for _ in range(3):
         qmodel(images())
     return qmodel.eval()
-
-
-def run(file: Path, x: Tensor, *, optimized: bool) -> Tensor:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = (
-        levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
-    )
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
-
-
-def run_qonnx(file: Path, x: Tensor) -> Tensor:
-    pytest.importorskip("qonnx")
-    from qonnx.core.modelwrapper import ModelWrapper
-    from qonnx.core.onnx_exec import execute_onnx
-    from qonnx.transformation.infer_shapes import InferShapes
-
-    model = ModelWrapper(onnx.load(file))
-    model.set_tensor_shape("input", list(x.shape))
-    return torch.from_numpy(
-        execute_onnx(model.transform(InferShapes()), {"input": x.numpy()})["output"]
-    )
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -62,7 +40,7 @@ def test_qdq_in_onnxruntime(bits: int | tuple[int, int], tmp_path: Path) -> None
     file = ghnq_quant.export_onnx(qmodel, tmp_path / "model.onnx", images(1))
     x = images(40)  # any number of images
     y = qmodel(x)
-    torch.testing.assert_close(run(file, x, optimized=False), y, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(run(file, x), y, rtol=1e-5, atol=1e-5)
     optimized = run(file, x, optimized=True)
     assert ((optimized - y).abs() < 1e-3).all(1).float().mean() > 0.5
     act_bits = bits if isinstance(bits, int) else bits[1]
@@ -110,7 +88,7 @@ def test_onnxruntime_does_not_saturate(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of Brevitas
-@pytest.mark.parametrize("bits", [2, 4, (4, 8), 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_qonnx_in_its_executor(bits: int | tuple[int, int], tmp_path: Path) -> None:
     pytest.importorskip("brevitas")
     qmodel = trained(bits)
@@ -166,35 +144,25 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "trained.pt"
 
 
-def ghnq(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["ghnq", "export", *arguments])
-    try:
-        cli.main()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
-
-
-def test_export_command(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = "exportnets:small_network"
-    arguments = ["--weights", "trained.pt", "-o", "model.onnx", "--image-size", "8", "--bits", "4"]
-    assert ghnq(monkeypatch, model, *arguments) == 0
-    assert "Saved to model.onnx" in capsys.readouterr().out
+def test_export_command(checkpoint: Path, ghnq: Ghnq) -> None:
+    export = ("export", "exportnets:small_network", "--weights")
+    arguments = ["trained.pt", "-o", "model.onnx", "--image-size", "8", "--bits", "4"]
+    code, out, _ = ghnq(*export, *arguments)
+    assert code == 0
+    assert "Saved to model.onnx" in out
     x, qmodel = images(), trained(4, "brevitas")
     qmodel.load_state_dict(torch.load(checkpoint, weights_only=True))
-    torch.testing.assert_close(
-        run(Path("model.onnx"), x, optimized=False), qmodel(x), rtol=1e-5, atol=1e-5
-    )
-    assert ghnq(monkeypatch, model, *arguments, "--backend", "reference") == 1
-    assert re.search(r"error: trained\.pt is of another model", capsys.readouterr().err)
-    assert ghnq(monkeypatch, model, "--weights", "none.pt", "-o", "b.onnx") == 1
-    assert "error: none.pt cannot be read" in capsys.readouterr().err
+    torch.testing.assert_close(run(Path("model.onnx"), x), qmodel(x), rtol=1e-5, atol=1e-5)
+    code, _, err = ghnq(*export, *arguments, "--backend", "reference")
+    assert code == 1
+    assert "error: trained.pt is of another model" in err
+    code, _, err = ghnq(*export, "none.pt", "-o", "b.onnx")
+    assert code == 1
+    assert "error: none.pt cannot be read" in err
 
 
 def test_export_command_takes_the_first_layers_bits_that_init_noted(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, ghnq: Ghnq
 ) -> None:
     state = torch.load(checkpoint, weights_only=True)
     save_file(state, "noted.safetensors", {"stem_bits": "8"})
@@ -207,6 +175,6 @@ def test_export_command_takes_the_first_layers_bits_that_init_noted(
         ("--weights", "trained.pt", "--bits", "4", "--stem-bits", "8"),
     ):
         model = ("exportnets:small_network", *arguments, "-o", "model.onnx", "--image-size", "8")
-        assert ghnq(monkeypatch, *model) == 0
-        found = run(Path("model.onnx"), x, optimized=False)
+        assert ghnq("export", *model)[0] == 0
+        found = run(Path("model.onnx"), x)
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

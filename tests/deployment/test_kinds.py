@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from backends import BACKENDS
+from onnx_runs import run, run_qonnx
 from small_networks import images, small_network
-from torch import Tensor
 
 import ghnq_quant
 from ghnq_quant.quantization import QuantModel
@@ -63,15 +62,6 @@ def test_eight_bits_per_channel_run_on_integers_by_default() -> None:
     assert type(deployed.get_submodule("stem.0")).__name__ == "IntegerLayer"
 
 
-def run(file: Path, x: Tensor) -> Tensor:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
-
-
 @kinds
 def test_qdq_in_onnxruntime(kind: str, tmp_path: Path) -> None:
     onnx, _ = pytest.importorskip("onnx"), pytest.importorskip("onnxscript")
@@ -91,16 +81,8 @@ def test_qdq_in_onnxruntime(kind: str, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of Brevitas
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_qonnx_in_its_executor(kind: str, tmp_path: Path) -> None:
-    for package in ("onnxscript", "brevitas", "qonnx"):
+    for package in ("onnxscript", "brevitas"):
         pytest.importorskip(package)
-    import onnx
-    from qonnx.core.modelwrapper import ModelWrapper
-    from qonnx.core.onnx_exec import execute_onnx
-    from qonnx.transformation.infer_shapes import InferShapes
-
     qmodel, x = trained(kind), images(20)
     file = ghnq_quant.export_onnx(qmodel, tmp_path / "m.onnx", images(1), format="qonnx")
-    model = ModelWrapper(onnx.load(file))
-    model.set_tensor_shape("input", list(x.shape))
-    found = execute_onnx(model.transform(InferShapes()), {"input": x.numpy()})["output"]
-    np.testing.assert_allclose(found, qmodel(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(run_qonnx(file, x), qmodel(x), rtol=1e-5, atol=1e-5)
