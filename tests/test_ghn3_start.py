@@ -26,7 +26,7 @@ def ghn() -> GHN:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_resnet_at_224_pixels(backend: str, ghn: GHN) -> None:
-    model = torchvision.models.resnet50()
+    model = torchvision.models.resnet18()
     images = torch.randn(1, 3, 224, 224)
     qat = ghnq_quant.init_quantized(
         model, 4, backend=backend, ghn=ghn, as_predicted=True, example_input=images

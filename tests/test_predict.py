@@ -81,20 +81,13 @@ def test_one_tensor_for_every_parameter(make: Callable[[], nn.Module], tmp_path:
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
     save_file(predicted, tmp_path / "predicted.safetensors")
     assert not any(torch.equal(p, before[name]) for name, p in predicted.items())
-    values = {name: p.clone() for name, p in predicted.items()}
-    for name, p in predicted.items():
-        p.add_(1)
-        others = (n for n in values if n != name)
-        assert torch.equal(p, values[name] + 1)
-        assert all(torch.equal(predicted[n], values[n]) for n in others)
-        p.copy_(values[name])
 
 
 def test_shipped_hypernetwork_is_the_default() -> None:
     model = small()
     expected = predict_parameters(model, GHN.from_pretrained("ghnq-cifar10"))
-    actual = predict_parameters(model)
-    assert all(torch.equal(actual[name], p) for name, p in expected.items())
+    for actual in (predict_parameters(model), predict_parameters(model, "ghnq-cifar10")):
+        assert all(torch.equal(actual[name], p) for name, p in expected.items())
 
 
 def test_what_is_predicted_is_what_the_hypernetwork_says(tiny_ghn: GHN) -> None:
@@ -169,12 +162,6 @@ def kept_by(model: nn.Module, ghn: GHN) -> tuple[dict[str, Tensor], set[str]]:
     for name in sorted(kept, key=list(predicted).index)[:8]:
         assert name in str(caught[0].message)
     return predicted, kept
-
-
-def test_the_warning_points_at_the_caller(tiny_ghn: GHN) -> None:
-    with pytest.warns(GhnqWarning) as caught:
-        predict_parameters(small(9), tiny_ghn)
-    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("num_classes", [1, 9, 1000])

@@ -10,7 +10,7 @@ import torch
 from backends import backends
 from torch import Tensor, nn
 
-from ghnq_quant import DataError, SchemeError, calibrate, predict_parameters, quantize
+from ghnq_quant import DataError, SchemeError, calibrate, quantize
 
 
 class Net(nn.Module):
@@ -101,8 +101,3 @@ def test_other_misuse_gets_words() -> None:
         quantize(model, scheme="4", backend="reference")
     with pytest.raises(AttributeError, match="none of its other attributes"):
         quantize(model, backend="reference").features  # noqa: B018
-
-
-def test_a_hypernetwork_by_its_name() -> None:
-    by_name = predict_parameters(small()[:1], "ghnq-cifar10")
-    assert torch.equal(by_name["0.weight"], predict_parameters(small()[:1])["0.weight"])
