@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from digits_file import save_digits
 from safetensors import safe_open
 
 #: What a run's files tell of time.
@@ -31,9 +32,11 @@ class Command(NamedTuple):
     resume: tuple[str, ...] = ()
 
 
+#: As a process in its folder finds them.
+DIGITS = "../digits.npz"
 COMMANDS = {
     "finetune": Command(
-        ("finetune", "--data", "digits", "--steps", "40", "--validate-every", "10", "--bits",
+        ("finetune", "--data", DIGITS, "--steps", "40", "--validate-every", "10", "--bits",
          "float,4", "--precision-embedding", "--new-batch-norms", "--meta-batch-size", "1",
          "--image-batch-size", "10", "--architectures", "20", "--image-size", "32", "--max-macs",
          "2M", "--val-networks", "1", "--val-images", "32"),
@@ -42,12 +45,12 @@ COMMANDS = {
         ("--resume",),
     ),
     "evaluate": Command(
-        ("evaluate", "--data", "digits", "--split", "mobile", "--num-nets", "4", "--num-images",
+        ("evaluate", "--data", DIGITS, "--split", "mobile", "--num-nets", "4", "--num-images",
          "64", "--precision", "W4/A4"),
         ("networks.jsonl", "results.json", "table.md", "table.csv"),
     ),
     "compare-init": Command(
-        ("compare-init", "resnet8", "--data", "digits", "--steps", "1,2", "--seeds", "2",
+        ("compare-init", "resnet8", "--data", DIGITS, "--steps", "1,2", "--seeds", "1",
          "--start", "pytorch,ghnq", "--lr", "0.03,0.1", "--lr-steps", "2", "--images-per-class",
          "8", "--test-images", "64", "--backend", "reference"),
         ("trials.jsonl", "results.json", "table.md"),
@@ -138,6 +141,7 @@ def test_a_killed_command_ends_as_if_nothing_had_been(
 ) -> None:
     wanted: int = pytestconfig.getoption("kills")
     command, chance = COMMANDS[name], random.Random(wanted)
+    save_digits(tmp_path / "digits.npz")
     whole = tmp_path / "whole"
     process = begin(command, whole)
     wait_until_begun(process, whole / "out")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from digits_file import save_digits
 from torch import nn
 
 from ghnq_quant import (
@@ -199,14 +200,7 @@ def test_a_killed_comparison_goes_on_with_what_is_missing(tmp_path: Path) -> Non
 def test_a_comparison_goes_on_with_the_same_images_and_networks_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digits = load_images("digits")
-    names = ("x_train", "y_train", "x_test", "y_test")
-    parts = [t for part in (digits.train, digits.test) for t in (part.images, part.labels)]
-    arrays = {
-        k: (v.permute(0, 2, 3, 1) if k[0] == "x" else v).numpy()
-        for k, v in zip(names, parts, strict=True)
-    }
-    np.savez(tmp_path / "images.npz", **arrays)
+    arrays = save_digits(tmp_path / "images.npz")
     data = str(tmp_path / "images.npz")
     settings = replace(SETTINGS, data=data, starts=("pytorch",), seeds=1, steps=(1,), lrs=(0.1,))
     whole = compare_init(settings, tmp_path / "run")
