@@ -43,6 +43,13 @@ def small_network(num_classes: int = 10, steps: int = 0, dropout: float = 0.25) 
     return model
 
 
+def tiny_network(num_classes: int = 10) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, num_classes),
+    )  # fmt: skip
+
+
 def images(count: int = 6) -> Tensor:
     """(count, 3, 8, 8)"""
     return torch.randn(count, 3, 8, 8)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
+from small_networks import tiny_network
 
 import ghnq_quant
 from ghnq_quant import cli, zoos
@@ -21,19 +21,12 @@ from ghnq_quant.zoos import create_model
 Run = Any
 
 
-def tiny(num_classes: int = 10) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(4, num_classes),
-    )  # fmt: skip
-
-
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("a file, no folder")
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(zoos, "create_model", lambda _, num_classes: tiny(num_classes))
+    monkeypatch.setattr(zoos, "create_model", lambda _, num_classes: tiny_network(num_classes))
 
 
 def files(folder: Path) -> set[str]:
@@ -145,7 +138,7 @@ def test_a_data_set_may_have_any_name(ghnq: Run, tmp_path: Path) -> None:
 
 
 def test_an_exported_state_says_its_precision_or_is_told(ghnq: Run, tmp_path: Path) -> None:
-    save_state(ghnq_quant.quantize(tiny(), 8), "plain.pt")
+    save_state(ghnq_quant.quantize(tiny_network(), 8), "plain.pt")
     code, _, err = ghnq("export", "net", "--weights", "plain.pt", "-o", "model.onnx")
     assert code == 1
     assert "plain.pt does not say its precision" in err

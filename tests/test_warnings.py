@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from small_networks import tiny_network
 from torch import nn
 
 import ghnq_quant
@@ -17,10 +18,7 @@ IMAGES, LABELS = torch.randn(8, 3, 8, 8), torch.arange(8) % 2
 
 
 def network() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(4, 3),
-    )  # fmt: skip
+    return tiny_network(num_classes=3)
 
 
 @pytest.mark.parametrize(

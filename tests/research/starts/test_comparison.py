@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from digits_file import save_digits
+from small_networks import tiny_network
 from torch import nn
 
 from ghnq_quant import (
@@ -57,16 +58,9 @@ SETTINGS = CompareSettings(
 )
 
 
-def tiny(num_classes: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(4, num_classes),
-    )  # fmt: skip
-
-
 @pytest.fixture(autouse=True)
 def _tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CIFAR_NETWORKS, "tiny", tiny)
+    monkeypatch.setitem(CIFAR_NETWORKS, "tiny", tiny_network)
 
 
 def result(start: str, steps: int, accuracy: float, seed: int = 0, lr: float = 0.1) -> TrialResult:
@@ -213,10 +207,12 @@ def test_a_comparison_goes_on_with_the_same_images_and_networks_alone(
         compare_init(settings, tmp_path / "run")
     arrays["x_test"] = 255 - arrays["x_test"]
     np.savez(tmp_path / "images.npz", **arrays)
-    monkeypatch.setitem(CIFAR_NETWORKS, "tiny", lambda n: nn.Sequential(*tiny(n), nn.ReLU()))
+    monkeypatch.setitem(
+        CIFAR_NETWORKS, "tiny", lambda n: nn.Sequential(*tiny_network(n), nn.ReLU())
+    )
     with pytest.raises(GhnqError, match=r"identity\.networks\.tiny="):
         compare_init(settings, tmp_path / "run")
-    monkeypatch.setitem(CIFAR_NETWORKS, "tiny", tiny)
+    monkeypatch.setitem(CIFAR_NETWORKS, "tiny", tiny_network)
 
     header = json.loads(first)
     del header["identity"]  # as earlier versions wrote it
