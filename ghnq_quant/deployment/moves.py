@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch.nn.functional as F
 from torch import fx, nn
 
 from ghnq_quant.capture.operations import OPERATIONS, find_operation
-from ghnq_quant.deployment.layers import FixedQuantizer
+from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d
 
 Bounds = tuple[float, float]
 
@@ -75,6 +76,24 @@ def absorb_clamps(folded: fx.GraphModule) -> None:
             quantizer.levels = _levels_between(quantizer, (0.0, math.inf))
             relu.replace_all_uses_with(quantize)
             folded.graph.erase_node(relu)
+    folded.recompile()
+
+
+def keep_rounding(folded: fx.GraphModule) -> None:
+    """Put a leaky ReLU of slope 1, which changes no value, between a convolution and its quantizer
+    where the result is added to something.
+
+    OpenVINO's CPU plugin makes convolution, quantizer, addition and the quantizer behind it one kernel,
+    and drops the first rounding unless something else comes before it.
+    """
+    modules = dict(folded.named_modules())
+    for quantize, _ in _quantizers(folded):
+        layer = quantize.all_input_nodes[0]
+        joined = any(len(user.all_input_nodes) > 1 for user in quantize.users)
+        if joined and isinstance(modules.get(str(layer.target)), FoldedConv2d):
+            with folded.graph.inserting_before(quantize):
+                same = folded.graph.call_function(F.leaky_relu, (layer, 1.0))
+            quantize.replace_input_with(layer, same)
     folded.recompile()
 
 

@@ -25,7 +25,7 @@ check_export = pytest.importorskip("ghnq_quant.deployment.check").check_export
 #: Bits that each target of ONNX files takes.
 BITS = {
     "onnxruntime": [(8, 8), (4, 8), (4, 4)],
-    "openvino": [(8, 8), (4, 8)],
+    "openvino": [(8, 8), (4, 8), (4, 4)],
     "tensorrt": [(8, 8), (4, 5)],
     "qnn": [(8, 8)],
     "finn": [(4, 4), (8, 3)],
@@ -91,6 +91,17 @@ def run(file: Path, x: Tensor, *, optimized: bool = False) -> Tensor:
     return torch.from_numpy(session(file, optimized=optimized).run(None, {"input": x.numpy()})[0])
 
 
+def in_openvino(file: Path, x: Tensor) -> Tensor:
+    """What it computes, with every convolution on integers."""
+    openvino = pytest.importorskip("openvino")
+    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    layers = [n for n in nodes if n["layerType"].astype(str) == "Convolution"]
+    assert {n["runtimePrecision"].astype(str) for n in layers} <= {"u8", "i8"}
+    return torch.from_numpy(compiled(x.numpy())[0])
+
+
 def kinds(file: Path) -> list[str]:
     return [node.op_type for node in onnx.load(file).graph.node]
 
@@ -105,10 +116,8 @@ def test_scheme_of_each_target(name: str) -> None:
 
 
 def test_bits_without_integer_kernels_are_refused_before_training() -> None:
-    with pytest.raises(
-        SchemeError, match=r"openvino has no .* activations of 4 bits.*docs\.openvi"
-    ):
-        QuantScheme.for_target("openvino", 4)
+    with pytest.raises(SchemeError, match=r"qnn has no .* activations of 4 bits.*onnxruntime\.ai"):
+        QuantScheme.for_target("qnn", 4)
     with pytest.raises(SchemeError, match="weights of 32 bits"):
         QuantScheme.for_target("tensorrt", (32, 8))
     with pytest.raises(SchemeError, match="unknown target 'tflite'; known are: onnxruntime"):
@@ -158,16 +167,30 @@ def test_onnxruntime_runs_every_layer_on_integers(
 def test_openvino_runs_every_convolution_on_integers(
     bits: tuple[int, int], exported: Callable[..., Path]
 ) -> None:
-    openvino = pytest.importorskip("openvino")
-    qmodel, x, file = residual("openvino", bits), images(20), exported("openvino", bits)
-    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
-    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    layers = [n for n in nodes if n["layerType"].astype(str) == "Convolution"]
-    assert {n["runtimePrecision"].astype(str) for n in layers} <= {"u8", "i8"}
-    y = qmodel(x)
-    found = torch.from_numpy(compiled(x.numpy())[0])
-    assert (found - y).abs().max() <= 2 * (y.max() - y.min()) / 255
+    x = images(20)
+    y = residual("openvino", bits)(x)
+    found = in_openvino(exported("openvino", bits), x)
+    assert (found - y).abs().max() <= 2 * (y.max() - y.min()) / (2 ** bits[1] - 1)
+
+
+def test_openvino_rounds_what_it_adds(tmp_path: Path) -> None:
+    """Its kernel of convolution and sum does not, unless something is before the quantizer."""
+
+    class Deep(Residual):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second = nn.Conv2d(8, 8, 3, padding=1)
+            self.pool = nn.MaxPool2d(8)  # averages of levels are often halfway between two
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            x = self.second(torch.relu(self.conv(x))) + x
+            return self.head(self.pool(x).flatten(1))
+
+    torch.manual_seed(0)
+    qmodel, x = quantized(Deep(), QuantScheme.for_target("openvino", 4)), images(20)
+    file = ghnq_quant.export_onnx(qmodel, tmp_path / "a.onnx", x[:1], target="openvino")
+    torch.testing.assert_close(in_openvino(file, x), qmodel(x), rtol=1e-5, atol=1e-5)
 
 
 @of_brevitas
