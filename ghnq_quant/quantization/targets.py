@@ -90,6 +90,7 @@ TARGETS = {
             _PER_CHANNEL,
             _AFFINE,
             "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html",
+            weight_zero_points=True,
             bias_types=("INT32", "FLOAT"),
             integer_clip=True,
         ),

@@ -223,6 +223,26 @@ def test_asymmetric_weights_of_few_bits_are_int8_without_a_zero_point(tmp_path: 
     assert not constants["conv.weight.zero_point"].any()
 
 
+def test_asymmetric_weights_of_eight_bits_are_int8_in_onnxruntime(tmp_path: Path) -> None:
+    """With the zero point moved along: its integer kernel of uint8 weights is slower."""
+    qmodel, x = quantized(Residual(), QuantScheme(8, 8)), images(20)
+    plain = ghnq_quant.export_onnx(qmodel, tmp_path / "plain.onnx", x[:1])
+    file = ghnq_quant.export_onnx(qmodel, tmp_path / "a.onnx", x[:1], target="onnxruntime")
+    found = run(file, x, optimized=True)
+    torch.testing.assert_close(found, run(plain, x, optimized=True), rtol=1e-5, atol=1e-5)
+    for name in ("conv.weight_levels", "conv.weight.zero_point"):
+        levels, others = (
+            next(
+                onnx.numpy_helper.to_array(t)
+                for t in onnx.load(path).graph.initializer
+                if t.name == name
+            )
+            for path in (file, plain)
+        )
+        assert levels.dtype == np.int8
+        assert (levels.astype(int) + 128 == others).all()
+
+
 def test_a_model_for_another_target_is_refused_by_node(tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
     for target, scheme, message in (
