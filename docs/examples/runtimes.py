@@ -136,7 +136,7 @@ def row(name: str, quantized: Path, full: Path, open_in: Callable, x: Tensor, y:
     worst = np.abs(found - y.numpy()).max() / (y.max() - y.min()).item()
     size = quantized.stat().st_size / full.stat().st_size
     cells = [name, integers, f"{same:.1f} ({100 * worst:.1f})", f"{size:.2f}"]
-    for batch, rounds in ((1, 30), (64, 5)):
+    for batch, rounds in ((1, 300), (64, 5)):
         own, others = cpu_ms(session, float_session, x[:batch].numpy(), rounds)
         cells.append(f"{own:.2f} : {others:.2f} = {own / others:.2f}")
     return f"| {' | '.join(cells)} |"

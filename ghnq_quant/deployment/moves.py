@@ -97,6 +97,27 @@ def keep_rounding(folded: fx.GraphModule) -> None:
     folded.recompile()
 
 
+def pad_input_channels(folded: fx.GraphModule, multiple: int) -> None:
+    """Bring the image's channels to a multiple by some of zeros, which the weights of the
+    convolutions that read it meet with zeros."""
+    modules = dict(folded.named_modules())
+    for quantize, _ in _quantizers(folded):
+        image = quantize.all_input_nodes[0]
+        layers = [modules.get(str(user.target)) for user in quantize.users]
+        convolutions = [m for m in layers if isinstance(m, FoldedConv2d) and m.groups == 1]
+        if image.op != "placeholder" or not layers or len(convolutions) < len(layers):
+            continue
+        more = -convolutions[0].in_channels % multiple
+        padding = (0, 0, 0, 0, 0, more)
+        if more:
+            for layer in convolutions:
+                layer.weight = nn.Parameter(F.pad(layer.weight, padding), requires_grad=False)
+            with folded.graph.inserting_before(quantize):
+                padded = folded.graph.call_function(F.pad, (image, padding))
+            quantize.replace_input_with(image, padded)
+    folded.recompile()
+
+
 def _levels_between(quantizer: FixedQuantizer, bounds: Bounds) -> tuple[int, int]:
     """The levels that remain of those of a quantizer over values between two bounds."""
     low, high = quantizer.levels

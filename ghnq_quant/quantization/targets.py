@@ -30,6 +30,7 @@ class Target:
         integer_clip: whether integers may be clipped between QuantizeLinear and DequantizeLinear.
         drops_rounding: whether a convolution's quantizer does not round where an addition follows,
             unless something is between the two.
+        channel_multiple: its fast integer convolutions want a multiple of this many input channels.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Target:
     bias_types: tuple[str, ...] = ("FLOAT",)
     integer_clip: bool = False
     drops_rounding: bool = False
+    channel_multiple: int = 1
 
     def quantizers(self, bits: tuple[int, int]) -> tuple[Quantizer, Quantizer]:
         """(weights, activations) of that many bits.
@@ -93,6 +95,7 @@ TARGETS = {
             weight_zero_points=True,
             bias_types=("INT32", "FLOAT"),
             integer_clip=True,
+            channel_multiple=4,
         ),
         Target(
             "openvino",

@@ -154,6 +154,13 @@ def test_onnxruntime_runs_every_layer_on_integers(
     """And computes what the file says: it has no bias left to round."""
     x, file = images(20), exported("onnxruntime", bits)
     torch.testing.assert_close(run(file, x, optimized=True), run(file, x), rtol=0, atol=1e-5)
+    weights = {t.name: tuple(t.dims) for t in onnx.load(file).graph.initializer}
+    assert weights["stem.0.weight_levels"] == (
+        8,
+        4,
+        3,
+        3,
+    )  # a channel of zeros, for the fast kernel
     optimized = kinds(file.with_suffix(".optimized.onnx"))
     assert [optimized.count(k) for k in ("QLinearConv", "QLinearAdd", "Conv", "Add")] == [
         2,
