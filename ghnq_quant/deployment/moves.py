@@ -46,6 +46,21 @@ def quantize_behind_relu(folded: fx.GraphModule) -> None:
     folded.recompile()
 
 
+def unclamp_covered(folded: fx.GraphModule) -> None:
+    """Make a ReLU of a ReLU6 whose quantizer, its only reader, has no level above 6."""
+    modules = dict(folded.named_modules())
+    for quantize, quantizer in _quantizers(folded):
+        clamp = quantize.all_input_nodes[0]
+        low, high = clamp_bounds(clamp, modules) or (-math.inf, math.inf)
+        covered = _levels_between(quantizer, (low, high))[1] == quantizer.levels[1]
+        if low == 0 and covered and len(clamp.users) == 1:
+            with folded.graph.inserting_before(clamp):
+                relu = folded.graph.call_function(F.relu, (clamp.all_input_nodes[0],))
+            clamp.replace_all_uses_with(relu)
+            folded.graph.erase_node(clamp)
+    folded.recompile()
+
+
 def match_signs(folded: fx.GraphModule) -> None:
     """Give symmetric quantizers unsigned levels right behind a ReLU and signed ones elsewhere, of
     one bit less or more, so that they stand for the same values."""

@@ -102,6 +102,17 @@ def in_openvino(file: Path, x: Tensor) -> Tensor:
     return torch.from_numpy(compiled(x.numpy())[0])
 
 
+def in_qonnx(file: Path, x: Tensor) -> Tensor:
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_shapes import InferShapes
+
+    model = ModelWrapper(onnx.load(file))
+    model.set_tensor_shape("input", list(x.shape))
+    found = execute_onnx(model.transform(InferShapes()), {"input": x.numpy()})["output"]
+    return torch.from_numpy(found)
+
+
 def kinds(file: Path) -> list[str]:
     return [node.op_type for node in onnx.load(file).graph.node]
 
@@ -204,19 +215,30 @@ def test_openvino_rounds_what_it_adds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["finn", "hls4ml"])
 def test_files_of_qonnx_in_its_executor(target: str, exported: Callable[..., Path]) -> None:
     pytest.importorskip("qonnx")
-    from qonnx.core.modelwrapper import ModelWrapper
-    from qonnx.core.onnx_exec import execute_onnx
-    from qonnx.transformation.infer_shapes import InferShapes
-
-    qmodel, x = residual(target, (4, 4)), images(8)
-    model = ModelWrapper(onnx.load(exported(target, (4, 4))))
-    model.set_tensor_shape("input", list(x.shape))
-    quants = [node for node in model.graph.node if node.op_type == "Quant"]
-    for node in quants:  # what FINN's conversion insists on
-        scale, zero_point = (model.get_initializer(name) for name in node.input[1:3])
+    file, x = exported(target, (4, 4)), images(8)
+    graph = onnx.load(file).graph
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    quants = [node for node in graph.node if node.op_type == "Quant"]
+    for scale, zero_point in ([values[name] for name in node.input[1:3]] for node in quants):
+        # what FINN's conversion insists on
         assert (scale.size, zero_point.size, zero_point.item()) == (1, 1, 0)
-    found = execute_onnx(model.transform(InferShapes()), {"input": x.numpy()})["output"]
-    np.testing.assert_allclose(found, qmodel(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+    y = residual(target, (4, 4))(x)
+    torch.testing.assert_close(in_qonnx(file, x), y, rtol=1e-5, atol=1e-5)
+
+
+@of_brevitas
+def test_a_relu6_above_all_levels_is_a_relu_in_qonnx(tmp_path: Path) -> None:
+    """A scale rounded up to a power of two may leave levels above 6: that file is refused."""
+    pytest.importorskip("qonnx")
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Flatten(), nn.Linear(288, 10))
+    nn.init.normal_(model[0].weight)  # so that 6 is not beyond its results
+    qmodel, x = quantized(model, QuantScheme.for_target("finn", 4)), images(4)
+    file = ghnq_quant.export_onnx(qmodel, tmp_path / "a.onnx", x[:1], target="finn")
+    assert (kinds(file).count("Relu"), kinds(file).count("Clip")) == (1, 0)
+    torch.testing.assert_close(in_qonnx(file, x), qmodel(x), rtol=1e-5, atol=1e-5)
+    qmodel = quantized(model, QuantScheme.for_target("hls4ml", 4))
+    with pytest.raises(ConversionError, match=r"hls4ml does not take 1 nodes.*Clip \S+: .* ReLU"):
+        ghnq_quant.export_onnx(qmodel, tmp_path / "b.onnx", x[:1], target="hls4ml")
 
 
 def test_asymmetric_weights_of_few_bits_are_int8_without_a_zero_point(tmp_path: Path) -> None:
