@@ -153,7 +153,10 @@ def export(
         Path,
         typer.Option(help="The quantized model's trained state_dict: *.safetensors or *.pt."),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the *.onnx.")],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="Where to write the *.onnx; for xnnpack the *.pte."),
+    ],
     bits: Annotated[
         str | None,
         typer.Option(
@@ -175,19 +178,26 @@ def export(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="The runtime: onnxruntime, openvino, tensorrt, qnn, finn or hls4ml."),
+        typer.Option(
+            help="The runtime: onnxruntime, openvino, tensorrt, qnn, finn, hls4ml or xnnpack."
+        ),
     ] = None,
     image_size: Annotated[int, typer.Option(min=1, help="Side of the images.")] = 32,
 ) -> None:
-    """Write a trained quantized model as an ONNX file.
+    """Write a trained quantized model as an ONNX file, or for xnnpack as an ExecuTorch program.
 
-    Needs the extra onnx: pip install "ghnq-quant[onnx]".
+    Needs the extra onnx: pip install "ghnq-quant[onnx]"; for xnnpack the extra executorch. The program
+    takes one image at a time, the ONNX file any number.
     """
     from ghnq_quant.files import check_output, load_state, read_state
     from ghnq_quant.quantization.scheme import parse_quantizers
+    from ghnq_quant.quantization.targets import find_target
     from ghnq_quant.zoos import create_model
 
-    check_output(output, [".onnx"])
+    is_program = target is not None and find_target(target).format == "pt2e"
+    if is_program and format is not None:
+        raise GhnqError(f"--format is of ONNX files, and {target} reads none: leave it out")
+    check_output(output, [".pte" if is_program else ".onnx"])
     state, noted = read_state(weights)
     bits = bits or noted.get("bits")
     if bits is None:
@@ -205,9 +215,13 @@ def export(
         example_input=example_input,
     )
     load_state(quantized, state, weights)
-    file = ghnq_quant.export_onnx(
-        quantized.eval(), output, example_input, format=format, target=target
-    )
+    quantized.eval()
+    if is_program:
+        file = ghnq_quant.export_pte(quantized, output, example_input)
+    else:
+        file = ghnq_quant.export_onnx(
+            quantized, output, example_input, format=format, target=target
+        )
     Console().print(f"Saved to {file}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -3,6 +3,7 @@ docs/how-to/export.md.
 
 python docs/examples/runtimes.py --data cifar10.npz --steps 30
 python docs/examples/runtimes.py --data cifar10.npz --steps 30 --targets xnnpack
+python docs/examples/runtimes.py --data cifar10.npz --steps 30 --asymmetric --targets plain onnxruntime
 """
 
 from __future__ import annotations
@@ -109,8 +110,13 @@ def written(
     return files[0]
 
 
-#: How the file of each target is opened.
-RUNTIMES = {"onnxruntime": in_onnxruntime, "openvino": in_openvino, "xnnpack": in_executorch}
+#: How the file of each target, or of none, is opened.
+RUNTIMES = {
+    "plain": in_onnxruntime,
+    "onnxruntime": in_onnxruntime,
+    "openvino": in_openvino,
+    "xnnpack": in_executorch,
+}
 
 
 def _is_convolution(info: openvino.RTMap) -> bool:
@@ -136,7 +142,7 @@ def row(name: str, quantized: Path, full: Path, open_in: Callable, x: Tensor, y:
     worst = np.abs(found - y.numpy()).max() / (y.max() - y.min()).item()
     size = quantized.stat().st_size / full.stat().st_size
     cells = [name, integers, f"{same:.1f} ({100 * worst:.1f})", f"{size:.2f}"]
-    for batch, rounds in ((1, 30), (64, 5)):
+    for batch, rounds in ((1, 300), (64, 5)):
         own, others = cpu_ms(session, float_session, x[:batch].numpy(), rounds)
         cells.append(f"{own:.2f} : {others:.2f} = {own / others:.2f}")
     return f"| {' | '.join(cells)} |"
@@ -153,6 +159,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--networks", nargs="+", default=list(networks()))
     parser.add_argument("--bits", nargs="+", default=["8/8", "4/8"])
+    parser.add_argument("--asymmetric", action="store_true", help="Models made without a target.")
     parser.add_argument(
         "--targets", nargs="+", default=["onnxruntime", "openvino"], choices=RUNTIMES
     )
@@ -169,6 +176,8 @@ def main() -> None:
             weights, activations = map(int, bits.split("/"))
             # the other targets' too
             scheme = QuantScheme.for_target("onnxruntime", (weights, activations))
+            if args.asymmetric:
+                scheme = QuantScheme(weights, activations)
             network = make(num_classes=10)
             model = ghnq_quant.init_quantized(network, scheme=scheme, backend="reference")
             train(model, data.train, args.steps, side)
@@ -179,10 +188,11 @@ def main() -> None:
             plain.eval()
             with tempfile.TemporaryDirectory() as folder:
                 for target in args.targets:
-                    if activations not in find_target(target).activation_bits:
+                    rules = None if target == "plain" else target
+                    if rules and activations not in find_target(rules).activation_bits:
                         continue
                     open_in = RUNTIMES[target]
-                    file = written(model, Path(folder) / target, target, x, open_in)
+                    file = written(model, Path(folder) / target, rules, x, open_in)
                     full = written(plain, Path(folder) / f"{target}-float", None, x, open_in)
                     label = f"{name} {bits} | {target}"
                     print(row(label, file, full, open_in, x, y), flush=True)

@@ -48,7 +48,7 @@ def check_graph(graph: onnx.GraphProto, target: Target) -> None:
     if refused:
         raise ConversionError(
             f"{target.name} does not take {len(refused)} nodes; the first is {refused[0]}: make the "
-            f"model with QuantScheme.for_target({target.name!r})"
+            f"model of operations that it takes, with QuantScheme.for_target({target.name!r})"
         )
     in_float = _float_layers(graph)
     if in_float:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch.nn.functional as F
 from torch import fx, nn
 
 from ghnq_quant.capture.operations import OPERATIONS, find_operation
-from ghnq_quant.deployment.layers import FixedQuantizer
+from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d
 
 Bounds = tuple[float, float]
 
@@ -45,6 +46,21 @@ def quantize_behind_relu(folded: fx.GraphModule) -> None:
     folded.recompile()
 
 
+def unclamp_covered(folded: fx.GraphModule) -> None:
+    """Make a ReLU of a ReLU6 whose quantizer, its only reader, has no level above 6."""
+    modules = dict(folded.named_modules())
+    for quantize, quantizer in _quantizers(folded):
+        clamp = quantize.all_input_nodes[0]
+        low, high = clamp_bounds(clamp, modules) or (-math.inf, math.inf)
+        covered = _levels_between(quantizer, (low, high))[1] == quantizer.levels[1]
+        if low == 0 and covered and len(clamp.users) == 1:
+            with folded.graph.inserting_before(clamp):
+                relu = folded.graph.call_function(F.relu, (clamp.all_input_nodes[0],))
+            clamp.replace_all_uses_with(relu)
+            folded.graph.erase_node(clamp)
+    folded.recompile()
+
+
 def match_signs(folded: fx.GraphModule) -> None:
     """Give symmetric quantizers unsigned levels right behind a ReLU and signed ones elsewhere, of
     one bit less or more, so that they stand for the same values."""
@@ -75,6 +91,45 @@ def absorb_clamps(folded: fx.GraphModule) -> None:
             quantizer.levels = _levels_between(quantizer, (0.0, math.inf))
             relu.replace_all_uses_with(quantize)
             folded.graph.erase_node(relu)
+    folded.recompile()
+
+
+def keep_rounding(folded: fx.GraphModule) -> None:
+    """Put a leaky ReLU of slope 1, which changes no value, between a convolution and its quantizer
+    where the result is added to something.
+
+    OpenVINO's CPU plugin makes convolution, quantizer, addition and the quantizer behind it one kernel,
+    and drops the first rounding unless something else comes before it.
+    """
+    modules = dict(folded.named_modules())
+    for quantize, _ in _quantizers(folded):
+        layer = quantize.all_input_nodes[0]
+        joined = any(len(user.all_input_nodes) > 1 for user in quantize.users)
+        if joined and isinstance(modules.get(str(layer.target)), FoldedConv2d):
+            with folded.graph.inserting_before(quantize):
+                same = folded.graph.call_function(F.leaky_relu, (layer, 1.0))
+            quantize.replace_input_with(layer, same)
+    folded.recompile()
+
+
+def pad_input_channels(folded: fx.GraphModule, multiple: int) -> None:
+    """Bring the image's channels to a multiple by some of zeros, which the weights of the
+    convolutions that read it meet with zeros."""
+    modules = dict(folded.named_modules())
+    for quantize, _ in _quantizers(folded):
+        image = quantize.all_input_nodes[0]
+        layers = [modules.get(str(user.target)) for user in quantize.users]
+        convolutions = [m for m in layers if isinstance(m, FoldedConv2d) and m.groups == 1]
+        if image.op != "placeholder" or not layers or len(convolutions) < len(layers):
+            continue
+        more = -convolutions[0].in_channels % multiple
+        padding = (0, 0, 0, 0, 0, more)
+        if more:
+            for layer in convolutions:
+                layer.weight = nn.Parameter(F.pad(layer.weight, padding), requires_grad=False)
+            with folded.graph.inserting_before(quantize):
+                padded = folded.graph.call_function(F.pad, (image, padding))
+            quantize.replace_input_with(image, padded)
     folded.recompile()
 
 

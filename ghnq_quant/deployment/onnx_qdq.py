@@ -18,7 +18,7 @@ from ghnq_quant.deployment.layers import (
     FoldedLayer,
     FoldedLinear,
 )
-from ghnq_quant.deployment.moves import absorb_clamps
+from ghnq_quant.deployment.moves import absorb_clamps, keep_rounding, pad_input_channels
 from ghnq_quant.deployment.onnx_bias import fine_bias, quantize_biases
 from ghnq_quant.deployment.onnx_weights import (
     constants_of,
@@ -56,6 +56,9 @@ def export_qdq(
         ConversionError: integers that the target does not take.
     """
     absorb_clamps(folded)
+    if target.drops_rounding:
+        keep_rounding(folded)
+    pad_input_channels(folded, target.channel_multiple)
     layers: dict[str, FoldedLayer] = {}
     quantizers: dict[str, FixedQuantizer] = {}
     for name, module in list(folded.named_modules()):

@@ -31,7 +31,7 @@ def weight_constants(name: str, layer: FoldedLayer, target: Target) -> list[Tens
     dtype: int
     if has_four_bits(layer, target):
         dtype = TensorProto.INT4 if q.quantizer.signed else TensorProto.UINT4
-    elif target.weight_zero_points:
+    elif "UINT8" in target.weight_types:
         dtype = TensorProto.INT8 if q.quantizer.signed else TensorProto.UINT8
         factor = stretch(q.quantizer)
         levels = levels * factor

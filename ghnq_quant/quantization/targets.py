@@ -28,6 +28,9 @@ class Target:
         bias_types: of biases, the one that is written first: ``"FLOAT"``, or ``"INT32"`` in steps
             of input scale · weight scale.
         integer_clip: whether integers may be clipped between QuantizeLinear and DequantizeLinear.
+        drops_rounding: whether a convolution's quantizer does not round where an addition follows,
+            unless something is between the two.
+        channel_multiple: its fast integer convolutions want a multiple of this many input channels.
     """
 
     name: str
@@ -43,6 +46,8 @@ class Target:
     activation_zero_points: bool = True
     bias_types: tuple[str, ...] = ("FLOAT",)
     integer_clip: bool = False
+    drops_rounding: bool = False
+    channel_multiple: int = 1
 
     def quantizers(self, bits: tuple[int, int]) -> tuple[Quantizer, Quantizer]:
         """(weights, activations) of that many bits.
@@ -87,8 +92,10 @@ TARGETS = {
             _PER_CHANNEL,
             _AFFINE,
             "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html",
+            weight_zero_points=True,
             bias_types=("INT32", "FLOAT"),
             integer_clip=True,
+            channel_multiple=4,
         ),
         Target(
             "openvino",
@@ -97,9 +104,9 @@ TARGETS = {
             _AFFINE,
             "https://docs.openvino.ai/2024/documentation/openvino-ir-format/"
             "intermediate-representation-int8-inference.html",
-            activation_bits=(8,),  # with fewer, its results differ on residual networks
             bias_types=("FLOAT", "INT32"),
             integer_clip=True,
+            drops_rounding=True,
         ),
         Target(
             "tensorrt",

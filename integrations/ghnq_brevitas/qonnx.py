@@ -13,7 +13,7 @@ from ghnq_brevitas.backend import conv_settings, with_parameters
 from ghnq_brevitas.quantizers import activation_class, levels_of, weight_class
 from ghnq_quant.deployment.check import check_graph
 from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d, FoldedLayer, FoldedLinear
-from ghnq_quant.deployment.moves import match_signs, quantize_behind_relu
+from ghnq_quant.deployment.moves import match_signs, quantize_behind_relu, unclamp_covered
 from ghnq_quant.deployment.torch_onnx import exporting, name_global_pooling
 from ghnq_quant.quantization.affine import QuantParams, along_channels, quantize_dequantize
 from ghnq_quant.quantization.targets import Target
@@ -53,6 +53,7 @@ def export_qonnx(
     """
     if target is not None:
         quantize_behind_relu(folded)
+        unclamp_covered(folded)
         match_signs(folded)
     for name, module in list(folded.named_modules()):
         if isinstance(module, FixedQuantizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from small_networks import images
 from torch import Tensor, nn
 
 import ghnq_quant
-from ghnq_quant import ConversionError, GhnqWarning, QuantScheme
+from ghnq_quant import ConversionError, GhnqWarning, QuantScheme, cli, zoos
+from ghnq_quant.files import save_state
 from ghnq_quant.quantization import QuantModel
 
 XNNPACK = QuantScheme.for_target("xnnpack")
@@ -63,10 +65,14 @@ def plan(file: Path) -> Any:
     return deserialize_pte_binary(file.read_bytes()).program.execution_plan[0]
 
 
-def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def hide_executorch(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in sys.modules if n.partition(".")[0] == "executorch"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "executorch", None)
+
+
+def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_executorch(monkeypatch)
     with pytest.raises(ConversionError, match=r"pip install 'ghnq-quant\[executorch\]'"):
         ghnq_quant.export_pte(quantized(network()), tmp_path / "model.pte", images(1))
 
@@ -121,3 +127,43 @@ def test_other_quantizers_are_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(ConversionError, match=message):
             ghnq_quant.export_pte(quantized(network(), scheme), tmp_path / "a.pte", images(1))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def ghnq(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """``ghnq export --target xnnpack`` with arguments: what it prints."""
+    noted = {"bits": "8-symmetric-channel/8", "backend": "reference"}
+    save_state(quantized(network()), tmp_path / "noted.safetensors", noted)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(zoos, "create_model", lambda *_: network())
+
+    def run(*arguments: str) -> str:
+        where = ("net", "--weights", "noted.safetensors", "--image-size", "8")
+        monkeypatch.setattr(
+            "sys.argv", ["ghnq", "export", *where, "--target", "xnnpack", *arguments]
+        )
+        with pytest.raises(SystemExit):
+            cli.main()
+        return "".join(capsys.readouterr())
+
+    return run
+
+
+def test_export_command_writes_a_program(ghnq: Callable[..., str]) -> None:
+    pytest.importorskip("executorch")
+    assert ghnq("-o", "model.pte") == "Saved to model.pte\n"
+    x, qmodel = images(1), quantized(network())
+    y = qmodel(x)
+    assert (execute(Path("model.pte"), x) - y).abs().max() <= (y.max() - y.min()) / 255
+
+
+def test_export_command_tells_what_a_program_needs(
+    ghnq: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_executorch(monkeypatch)
+    assert "error: model.onnx must end in .pte" in ghnq("-o", "model.onnx")
+    assert "error: --format is of ONNX files" in ghnq("-o", "model.pte", "--format", "qdq")
+    assert "pip install 'ghnq-quant[executorch]'" in ghnq("-o", "model.pte")
+    assert not Path("model.pte").exists()

@@ -25,7 +25,7 @@ check_export = pytest.importorskip("ghnq_quant.deployment.check").check_export
 #: Bits that each target of ONNX files takes.
 BITS = {
     "onnxruntime": [(8, 8), (4, 8), (4, 4)],
-    "openvino": [(8, 8), (4, 8)],
+    "openvino": [(8, 8), (4, 8), (4, 4)],
     "tensorrt": [(8, 8), (4, 5)],
     "qnn": [(8, 8)],
     "finn": [(4, 4), (8, 3)],
@@ -91,6 +91,28 @@ def run(file: Path, x: Tensor, *, optimized: bool = False) -> Tensor:
     return torch.from_numpy(session(file, optimized=optimized).run(None, {"input": x.numpy()})[0])
 
 
+def in_openvino(file: Path, x: Tensor) -> Tensor:
+    """What it computes, with every convolution on integers."""
+    openvino = pytest.importorskip("openvino")
+    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    layers = [n for n in nodes if n["layerType"].astype(str) == "Convolution"]
+    assert {n["runtimePrecision"].astype(str) for n in layers} <= {"u8", "i8"}
+    return torch.from_numpy(compiled(x.numpy())[0])
+
+
+def in_qonnx(file: Path, x: Tensor) -> Tensor:
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_shapes import InferShapes
+
+    model = ModelWrapper(onnx.load(file))
+    model.set_tensor_shape("input", list(x.shape))
+    found = execute_onnx(model.transform(InferShapes()), {"input": x.numpy()})["output"]
+    return torch.from_numpy(found)
+
+
 def kinds(file: Path) -> list[str]:
     return [node.op_type for node in onnx.load(file).graph.node]
 
@@ -105,10 +127,8 @@ def test_scheme_of_each_target(name: str) -> None:
 
 
 def test_bits_without_integer_kernels_are_refused_before_training() -> None:
-    with pytest.raises(
-        SchemeError, match=r"openvino has no .* activations of 4 bits.*docs\.openvi"
-    ):
-        QuantScheme.for_target("openvino", 4)
+    with pytest.raises(SchemeError, match=r"qnn has no .* activations of 4 bits.*onnxruntime\.ai"):
+        QuantScheme.for_target("qnn", 4)
     with pytest.raises(SchemeError, match="weights of 32 bits"):
         QuantScheme.for_target("tensorrt", (32, 8))
     with pytest.raises(SchemeError, match="unknown target 'tflite'; known are: onnxruntime"):
@@ -145,6 +165,13 @@ def test_onnxruntime_runs_every_layer_on_integers(
     """And computes what the file says: it has no bias left to round."""
     x, file = images(20), exported("onnxruntime", bits)
     torch.testing.assert_close(run(file, x, optimized=True), run(file, x), rtol=0, atol=1e-5)
+    weights = {t.name: tuple(t.dims) for t in onnx.load(file).graph.initializer}
+    assert weights["stem.0.weight_levels"] == (
+        8,
+        4,
+        3,
+        3,
+    )  # a channel of zeros, for the fast kernel
     optimized = kinds(file.with_suffix(".optimized.onnx"))
     assert [optimized.count(k) for k in ("QLinearConv", "QLinearAdd", "Conv", "Add")] == [
         2,
@@ -158,35 +185,60 @@ def test_onnxruntime_runs_every_layer_on_integers(
 def test_openvino_runs_every_convolution_on_integers(
     bits: tuple[int, int], exported: Callable[..., Path]
 ) -> None:
-    openvino = pytest.importorskip("openvino")
-    qmodel, x, file = residual("openvino", bits), images(20), exported("openvino", bits)
-    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
-    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    layers = [n for n in nodes if n["layerType"].astype(str) == "Convolution"]
-    assert {n["runtimePrecision"].astype(str) for n in layers} <= {"u8", "i8"}
-    y = qmodel(x)
-    found = torch.from_numpy(compiled(x.numpy())[0])
-    assert (found - y).abs().max() <= 2 * (y.max() - y.min()) / 255
+    x = images(20)
+    y = residual("openvino", bits)(x)
+    found = in_openvino(exported("openvino", bits), x)
+    assert (found - y).abs().max() <= 2 * (y.max() - y.min()) / (2 ** bits[1] - 1)
+
+
+def test_openvino_rounds_what_it_adds(tmp_path: Path) -> None:
+    """Its kernel of convolution and sum does not, unless something is before the quantizer."""
+
+    class Deep(Residual):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second = nn.Conv2d(8, 8, 3, padding=1)
+            self.pool = nn.MaxPool2d(8)  # averages of levels are often halfway between two
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            x = self.second(torch.relu(self.conv(x))) + x
+            return self.head(self.pool(x).flatten(1))
+
+    torch.manual_seed(0)
+    qmodel, x = quantized(Deep(), QuantScheme.for_target("openvino", 4)), images(20)
+    file = ghnq_quant.export_onnx(qmodel, tmp_path / "a.onnx", x[:1], target="openvino")
+    torch.testing.assert_close(in_openvino(file, x), qmodel(x), rtol=1e-5, atol=1e-5)
 
 
 @of_brevitas
 @pytest.mark.parametrize("target", ["finn", "hls4ml"])
 def test_files_of_qonnx_in_its_executor(target: str, exported: Callable[..., Path]) -> None:
     pytest.importorskip("qonnx")
-    from qonnx.core.modelwrapper import ModelWrapper
-    from qonnx.core.onnx_exec import execute_onnx
-    from qonnx.transformation.infer_shapes import InferShapes
-
-    qmodel, x = residual(target, (4, 4)), images(8)
-    model = ModelWrapper(onnx.load(exported(target, (4, 4))))
-    model.set_tensor_shape("input", list(x.shape))
-    quants = [node for node in model.graph.node if node.op_type == "Quant"]
-    for node in quants:  # what FINN's conversion insists on
-        scale, zero_point = (model.get_initializer(name) for name in node.input[1:3])
+    file, x = exported(target, (4, 4)), images(8)
+    graph = onnx.load(file).graph
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    quants = [node for node in graph.node if node.op_type == "Quant"]
+    for scale, zero_point in ([values[name] for name in node.input[1:3]] for node in quants):
+        # what FINN's conversion insists on
         assert (scale.size, zero_point.size, zero_point.item()) == (1, 1, 0)
-    found = execute_onnx(model.transform(InferShapes()), {"input": x.numpy()})["output"]
-    np.testing.assert_allclose(found, qmodel(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+    y = residual(target, (4, 4))(x)
+    torch.testing.assert_close(in_qonnx(file, x), y, rtol=1e-5, atol=1e-5)
+
+
+@of_brevitas
+def test_a_relu6_above_all_levels_is_a_relu_in_qonnx(tmp_path: Path) -> None:
+    """A scale rounded up to a power of two may leave levels above 6: that file is refused."""
+    pytest.importorskip("qonnx")
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Flatten(), nn.Linear(288, 10))
+    nn.init.normal_(model[0].weight)  # so that 6 is not beyond its results
+    qmodel, x = quantized(model, QuantScheme.for_target("finn", 4)), images(4)
+    file = ghnq_quant.export_onnx(qmodel, tmp_path / "a.onnx", x[:1], target="finn")
+    assert (kinds(file).count("Relu"), kinds(file).count("Clip")) == (1, 0)
+    torch.testing.assert_close(in_qonnx(file, x), qmodel(x), rtol=1e-5, atol=1e-5)
+    qmodel = quantized(model, QuantScheme.for_target("hls4ml", 4))
+    with pytest.raises(ConversionError, match=r"hls4ml does not take 1 nodes.*Clip \S+: .* ReLU"):
+        ghnq_quant.export_onnx(qmodel, tmp_path / "b.onnx", x[:1], target="hls4ml")
 
 
 def test_asymmetric_weights_of_few_bits_are_int8_without_a_zero_point(tmp_path: Path) -> None:
@@ -198,6 +250,26 @@ def test_asymmetric_weights_of_few_bits_are_int8_without_a_zero_point(tmp_path: 
     assert levels.dtype == np.int8
     assert abs(levels.astype(int)).max() <= 64
     assert not constants["conv.weight.zero_point"].any()
+
+
+def test_asymmetric_weights_of_eight_bits_are_int8_in_onnxruntime(tmp_path: Path) -> None:
+    """With the zero point moved along: its integer kernel of uint8 weights is slower."""
+    qmodel, x = quantized(Residual(), QuantScheme(8, 8)), images(20)
+    plain = ghnq_quant.export_onnx(qmodel, tmp_path / "plain.onnx", x[:1])
+    file = ghnq_quant.export_onnx(qmodel, tmp_path / "a.onnx", x[:1], target="onnxruntime")
+    found = run(file, x, optimized=True)
+    torch.testing.assert_close(found, run(plain, x, optimized=True), rtol=1e-5, atol=1e-5)
+    for name in ("conv.weight_levels", "conv.weight.zero_point"):
+        levels, others = (
+            next(
+                onnx.numpy_helper.to_array(t)
+                for t in onnx.load(path).graph.initializer
+                if t.name == name
+            )
+            for path in (file, plain)
+        )
+        assert levels.dtype == np.int8
+        assert (levels.astype(int) + 128 == others).all()
 
 
 def test_a_model_for_another_target_is_refused_by_node(tmp_path: Path) -> None:
