@@ -330,6 +330,7 @@ class _ConvBatchNorm(torch.autograd.Function):
         ignore_constants: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         convolve = convolution(x, weight, geometry)
+        weight = convolve.arranged(weight)
         z = convolve(weight)  # its bias would only shift the mean
         mean, variance = batch_statistics(z)
         factor, shift = _fold(mean, variance, gamma, beta, eps, ignore_constants)

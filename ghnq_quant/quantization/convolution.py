@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+#: Of pixels in (N, H, W, C).
+Place = tuple[slice, slice, slice]
 
 
 class Geometry(NamedTuple):
@@ -27,6 +31,9 @@ class Geometry(NamedTuple):
 class Convolution(Protocol):
     """A convolution's input, ready for any weight of one shape."""
 
+    def arranged(self, weight: Tensor) -> Tensor:
+        """The weight in the memory layout that is read, which others are brought into on each call."""
+
     def __call__(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """(N, C_out, H', W')"""
 
@@ -41,8 +48,9 @@ def convolution(x: Tensor, weight: Tensor, geometry: Geometry) -> Convolution:
     """The faster of two ways to convolve ``x`` (N, C_in, H, W) with weights of ``weight``'s shape.
 
     Where there are more output channels than output positions in the batch, as behind the last
-    downsampling of a network on small images, a convolution's time on CPU is that of bringing the
-    weight into its layout, which a matrix product over the input's patches does not do.
+    downsampling of a network on small images, each tap of the kernel is a matrix product with the
+    pixels that it meets. Most of what the others multiply there is padding: of a 3×3 kernel on a map
+    of 2×2, five ninths.
 
     Example:
         >>> x, weight = torch.ones(1, 2, 3, 3), torch.ones(4, 2, 3, 3)
@@ -51,14 +59,18 @@ def convolution(x: Tensor, weight: Tensor, geometry: Geometry) -> Convolution:
     """
     height, width = geometry.output_size(x.shape[2:], weight.shape[2:])
     few = len(x) * height * width <= len(weight)
-    if few and geometry.groups == 1 and x.device.type == "cpu":
-        return _OfPatches(x, weight.shape, geometry)
+    exact = weight.dtype.itemsize >= 4  # enough for sums that are rounded after each tap
+    if few and exact and geometry.groups == 1 and x.device.type == "cpu":
+        return _ByTaps(x, weight.shape, geometry)
     return _Direct(x, weight.shape, geometry)
 
 
 class _Direct:
     def __init__(self, x: Tensor, weight_shape: torch.Size, geometry: Geometry) -> None:
         self._x, self._weight_shape, self._geometry = x, weight_shape, geometry
+
+    def arranged(self, weight: Tensor) -> Tensor:
+        return weight
 
     def __call__(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.conv2d(self._x, weight, bias, *self._geometry)
@@ -99,40 +111,72 @@ class _Direct:
         return gradients
 
 
-class _OfPatches:
+class _ByTaps:
     def __init__(self, x: Tensor, weight_shape: torch.Size, geometry: Geometry) -> None:
-        self._weight_shape, self._input_size = weight_shape, x.shape[2:]
-        self._output_size = geometry.output_size(x.shape[2:], weight_shape[2:])
-        self._window = {
-            "kernel_size": weight_shape[2:],
-            "dilation": geometry.dilation,
-            "padding": geometry.padding,
-            "stride": geometry.stride,
-        }
-        patches = F.unfold(x, **self._window)  # (N, C_in · kh · kw, H' · W')
-        self._batch = len(patches)
-        self._patches = patches.transpose(1, 2).flatten(0, 1)
+        self._x = x.contiguous(memory_format=torch.channels_last)
+        self._weight_shape = weight_shape
+        size, kernel = x.shape[2:], weight_shape[2:]
+        self._output_size = geometry.output_size(size, kernel)
+        rows, columns = map(_overlaps, size, self._output_size, kernel, *geometry[:3])
+        #: the taps that meet pixels: which in the weight, and the pixels read and written
+        self._taps = [
+            ((..., i, j), (slice(None), read_i, read_j), (slice(None), written_i, written_j))
+            for (i, read_i, written_i), (j, read_j, written_j) in product(rows, columns)
+        ]
+
+    def arranged(self, weight: Tensor) -> Tensor:
+        return weight.contiguous(memory_format=torch.channels_last)
 
     def __call__(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        shape = (self._batch, len(weight), *self._output_size)
-        y = torch.empty(
-            shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last
-        )
-        rows = _rows(y)  # of a tensor of its own: a view must not leave an autograd function
-        torch.mm(self._patches, weight.flatten(1).t(), out=rows)
-        return y if bias is None else y.add_(bias.view(-1, 1, 1))
+        weight = self.arranged(weight)
+        y = self._zeros(len(self._x), len(weight), *self._output_size)
+        if bias is not None:
+            y += bias.view(-1, 1, 1)
+        for tap, read, written in self._taps:
+            _add(y, written, _rows(self._x, read) @ weight[tap].t())
+        return y
 
     def grad_weight(self, grad: Tensor) -> Tensor:
-        return torch.mm(_rows(grad).t(), self._patches).view(self._weight_shape)
+        total = self._zeros(*self._weight_shape)
+        for tap, read, written in self._taps:
+            torch.mm(_rows(grad, written).t(), _rows(self._x, read), out=total[tap])
+        return total
 
     def grad_input(self, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        rows = torch.zeros_like(self._patches)
+        total = self._zeros(*self._x.shape)
         for grad, weight in terms:
-            rows.addmm_(_rows(grad), weight.flatten(1))
-        patches = rows.view(self._batch, -1, rows.shape[1]).transpose(1, 2)
-        return F.fold(patches, self._input_size, **self._window)
+            weight = self.arranged(weight)
+            for tap, read, written in self._taps:
+                _add(total, read, _rows(grad, written) @ weight[tap])
+        return total
+
+    def _zeros(self, *shape: int) -> Tensor:
+        x = self._x
+        empty = torch.empty(
+            shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+        )
+        return empty.zero_()
 
 
-def _rows(grad: Tensor) -> Tensor:
-    """(N, C, H, W) to (N · H · W, C)."""
-    return grad.permute(0, 2, 3, 1).flatten(0, 2)
+def _overlaps(
+    size: int, output: int, kernel: int, stride: int, padding: int, dilation: int
+) -> Iterator[tuple[int, slice, slice]]:
+    """Along one dimension the taps that do not meet padding alone: which of the input's places each
+    reads, and which of the output's these are."""
+    for tap in range(kernel):
+        offset = tap * dilation - padding
+        first = max(0, -(offset // stride))
+        last = min(output - 1, (size - 1 - offset) // stride)
+        if first <= last:
+            read = slice(first * stride + offset, last * stride + offset + 1, stride)
+            yield tap, read, slice(first, last + 1)
+
+
+def _rows(x: Tensor, place: Place) -> Tensor:
+    """Pixels of x (N, C, H, W) as (n, C); matrix products of more dimensions are slow."""
+    return x.permute(0, 2, 3, 1)[place].flatten(0, 2)
+
+
+def _add(x: Tensor, place: Place, rows: Tensor) -> None:
+    pixels = x.permute(0, 2, 3, 1)[place]
+    pixels += rows.view(pixels.shape)

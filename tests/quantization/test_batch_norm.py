@@ -25,7 +25,7 @@ CONVS: dict[str, dict[str, Any]] = {
     "dilated": {"kernel_size": 3, "dilation": 2, "padding": "same", "bias": True},
     "reflecting": {"kernel_size": 3, "padding": 1, "padding_mode": "reflect", "bias": False},
     "uneven": {"kernel_size": (1, 3), "padding": (0, 1), "stride": (2, 1), "bias": False},
-    # fewer positions than output channels: computed from patches
+    # fewer positions than output channels: computed tap by tap
     "few positions": {"kernel_size": (10, 9), "padding": (0, 1), "stride": (9, 3), "bias": True},
     "few, dilated": {
         "kernel_size": 3,
@@ -34,6 +34,7 @@ CONVS: dict[str, dict[str, Any]] = {
         "dilation": 2,
         "bias": False,
     },
+    "few, taps on padding": {"kernel_size": 5, "padding": 3, "stride": (14, 8), "bias": False},
 }
 
 
