@@ -176,6 +176,18 @@ def quantize_dequantize(
 _PIECE = 2**17
 
 
+def in_pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Tensors of one shape in flat parts of which a CPU's cache holds several; whole ones where their
+    layouts differ or have gaps, and those of a GPU."""
+    first = tensors[0]
+    flat = [_in_memory_order(tensor) for tensor in tensors]
+    alike = flat[0].dim() == 1 and all(t.stride() == first.stride() for t in tensors)
+    if torch.compiler.is_compiling() or first.device.type != "cpu" or not alike:
+        return [tensors]
+    size = _PIECE * torch.get_num_threads()
+    return list(zip(*(t.split(size) for t in flat), strict=True))
+
+
 class _StraightThrough(torch.autograd.Function):
     # On CPU these in-place passes take less than a tenth of the time of torch's own fake
     # quantization, which computes and saves a mask that a straight-through gradient has no use for.
@@ -194,16 +206,10 @@ class _StraightThrough(torch.autograd.Function):
             torch.div(x, scale, out=result).round_()
             torch.maximum(result, low, out=result)  # a tenth of the time of clamp_ with tensors
             return torch.minimum(result, high, out=result).mul_(scale)
-        zero: Any = zero_point
-        pieces = [(x, result)]
-        if x.device.type == "cpu":
-            zero = zero_point.item()  # faster, and there is no device to wait for
-            size = _PIECE * torch.get_num_threads()
-            flat = _in_memory_order(x), _in_memory_order(result)
-            if x.numel() > size and x.stride() == result.stride() and flat[0].dim() == 1:
-                pieces = list(zip(flat[0].split(size), flat[1].split(size), strict=True))
+        # on CPU faster as a number, and there is no device to wait for
+        zero: Any = zero_point.item() if x.device.type == "cpu" else zero_point
         low, high = -(zero - lowest), highest - zero
-        for source, target in pieces:
+        for source, target in in_pieces(x, result):
             torch.div(source, scale, out=target).round_().clamp_(low, high).mul_(scale)
         return result
 

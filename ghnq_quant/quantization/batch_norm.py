@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ghnq_quant.errors import DataError
-from ghnq_quant.quantization.convolution import Geometry, convolution
+from ghnq_quant.quantization.channel_statistics import batch_statistics, channel_statistics
+from ghnq_quant.quantization.convolution import Geometry, convolution, convolve
 from ghnq_quant.quantization.processes import in_processes, shared_statistics
 from ghnq_quant.quantization.scheme import BatchNormMode
 from ghnq_quant.quantization.tracing import traced_with_statistics
@@ -270,12 +271,12 @@ def conv_batch_statistics_norm(
         )
         with torch.no_grad():
             return y, mean if bias is None else mean + bias, variance
-    z = F.conv2d(x, weight, bias, *geometry)
-    variance, mean = torch.var_mean(_full(z, weight), (0, 2, 3), correction=0)
+    z = convolve(x, weight, bias, geometry)
+    mean, variance = channel_statistics(_full(z, weight))
     factor, shift = _fold(mean, variance, gamma, beta, eps, ignore_constants)
     if bias is not None:
         shift = torch.addcmul(shift, bias, factor)
-    y = F.conv2d(x, quantize(_scaled(weight, factor)), shift, *geometry)
+    y = convolve(x, quantize(_scaled(weight, factor)), shift, geometry)
     return y, mean.detach(), variance.detach()
 
 
@@ -373,23 +374,3 @@ def _like(grad: Tensor, z: Tensor) -> Tensor:
     return grad.contiguous(
         memory_format=torch.channels_last if channels_last else torch.contiguous_format
     )
-
-
-def batch_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel of z (N, C, H, W), without gradient."""
-    if z.device.type != "cpu":
-        variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
-        return mean, variance
-    channels = z.shape[1]
-    groups = 1
-    if z.is_contiguous(memory_format=torch.channels_last):
-        # Rows of several pixels make shorter sums, so less rounding, and longer vectors.
-        count = z.numel() // channels
-        groups = math.gcd(count, 64) if count > 1024 else 1
-        z = z.permute(0, 2, 3, 1).reshape(count // groups, groups * channels, 1, 1)
-    mean, variance = torch.batch_norm_update_stats(z, None, None, 0.0)
-    if groups == 1:
-        return mean, variance
-    mean, variance = mean.view(groups, channels), variance.view(groups, channels).mean(0)
-    total = mean.mean(0)
-    return total, variance.add_((mean - total).square_().mean(0))

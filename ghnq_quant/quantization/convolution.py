@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,36 @@ def convolution(x: Tensor, weight: Tensor, geometry: Geometry) -> Convolution:
     if few and exact and geometry.groups == 1 and x.device.type == "cpu":
         return _ByTaps(x, weight.shape, geometry)
     return _Direct(x, weight.shape, geometry)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """:func:`convolution` with gradients; under autocast and in a compiler PyTorch's own."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return F.conv2d(x, weight, bias, *geometry)
+    y: Tensor = _Convolve.apply(x, weight, bias, geometry)
+    return y
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+    ) -> Tensor:
+        run = convolution(x, weight, geometry)
+        weight = run.arranged(weight)
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = geometry
+        return run(weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        run = convolution(x, weight, ctx.geometry)
+        grad_x = run.grad_input([(grad, weight)]) if of_x else None
+        grad_weight = run.grad_weight(grad) if of_weight else None
+        return grad_x, grad_weight, grad.sum((0, 2, 3)) if of_bias else None, None
 
 
 class _Direct:

@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ghnq_quant.quantization.affine import along_channels, power_of_two, quantize_dequantize
+from ghnq_quant.quantization.affine import (
+    along_channels,
+    in_pieces,
+    power_of_two,
+    quantize_dequantize,
+)
 from ghnq_quant.quantization.quantizer import Quantizer
 
 #: How far from zero the squareplus bends, as a share of the scale at the start, squared.
@@ -100,17 +105,36 @@ class _Learned(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, zero_point = ctx.saved_tensors
-        lowest, highest = ctx.quantizer.levels
-        shift = along_channels(zero_point, x)
-        steps = x / along_channels(scale, x)
-        clamped = torch.minimum(torch.maximum(steps, lowest - shift), highest - shift)
-        inside = clamped == steps
-        grad_x = grad * inside
-        of_scale = clamped.round_() - torch.where(inside, steps, -shift)
+        grad_x = torch.empty_like(x)
+        pieces = [(x, grad, grad_x)] if scale.dim() else in_pieces(x, grad, grad_x)
+        totals = [
+            _gradients(values, of_values, result, scale, zero_point, ctx.quantizer)
+            for values, of_values, result in pieces
+        ]
+        factor = 1 / math.sqrt(ctx.count * ctx.quantizer.levels[1])
+        of_scale, of_offset = (sum(parts) * factor for parts in zip(*totals, strict=True))
+        return grad_x, of_scale, of_offset if ctx.needs_input_grad[2] else None, None, None, None
 
-        def total(values: Tensor) -> Tensor:
-            dims = tuple(range(1, x.dim())) if scale.dim() else None
-            return values.sum(dims, dtype=scale.dtype) / math.sqrt(ctx.count * highest)
 
-        grad_offset = total(grad - grad_x) if ctx.needs_input_grad[2] else None
-        return grad_x, total(of_scale * grad), grad_offset, None, None, None
+def _gradients(
+    x: Tensor, grad: Tensor, grad_x: Tensor, scale: Tensor, zero_point: Tensor, quantizer: Quantizer
+) -> tuple[Tensor, Tensor]:
+    """Those of scale and offset, summed but not yet multiplied by the factor; writes that of x."""
+    lowest, highest = quantizer.levels
+    shift = along_channels(zero_point, x)
+    steps = x / along_channels(scale, x)
+    clamped = torch.minimum(torch.maximum(steps, lowest - shift), highest - shift)
+    beyond = steps.sub_(clamped)  # zero within the ends
+    # zero where ``beyond`` is at least the smallest number: on CPU a boolean mask takes longer than
+    # all the rest
+    least = torch.finfo(x.dtype).tiny * torch.finfo(x.dtype).eps
+    torch.ops.aten.hardtanh_backward(grad, beyond, -least, least, grad_input=grad_x)
+    of_ends = grad - grad_x
+    rounding = torch.round(clamped).sub_(clamped)
+
+    def total(values: Tensor) -> Tensor:
+        dims = tuple(range(1, x.dim())) if scale.dim() else None
+        return values.sum(dims, dtype=scale.dtype)
+
+    of_offset = total(of_ends)
+    return total(rounding.mul_(grad).addcmul_(clamped.add_(shift), of_ends)), of_offset

@@ -153,7 +153,7 @@ def test_without_running_statistics() -> None:
 @pytest.mark.parametrize("groups", [1, 2, 64])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_statistics_are_accurate(groups: int, layout: torch.memory_format) -> None:
-    from ghnq_quant.quantization.batch_norm import batch_statistics
+    from ghnq_quant.quantization.channel_statistics import batch_statistics
 
     z = torch.randn(groups, 24, 31, 33) * torch.logspace(-1, 3, 24).view(1, -1, 1, 1) + 2
     mean, variance = batch_statistics(z.to(memory_format=layout))
@@ -164,7 +164,7 @@ def test_statistics_are_accurate(groups: int, layout: torch.memory_format) -> No
 
 
 def test_large_images_are_as_accurate_as_small_ones() -> None:
-    from ghnq_quant.quantization.batch_norm import batch_statistics
+    from ghnq_quant.quantization.channel_statistics import batch_statistics
 
     z = torch.randn(64, 8, 64, 64).to(memory_format=torch.channels_last) + 1
     mean, variance = batch_statistics(z)
