@@ -37,7 +37,7 @@ def check_layers(model: nn.Module, skip: bool) -> None:
                 f"module {name!r} is a {type(module).__name__}: only Conv2d convolutions are "
                 "supported; replace it, or quantize the part of the model that has none"
             )
-        if any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)):
+        if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
             raise CaptureError(
                 f"module {name!r} ({type(module).__name__}) has no shapes yet: run the model once "
                 "on an input of yours, so that it makes its parameters"

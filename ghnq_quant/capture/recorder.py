@@ -143,6 +143,8 @@ class Recorder(fx.Tracer):
             return a.node
         if kind is tuple:
             return tuple(map(self.create_arg, a))
+        if kind is dict and not a:
+            return {}
         if a is None or kind in (int, float, bool, str):
             return a
         return super().create_arg(a)

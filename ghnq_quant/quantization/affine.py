@@ -173,7 +173,7 @@ def quantize_dequantize(
 
 
 #: Elements that a CPU thread takes through all passes at a time: source and result fit its cache.
-_PIECE = 2**17
+PIECE = 2**17
 
 
 def in_pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
@@ -184,7 +184,7 @@ def in_pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     alike = flat[0].dim() == 1 and all(t.stride() == first.stride() for t in tensors)
     if torch.compiler.is_compiling() or first.device.type != "cpu" or not alike:
         return [tensors]
-    size = _PIECE * torch.get_num_threads()
+    size = PIECE * torch.get_num_threads()
     return list(zip(*(t.split(size) for t in flat), strict=True))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ghnq_quant.quantization.affine import (
+    PIECE,
     along_channels,
     in_pieces,
     power_of_two,
@@ -106,20 +107,33 @@ class _Learned(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, zero_point = ctx.saved_tensors
         grad_x = torch.empty_like(x)
-        pieces = [(x, grad, grad_x)] if scale.dim() else in_pieces(x, grad, grad_x)
-        totals = [
-            _gradients(values, of_values, result, scale, zero_point, ctx.quantizer)
-            for values, of_values, result in pieces
-        ]
+        grad = torch.empty_like(x).copy_(grad)  # in the layout of x
+        pieces = _pieces((x, grad, grad_x, scale, zero_point))
+        totals = [_gradients(piece, ctx.quantizer) for piece in pieces]
+        join: Any = torch.cat if scale.dim() else sum
         factor = 1 / math.sqrt(ctx.count * ctx.quantizer.levels[1])
-        of_scale, of_offset = (sum(parts) * factor for parts in zip(*totals, strict=True))
+        of_scale, of_offset = (join(parts) * factor for parts in zip(*totals, strict=True))
         return grad_x, of_scale, of_offset if ctx.needs_input_grad[2] else None, None, None, None
 
 
-def _gradients(
-    x: Tensor, grad: Tensor, grad_x: Tensor, scale: Tensor, zero_point: Tensor, quantizer: Quantizer
-) -> tuple[Tensor, Tensor]:
+#: x, the gradient of its values, where x's own is written, scale and zero point.
+_Piece = tuple[Tensor, ...]
+
+
+def _pieces(whole: _Piece) -> list[_Piece]:
+    """For a CPU's cache, as :func:`in_pieces`; per channel some channels at a time."""
+    *tensors, scale, zero_point = whole
+    if not scale.dim():
+        return [(*piece, scale, zero_point) for piece in in_pieces(*tensors)]
+    if torch.compiler.is_compiling() or scale.device.type != "cpu":
+        return [whole]
+    channels = max(1, PIECE // tensors[0][0].numel())
+    return list(zip(*(tensor.split(channels) for tensor in whole), strict=True))
+
+
+def _gradients(piece: _Piece, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
     """Those of scale and offset, summed but not yet multiplied by the factor; writes that of x."""
+    x, grad, grad_x, scale, zero_point = piece
     lowest, highest = quantizer.levels
     shift = along_channels(zero_point, x)
     steps = x / along_channels(scale, x)

@@ -125,7 +125,7 @@ def test_any_memory_layout(layout: str) -> None:
 def test_in_pieces_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1001)
     expected = fake_quantize(x, 4)
-    monkeypatch.setattr("ghnq_quant.quantization.affine._PIECE", 10)
+    monkeypatch.setattr("ghnq_quant.quantization.affine.PIECE", 10)
     assert torch.equal(fake_quantize(x, 4), expected)
 
 

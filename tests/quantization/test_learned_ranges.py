@@ -81,6 +81,27 @@ def ends(x: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
     return (low, high) if quantizer.per_channel else (low[0], high[0])
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_in_pieces_are_those_of_the_whole(
+    kind: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a gradient in another layout than the values."""
+    torch.manual_seed(4)
+    quantizer = Quantizer.parse(f"3-{kind}-learned".replace("--", "-"))
+    x, grad = torch.randn(2, 5, 4, 3, 2, dtype=torch.float64).unbind()
+    gradients = []
+    for piece in (2**17, 30):
+        monkeypatch.setattr("ghnq_quant.quantization.affine.PIECE", piece)
+        monkeypatch.setattr("ghnq_quant.quantization.learned.PIECE", piece)
+        module = make_weight_range(quantizer, 5).double()
+        module.set_range(*ends(x.flatten(1), quantizer))  # type: ignore[attr-defined]
+        values = x.contiguous(memory_format=layout).requires_grad_()
+        module.quantize(values)[0].backward(grad)
+        gradients.append([values.grad, *(p.grad for p in module.parameters())])
+    torch.testing.assert_close(*gradients)
+
+
 def test_zeros_behind_a_relu_do_not_pull_at_the_offset() -> None:
     """At the end of the levels they are exact, whatever the offset does."""
     module = make_range(Quantizer(4, range="learned"))
