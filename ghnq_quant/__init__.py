@@ -21,7 +21,7 @@ __version__ = version("ghnq-quant")
 
 
 def __getattr__(name: str) -> Any:
-    """Import everything public when any of it is asked for: torch takes a second, which
+    """Import all public names when one is first used: importing torch takes a second, which
     ``ghnq --help`` must not wait for."""
     if name.startswith("__") and name != "__all__":
         raise AttributeError(name)

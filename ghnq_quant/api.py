@@ -1,4 +1,4 @@
-"""The two-line stories: parameters for a float model, a start for its training, and a quantized model."""
+"""The public entry points: parameters for a float model, a start for its training, a quantized model."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ def predict_parameters(
 
     Args:
         model: the network; it is not changed. A list of networks is predicted as one batch.
-        ghn: the hypernetwork, or what :meth:`GHN.from_pretrained` loads: a folder, a name, a file; by
-            default the checkpoint ``ghnq-cifar10`` that the package ships.
-        bits: precision that the parameters are meant for, as one bit width or as (weight,
-            activation); only a hypernetwork with a precision embedding reads it.
-        example_input: (N, C, H, W), to check that the network runs on its shape.
+        ghn: the hypernetwork, or anything that :meth:`GHN.from_pretrained` loads (a folder, a name, a
+            file); by default the shipped checkpoint ``ghnq-cifar10``.
+        bits: precision that the parameters are for, as one bit width or as (weight, activation);
+            ignored unless the hypernetwork has a precision embedding.
+        example_input: (N, C, H, W); if given, checks that the network runs on this shape.
 
     Returns:
-        for each parameter of ``model``, in the order of ``named_parameters()``, its name and a
-        tensor of its shape, dtype and device. A classification layer of another number of classes
-        than the hypernetwork's, and parameters that no node of the graph stands for, keep their
-        own values; one warning names them.
+        the name of each parameter of ``model``, in the order of ``named_parameters()``, and a tensor
+        of its shape, dtype and device. A classification layer with another number of classes than
+        the hypernetwork's, and parameters that no node of the graph represents, keep their own
+        values; a warning names them.
 
     Raises:
         CaptureError: the network cannot be captured.
@@ -111,37 +111,37 @@ def initialize(
     example_input: Tensor | None = None,
     skip: Literal["unsupported"] | None = None,
 ) -> nn.Module:
-    """Give a float network a start that trains faster than PyTorch's.
+    """Initialize a float network so that it trains faster than from PyTorch's initialization.
 
-    The weights of the first convolutions are predicted by GHN-Q; all other layers keep the
-    initialization that ``model`` has, except the last, which is fitted to some images of the task.
-    That takes as long as seven or eight steps of training with batches of 64.
+    GHN-Q predicts the weights of the first convolutions. All other layers keep the initialization
+    of ``model``, except the last, which is fitted to some images of the task. This takes as long as
+    seven or eight training steps with batches of 64.
 
     Args:
         model: a new network, with its own initialization; it is not changed.
-        data: batches (images, labels) of the task in a mixed order, as a training loader gives them:
+        data: batches (images, labels) of the task in mixed order, as from a training loader:
             floats (N, C, H, W), normalized as for training, and class numbers (N,). The first
-            1,000 images are read.
-        ghn: the hypernetwork, or what :meth:`GHN.from_pretrained` loads: a folder, a name, a file; by
-            default the checkpoint ``ghnq-cifar10`` that the package ships.
-        share: how many of the convolutions are predicted, in order of depth from the image, as a
-            share of all, rounded up; a quarter by default.
-        classifier: of the layer that gives the logits: ``"fitted"`` to ``data`` by multinomial
-            logistic regression (without data it stays new); ``"new"`` keeps the model's own;
-            ``"predicted"`` means the classes that the hypernetwork was trained on, CIFAR-10's.
-        example_input: (N, C, H, W), to check that the network runs on its shape.
-        skip: ``"unsupported"`` leaves the modules new that cannot be captured, such as attention.
+            1,000 images are used.
+        ghn: the hypernetwork, or anything that :meth:`GHN.from_pretrained` loads (a folder, a name, a
+            file); by default the shipped checkpoint ``ghnq-cifar10``.
+        share: share of the convolutions to predict, counted by depth from the image and rounded up;
+            a quarter by default.
+        classifier: weights of the layer that gives the logits: ``"fitted"`` to ``data`` by
+            multinomial logistic regression (without data it stays new), ``"new"`` for the model's
+            own, or ``"predicted"`` for the classes the hypernetwork was trained on (CIFAR-10's).
+        example_input: (N, C, H, W); if given, checks that the network runs on this shape.
+        skip: ``"unsupported"`` leaves modules that cannot be captured, such as attention, new.
 
     Returns:
-        a new model of the same class. With ``data``, its batch norms' running statistics are those
-        of the images; without, they are as new.
+        a new model of the same class. With ``data``, its batch norms' running statistics come from
+        the images; without, they are reset.
 
     Raises:
         CaptureError: the network cannot be captured.
         CheckpointError: ``ghn`` names no checkpoint, or a damaged one.
-        PredictionError: a share outside of 0 to 1, or a parameter cannot be predicted.
-        DataError: ``data`` gives no batch, one of another form, values that are not finite, labels
-            without an output, or one class alone.
+        PredictionError: ``share`` is not between 0 and 1, or a parameter cannot be predicted.
+        DataError: ``data`` is empty, a batch is malformed, values are not finite, a label has no
+            output, or all images have the same label.
 
     Example:
         >>> import ghnq_quant, torch, torchvision
@@ -183,43 +183,42 @@ def init_quantized(
     skip: Literal["unsupported"] | None = None,
     as_predicted: bool = False,
 ) -> QuantModel:
-    """Turn a float network into one that is ready for quantization-aware training, with the start of
+    """Make a float network ready for quantization-aware training, with the start of
     :func:`initialize`.
 
     Args:
         model: a new network, with its own initialization; it is not changed.
-        bits: bit width of weights and activations, or a (weight, activation) pair: 2 to 8, 32 for
-            float; or a :class:`Quantizer` in place of a number.
-        data: as for :func:`initialize`: the classifier is fitted, and running statistics and
-            activation ranges are calibrated. That takes as long as some ten steps of training.
-            Without data the classifier is new and the first batches of the training make the ranges.
-        act_bits: bit width of activations where it differs.
-        stem_bits: bit width of the weights of the layers that read the image, where it differs: 8 is
-            usual, and helps predicted weights most. An override of ``scheme`` takes precedence.
+        bits: bit width of weights and activations, or a (weight, activation) pair: 2 to 8, or 32 for
+            float; a :class:`Quantizer` works too.
+        data: as for :func:`initialize`; also calibrates running statistics and activation ranges.
+            Takes as long as about ten training steps. Without data the classifier stays new, and
+            the first training batches set the ranges.
+        act_bits: bit width of activations, if different.
+        stem_bits: weight bit width of the layers that read the image, if different: 8 is usual, and
+            helps predicted weights most. An override of ``scheme`` takes precedence.
         backend: toolkit of the quantized layers: ``"brevitas"``, ``"torch_ao"``, ``"pt2e"``
             (torchao's export flow), ``"reference"`` (plain PyTorch) or one registered under the
             entry-point group ``ghnq_quant.backends``.
         ghn, share, classifier: as for :func:`initialize`.
-        scheme: in place of ``bits`` and ``act_bits``, everything that a :class:`QuantScheme` can
-            say.
-        example_input: (N, C, H, W), to check that the network runs on its shape; ``"pt2e"`` needs
-            it: what its model computes from the images' size is fixed then.
+        scheme: a complete :class:`QuantScheme`, instead of ``bits`` and ``act_bits``.
+        example_input: (N, C, H, W); if given, checks that the network runs on this shape.
+            ``"pt2e"`` needs it: whatever its model computes from the image size is then fixed.
         skip: ``"unsupported"`` leaves modules that cannot be captured, such as attention, in float
             with their own initialization; a warning and the returned model's attribute ``skipped``
             name them.
-        as_predicted: all parameters exactly as :func:`predict_parameters` gives them, as in the
-            paper's evaluation, with ``share`` at 1; ``data`` is then used to calibrate only.
+        as_predicted: use all parameters exactly as :func:`predict_parameters` gives them, as in the
+            paper's evaluation (``share`` is 1); ``data`` is then used to calibrate only.
 
     Returns:
-        a new model. Its modules, parameters and buffers have the names they had; running
-        statistics are those of ``data``, or of an untrained network.
+        a new model with the same names of modules, parameters and buffers; its running statistics
+        come from ``data``, or are reset.
 
     Raises:
-        SchemeError: a bit width that does not exist, or an override that matches no layer.
+        SchemeError: an invalid bit width, or an override that matches no layer.
         BackendError: an unknown backend, or one whose toolkit is not installed.
         CaptureError: the network cannot be captured.
         CheckpointError: ``ghn`` names no checkpoint, or a damaged one.
-        PredictionError: a share outside of 0 to 1, or a parameter cannot be predicted.
+        PredictionError: ``share`` is not between 0 and 1, or a parameter cannot be predicted.
         DataError: as for :func:`initialize`.
 
     Example:
@@ -259,8 +258,8 @@ def quantize(
     example_input: Tensor | None = None,
     skip: Literal["unsupported"] | None = None,
 ) -> QuantModel:
-    """The same as :func:`init_quantized` with the parameters and running statistics of ``model``
-    itself.
+    """Quantize a network with its own parameters and running statistics, otherwise as
+    :func:`init_quantized`.
 
     Example:
         >>> import ghnq_quant, torch
@@ -280,8 +279,8 @@ def quantize(
 
 
 def with_stem_bits(captured: Capture, scheme: QuantScheme, stem_bits: int | None) -> QuantScheme:
-    """``scheme`` with other weight bits for the layers that read the image, unless it overrides
-    them itself; None for the same."""
+    """Give the layers that read the image other weight bits, unless ``scheme`` overrides them; None
+    changes nothing."""
     if stem_bits is None:
         return scheme
     weights = replace(scheme.weights, bits=check_bits(stem_bits, "stem_bits"))

@@ -10,33 +10,33 @@ from ghnq_quant.errors import DataError, warn
 from ghnq_quant.quantization.calibration import statistics_of_batches
 from ghnq_quant.sample import Sample
 
-#: Strength of the L2 term for each feature, against the sum of the images' losses.
+#: Strength of the L2 term per feature, relative to the sum of the images' losses.
 _L2 = 2.0
-#: Least standard deviation that a feature is divided by, in the root mean square of all: the weights of
-#: one that hardly varies would be huge.
+#: Smallest standard deviation to divide a feature by, relative to the root mean square of all: a
+#: feature that hardly varies would get huge weights.
 _LEAST_DEVIATION = 0.1
 _MOST_ITERATIONS = 100
 
 
 def fit_classifier(model: nn.Module, name: str, sample: Sample) -> None:
-    """Give the classification layer ``name`` of ``model`` the weights that fit a sample best.
+    """Fit the classification layer ``name`` of ``model`` to a sample.
 
-    The layer's input is taken with batch norms on the batches' statistics, which become their
-    running ones, standardized, and a multinomial logistic regression with an L2 term on its weights
-    is fitted by L-BFGS: scikit-learn's with C = 1 / (2 · number of features), so strong that an image
-    shifts its own logits by a half at most. With less the weights fit the sample's chance, suffer
-    more from quantization, and make gradients so large that the first steps jump, which at a high
-    rate ends a training. Of a layer that runs at several places of the image the mean input counts.
-    Classes without an image get weights of zero and the least bias.
+    The layer's input is computed with batch statistics in the batch norms, which become their
+    running statistics, and standardized. L-BFGS then fits a multinomial logistic regression with an
+    L2 penalty on the weights: scikit-learn's with C = 1 / (2 · number of features), so strong that
+    an image shifts its own logits by at most a half. With a weaker penalty the weights overfit the
+    sample, suffer more from quantization, and make gradients so large that the first steps jump,
+    which ruins training at a high learning rate. If the layer runs at several positions of the
+    image, its mean input counts. Classes without an image get zero weights and the smallest bias.
 
     Args:
-        model: gives the logits that this layer makes; its parameters but this layer's, and all
-            modes, stay as they are.
+        model: returns the logits of this layer; its other parameters, and the modes of all modules,
+            do not change.
         name: of an ``nn.Linear`` or a 1×1 ``nn.Conv2d``.
         sample: of the task.
 
     Raises:
-        DataError: labels that the layer has no output for, or of one class alone.
+        DataError: a label without an output, or all labels are the same.
     """
     layer = model.get_submodule(name)
     assert isinstance(layer, (nn.Linear, nn.Conv2d))
@@ -54,17 +54,17 @@ def fit_classifier(model: nn.Module, name: str, sample: Sample) -> None:
 
 
 def _present_classes(labels: Tensor, outputs: int, name: str) -> Tensor:
-    """The classes that have an image, rising."""
+    """The classes that have an image, in ascending order."""
     present = labels.unique()
     least, most = int(present[0]), int(present[-1])
     if least < 0 or most >= outputs:
         raise DataError(
-            f"data has labels from {least} to {most}, and {name!r} has the outputs 0 to "
-            f"{outputs - 1}: make the model with as many outputs as there are classes"
+            f"data has labels from {least} to {most}, but {name!r} has outputs 0 to {outputs - 1}: "
+            "create the model with one output per class"
         )
     if len(present) == 1:
         raise DataError(
-            f"the first {len(labels)} images of data all have the label {least}: give them in a "
+            f"the first {len(labels)} images of data all have the label {least}: give them in "
             "mixed order, as a loader with shuffle=True does"
         )
     if len(present) < outputs:
@@ -80,14 +80,14 @@ def _present_classes(labels: Tensor, outputs: int, name: str) -> Tensor:
 
 @torch.no_grad()
 def take_statistics(model: nn.Module, sample: Sample) -> None:
-    """Make the batch norms' running statistics those of a sample."""
+    """Set the batch norms' running statistics to those of a sample."""
     with statistics_of_batches(model):
         for x in sample.batches():
             model(x)
 
 
 def _features(model: nn.Module, layer: nn.Module, sample: Sample) -> Tensor:
-    """(N, C): the layer's input, or its mean over the places of a feature map."""
+    """(N, C): the layer's input, averaged over the positions of a feature map."""
     found: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -105,7 +105,7 @@ def _features(model: nn.Module, layer: nn.Module, sample: Sample) -> Tensor:
 def _logistic_regression(
     features: Tensor, labels: Tensor, *, intercept: bool
 ) -> tuple[Tensor, Tensor]:
-    """Weight (classes, C) and bias (classes,) for features (N, C) as they are; without intercept
+    """Weight (classes, C) and bias (classes,) for unscaled features (N, C); without ``intercept``
     the bias is zero."""
     centre = features.mean(0) if intercept else torch.zeros_like(features[0])
     deviation = features.std(0, correction=0)

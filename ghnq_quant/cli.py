@@ -1,7 +1,7 @@
 """``ghnq``: every command reads its arguments and calls one function of the package.
 
-The one file of the library that imports ``ghnq_quant.research``: it mounts the laboratory's commands,
-and ``ghnq init --data`` reads images as they do.
+The only library file that imports ``ghnq_quant.research``: it mounts the laboratory's commands, and
+``ghnq init --data`` reads images as they do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ghnq_quant.research.cli import app as laboratory
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-#: What the system, torch and safetensors raise of files, devices, numbers and shapes.
+#: What the system, torch and safetensors raise for files, devices, numbers and shapes.
 REFUSALS = (OSError, ValueError, ArithmeticError, MemoryError, RuntimeError, SafetensorError)
 
 app = typer.Typer(
@@ -59,47 +59,47 @@ def init(
         str,
         typer.Argument(
             metavar="ARCH|MODULE:CALLABLE",
-            help="A torchvision or timm model's name, or a function of yours that returns a "
-            "model, such as mynets:tiny_cnn (mynets.py in this folder).",
+            help="Name of a torchvision or timm model, or your own function that returns a "
+            "model, such as mynets:tiny_cnn (in mynets.py in this folder).",
         ),
     ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Where to save: *.safetensors or *.pt.")
+        Path, typer.Option("-o", "--output", help="File to write: *.safetensors or *.pt.")
     ],
     bits: Bits = "4",
     weights: Annotated[
         str | None,
         typer.Option(
             metavar="W",
-            help="Quantizer of weights, if not that of --bits: e.g. 4-symmetric-channel, bits and "
-            "any of symmetric, channel, power_of_two.",
+            help="Weight quantizer, if not as in --bits: bits and any of symmetric, channel, "
+            "power_of_two, such as 4-symmetric-channel.",
         ),
     ] = None,
     activations: Annotated[
         str | None,
-        typer.Option(metavar="A", help="Quantizer of activations, if not that of --bits."),
+        typer.Option(metavar="A", help="Activation quantizer, if not as in --bits."),
     ] = None,
     stem_bits: StemBits = None,
     backend: Backend = "brevitas",
     num_classes: Annotated[
-        int | None, typer.Option(min=1, help="Outputs of the model [those of --data, or 10].")
+        int | None, typer.Option(min=1, help="Outputs of the model [as in --data, else 10].")
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="Images to fit the classifier to, as for quickstart."),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of its images [that of --data]; for pt2e.")
+        int | None, typer.Option(min=1, help="Side of the images, for pt2e [as in --data].")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is new.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     ghn: Checkpoint = None,
 ) -> None:
-    """Give a model the start and save it quantized.
+    """Initialize a model and save it quantized.
 
-    The first convolutions are predicted, the classifier is fitted to --data if that is given, all
-    else is new. Saves the state_dict. Prints one line a layer: how many of its parameters were
-    predicted or fitted, and how well its weight survives quantization; with --data a star marks the
-    layer from which the quantized model hardly tells the images apart.
+    Predicts the first convolutions, fits the classifier to --data if given, and leaves the rest
+    new. Saves the state_dict. Prints one line per layer: how many of its parameters were predicted
+    or fitted, and how well its weight survives quantization. With --data, a star marks the layer
+    from which on the quantized model hardly tells the images apart.
     """
     import torch
 
@@ -161,20 +161,20 @@ def export(
         str | None,
         typer.Option(
             metavar="W or W/A",
-            help="Its bits, or quantizers as in 4-symmetric-channel/8 [those that init noted].",
+            help="Its bits, or quantizers such as 4-symmetric-channel/8 [as saved by init].",
         ),
     ] = None,
     stem_bits: Annotated[
-        int | None, typer.Option(help="Its first layer's weight bits [those that init noted].")
+        int | None, typer.Option(help="Weight bits of its first layer [as saved by init].")
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="Its backend [that which init noted, or brevitas].")
+        str | None, typer.Option(help="Its backend [as saved by init, else brevitas].")
     ] = None,
     num_classes: Annotated[
-        int | None, typer.Option(min=1, help="Its outputs [those that init noted, or 10].")
+        int | None, typer.Option(min=1, help="Its outputs [as saved by init, else 10].")
     ] = None,
     format: Annotated[
-        str | None, typer.Option(help="qdq or qonnx [that of the target, or qdq].")
+        str | None, typer.Option(help="qdq or qonnx [the target's, else qdq].")
     ] = None,
     target: Annotated[
         str | None,
@@ -202,8 +202,8 @@ def export(
     bits = bits or noted.get("bits")
     if bits is None:
         raise GhnqError(
-            f"{weights} does not say its precision, which cannot be read off its tensors: give "
-            "--bits, and --stem-bits if its first layer has others"
+            f"{weights} does not record its precision, which its tensors cannot show: give --bits, "
+            "and --stem-bits if the first layer's bits differ"
         )
     model = create_model(arch, num_classes or int(noted.get("num_classes", 10)))
     example_input = _example_input(model, image_size)
@@ -230,9 +230,9 @@ def check_export(
     file: Annotated[Path, typer.Argument(help="The ONNX file.")],
     target: Annotated[str, typer.Option(help="The runtime, as for export.")],
 ) -> None:
-    """Name what a runtime refuses, or runs in float.
+    """List what a runtime rejects or runs in float.
 
-    Exit code 1 where there are any. Needs the extra onnx: pip install "ghnq-quant[onnx]".
+    Exits with 1 if there is anything to list. Needs the extra onnx: pip install "ghnq-quant[onnx]".
     """
     from ghnq_quant.deployment.check import check_export
 
@@ -256,10 +256,10 @@ app.add_typer(laboratory)  # after init and export: --help lists commands in thi
 
 
 def main() -> None:
-    """Run ``ghnq``: what goes wrong is one line on standard error, not a traceback.
+    """Run ``ghnq``; an error is one line on standard error, not a traceback.
 
-    The exit code is 1 for what this package refuses, and 2, as of a wrong option, for what the
-    system or a library does: a full disk, too small images, an unknown device.
+    The exit code is 1 for errors of this package, and 2, as for a wrong option, for errors of the
+    system or a library: a full disk, images that are too small, an unknown device.
     """
     stderr = Console(stderr=True)
     with _warnings_as_lines(stderr):

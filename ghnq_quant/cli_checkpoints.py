@@ -1,4 +1,4 @@
-"""The commands on public checkpoints."""
+"""The commands for public checkpoints."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def convert_checkpoint(
         str,
         typer.Argument(
             metavar="FILE|NAME",
-            help="A file of GHN-3's or GHN-2's authors, or the name of one that is downloaded "
-            "from the Hugging Face Hub (SamsungSAILMontreal/ghn3), such as ghn3xlm16.pt.",
+            help="A file by the authors of GHN-3 or GHN-2, or the name of one to download from "
+            "the Hugging Face Hub (SamsungSAILMontreal/ghn3), such as ghn3xlm16.pt.",
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the checkpoint.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
 ) -> None:
     """Convert a public GHN-3 or GHN-2.
 
-    Writes config.json and model.safetensors, which --ghn and GHN.from_pretrained load. The public
-    file is a pickle; it is read without running code that it may hold.
+    Writes config.json and model.safetensors, for --ghn and GHN.from_pretrained. The public file is
+    a pickle; reading it runs no code that it may hold.
     """
     from ghnq_quant.ghn import GHN
     from ghnq_quant.ghn.ghn3_checkpoints import find_public_file
@@ -54,17 +54,17 @@ def _sha256(path: Path) -> str:
 @app.command(epilog=example("ghnq verify-checkpoint ghn3-xl --model resnet18,resnet50"))
 def verify_checkpoint(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="FOLDER|FILE", help="A converted checkpoint, or the file.")
+        str, typer.Argument(metavar="FOLDER|FILE", help="A converted checkpoint or a public file.")
     ],
     model: Annotated[
-        str | None, typer.Option(metavar="NAME,…", help="Some of torchvision's models [74].")
+        str | None, typer.Option(metavar="NAME,…", help="Torchvision models to check [all 74].")
     ] = None,
 ) -> None:
-    """Check a public GHN-3 by published norms.
+    """Check a public GHN-3 against published norms.
 
-    Compares what it predicts with the norms that its authors published of ghn3tm8.pt,
-    ghn3xlm16.pt and ghn2.pt, for 74 torchvision models of 1000 classes. The seven transformers among
-    them are not read. Exits with 1 if a norm is off by more than 0.01.
+    Compares the norms of its predictions with those its authors published for ghn3tm8.pt,
+    ghn3xlm16.pt and ghn2.pt, on 74 torchvision models with 1000 classes. The seven transformers
+    among them are not read. Exits with 1 if a norm is off by more than 0.01.
     """
     from ghnq_quant.ghn import GHN
     from ghnq_quant.verification import verify_checkpoint as verify
@@ -89,4 +89,4 @@ def verify_checkpoint(
             f"{len(different)} of {count} norms differ from the published ones: "
             f"{', '.join(different)}. Is {checkpoint} the authors' file, and torchvision recent?"
         )
-    console.print(f"All {count} norms are the published ones", markup=False, highlight=False)
+    console.print(f"All {count} norms match the published ones", markup=False, highlight=False)

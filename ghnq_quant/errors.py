@@ -1,4 +1,4 @@
-"""The exceptions and warnings of ghnq-quant; every message names the module, file or value at fault."""
+"""Exceptions and warnings of ghnq-quant; every message names the module, file or value at fault."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class GhnqError(Exception):
 
 
 class CaptureError(GhnqError):
-    """A model's graph cannot be captured or is outside of what the hypernetwork reads."""
+    """A model's graph cannot be captured, or the hypernetwork cannot read it."""
 
 
 class PredictionError(GhnqError):
@@ -20,7 +20,7 @@ class PredictionError(GhnqError):
 
 
 class SchemeError(GhnqError, ValueError):
-    """A bit width, range or batch-norm setting that no quantizer has."""
+    """An invalid bit width, range or batch-norm setting."""
 
 
 class BackendError(GhnqError):
@@ -44,10 +44,10 @@ class GhnqWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """Issue a :class:`GhnqWarning` that points to the user's line, however deep inside the package.
+    """Issue a :class:`GhnqWarning` that points to the user's line, however deep in the package.
 
-    That is the innermost one outside of the packages ``ghnq_*``, torch, through whose modules they
-    are called, and the standard library's ``contextlib``.
+    That is the innermost frame outside the packages ``ghnq_*``, torch (whose modules call them) and
+    the standard library's ``contextlib``.
     """
     level = 1
     frame: FrameType | None = sys._getframe(1)

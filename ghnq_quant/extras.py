@@ -1,8 +1,8 @@
-"""Packages that only a part of ghnq-quant needs, and how they are installed."""
+"""Packages that only parts of ghnq-quant need, and how to install them."""
 
 from __future__ import annotations
 
-#: The extra that brings a package, by the name it is imported under.
+#: The extra that brings a package, by import name.
 EXTRA_OF = {
     "executorch": "executorch",
     "jinja2": "research",
@@ -22,7 +22,7 @@ EXTRA_OF = {
 
 
 def how_to_install(package: str) -> str:
-    """The command that installs what ``import package`` asks for.
+    """The command that installs the package behind ``import package``.
 
     Example:
         >>> how_to_install("torchao.quantization"), how_to_install("brevitas.nn")

@@ -1,7 +1,7 @@
-"""Families of networks that GHN-3's parameters are known to give a worse start than new ones.
+"""Families of networks for which GHN-3's parameters are known to be a worse start than new ones.
 
-By the results of its authors: accuracy on ImageNet after one epoch of training with all parameters of
-GHN-3-XL, against the same from PyTorch's initialization.
+Source: its authors' ImageNet accuracy after one epoch of training, from all parameters of GHN-3-XL
+and from PyTorch's initialization.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ghnq_quant.errors import warn
 
 
 def losing_family(captured: Capture) -> str | None:
-    """What a network is like, with the authors' figures, if that is known to lose.
+    """Describe the family of a network that is known to lose, with the authors' figures.
 
     Example:
         >>> from ghnq_quant.capture import capture
@@ -43,11 +43,11 @@ def _has_gated_depthwise(graph: ArchGraph) -> bool:
 
 
 def warn_of_losing_family(captured: Capture) -> None:
-    """One warning if a network is known to start worse from GHN-3's parameters."""
+    """Warn if a network is known to start worse from GHN-3's parameters."""
     family = losing_family(captured)
     if family is not None:
         warn(
-            f"{type(captured.root).__name__} is like {family}, which after an epoch on ImageNet were "
-            "worse from GHN-3's parameters than from PyTorch's initialization, in its authors' "
-            "measurements: compare with share=0 before a long training"
+            f"{type(captured.root).__name__} is like {family}, which its authors measured to be worse "
+            "after one epoch on ImageNet from GHN-3's parameters than from PyTorch's "
+            "initialization: compare with share=0 before a long training"
         )

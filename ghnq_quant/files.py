@@ -1,4 +1,4 @@
-"""Files that are whole or not there, written under a temporary name, then renamed: JSON and state dicts."""
+"""Files that are either whole or absent: JSON and state dicts, written to a temporary name and renamed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from ghnq_quant.errors import CheckpointError, GhnqError
 
 STATE_SUFFIXES = (".safetensors", ".pt")
-#: What the names of unfinished files begin with.
+#: Prefix of the names of unfinished files.
 _UNFINISHED = ".tmp-"
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``, which takes its place when the block ends well.
+    """Yield a temporary path beside ``path``, renamed to ``path`` if the block ends without error.
 
     Example:
         >>> import tempfile
@@ -48,8 +48,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_files(folder: str | Path) -> Iterator[Path]:
-    """Give a temporary folder inside ``folder``, whose files take their places there when the block
-    ends well, each as a whole."""
+    """Yield a temporary folder inside ``folder``; if the block ends without error, its files are
+    moved to ``folder``, each as a whole."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{_UNFINISHED}{os.getpid()}"
@@ -63,7 +63,7 @@ def replacing_files(folder: str | Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Remove what killed processes left unfinished in ``folder`` and in the folders directly in it."""
+    """Remove unfinished files of killed processes from ``folder`` and the folders directly in it."""
     folder = Path(folder)
     for path in [*folder.glob(f"{_UNFINISHED}*"), *folder.glob(f"*/{_UNFINISHED}*")]:
         if path.is_dir():
@@ -73,14 +73,14 @@ def remove_unfinished(folder: str | Path) -> None:
 
 
 def check_output(path: str | Path, suffixes: Collection[str] = ()) -> None:
-    """Raise for a file that could not be written, before the work whose result it is to hold.
+    """Raise if a file could not be written, before the work whose result it will hold.
 
     Args:
         path: of the file.
-        suffixes: of which it must have one; any if there is none.
+        suffixes: the allowed ones; any if empty.
 
     Raises:
-        GhnqError: another suffix, or a folder has that name.
+        GhnqError: another suffix, or ``path`` is a folder.
         OSError: the file's folder cannot be made or written to.
 
     Example:
@@ -95,7 +95,7 @@ def check_output(path: str | Path, suffixes: Collection[str] = ()) -> None:
 
 
 def check_output_folder(folder: str | Path) -> None:
-    """Raise an :class:`OSError` if ``folder`` could not be made or written to; it is not made yet."""
+    """Raise an :class:`OSError` if ``folder`` could not be made or written to; does not make it."""
     folder = Path(folder)
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -115,7 +115,7 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        GhnqError: there is no such file, or it holds no JSON; names it.
+        GhnqError: there is no such file, or it is not JSON; the message names it.
     """
     try:
         return json.loads(Path(path).read_text("utf-8"))
@@ -136,15 +136,14 @@ def save_state(
     Args:
         module: any module.
         path: ``*.safetensors``, or ``*.pt`` for :func:`torch.save`.
-        metadata: text stored in the header of a safetensors file; a ``.pt`` file has no place
-            for it.
+        metadata: text for the header of a safetensors file; a ``.pt`` file cannot hold it.
 
     Raises:
-        GhnqError: ``path`` has another ending or is a folder.
+        GhnqError: ``path`` has another suffix or is a folder.
         OSError: it cannot be written.
     """
     check_state_path(path)
-    # Clones, because safetensors takes no tensors that share memory.
+    # Clones, because safetensors rejects tensors that share memory.
     state = {name: t.detach().cpu().contiguous().clone() for name, t in module.state_dict().items()}
     with replacing(path) as temporary:
         if Path(path).suffix == ".pt":
@@ -154,7 +153,7 @@ def save_state(
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A ``state_dict`` of :func:`save_state`, or any in these formats, and its metadata.
+    """Read a ``state_dict`` and its metadata, as :func:`save_state` or others write them.
 
     Raises:
         CheckpointError: no such file, a damaged one, or one that holds something else.
@@ -176,11 +175,11 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str | Path)
     """Load a state that was read from ``path``.
 
     Raises:
-        CheckpointError: it is of another model.
+        CheckpointError: it belongs to another model.
     """
     try:
         module.load_state_dict(dict(state))
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path} is of another model, backend or precision: {error}"
+            f"{path} belongs to another model, backend or precision: {error}"
         ) from error

@@ -12,9 +12,9 @@ from ghnq_quant.capture import ArchGraph, Capture
 from ghnq_quant.errors import PredictionError, warn
 from ghnq_quant.ghn import GHN
 
-#: A hypernetwork, or what :meth:`ghnq_quant.GHN.from_pretrained` loads.
+#: A hypernetwork, or anything that :meth:`ghnq_quant.GHN.from_pretrained` loads.
 Hypernetwork = GHN | str | Path
-#: Of each parameter of a network, in their order, the new value; None where it keeps its own.
+#: New values of a network's parameters, in their order; None where a parameter keeps its own.
 NewValues = list[Tensor | None]
 
 
@@ -38,11 +38,11 @@ def load_ghn(ghn: Hypernetwork | None) -> GHN:
 def predict_captured(
     captures: list[Capture], ghn: Hypernetwork | None, bits: tuple[int, int]
 ) -> list[NewValues]:
-    """For each network the new value of each of its parameters, None where nothing is predicted.
+    """New values of each network's parameters; None where nothing is predicted.
 
     Raises:
         PredictionError: a parameter cannot be predicted, or its prediction is not finite.
-        CheckpointError: as of :func:`load_ghn`.
+        CheckpointError: as for :func:`load_ghn`.
     """
     ghn = load_ghn(ghn)
     graphs = [captured.arch_graph_by(ghn.graph_rules) for captured in captures]
@@ -58,7 +58,7 @@ def predict_captured(
 def _keep_classifier_of_other_classes(
     graph: ArchGraph, new: dict[str, Tensor], num_classes: int
 ) -> None:
-    """A start with another task's classes, as some hypernetworks predict it, would only mislead."""
+    """A classifier for another task's classes, as some hypernetworks predict, would only mislead."""
     for position in (graph.classifier_weight, graph.classifier_bias):
         if position is None:
             continue
@@ -68,8 +68,8 @@ def _keep_classifier_of_other_classes(
 
 
 def _keep_row_of_class_token(root: nn.Module, graph: ArchGraph, new: dict[str, Tensor]) -> None:
-    """Position embeddings, from (1, C, S, S) to tokens. GHN-3 was trained on networks without a
-    class token; its authors draw that row from the distribution that torchvision's models do."""
+    """Turn position embeddings (1, C, S, S) into tokens. GHN-3 was trained on networks without a
+    class token; its authors draw that row from the distribution that torchvision's models use."""
     for node in graph.nodes:
         if node.primitive == "pos_enc":
             (name,) = node.parameters
@@ -89,10 +89,10 @@ def _by_parameter(root: nn.Module, predicted: dict[str, Tensor]) -> NewValues:
 
 def _own_memory(value: Tensor, parameter: nn.Parameter, name: str) -> Tensor:
     if value.numel() == parameter.numel():
-        value = value.reshape(parameter.shape)  # of a conv1d, which is captured as a 1×k conv2d
+        value = value.reshape(parameter.shape)  # a conv1d is captured as a 1×k conv2d
     if value.shape != parameter.shape:
         raise PredictionError(
-            f"{name!r} has shape {tuple(parameter.shape)}, predicted was {tuple(value.shape)}"
+            f"{name!r} has shape {tuple(parameter.shape)}, its prediction {tuple(value.shape)}"
         )
     value = value.to(device=parameter.device, dtype=parameter.dtype)
     if value.dtype != torch.float32 and not value.isfinite().all():
@@ -102,38 +102,38 @@ def _own_memory(value: Tensor, parameter: nn.Parameter, name: str) -> Tensor:
 
 
 def warn_of_kept(captured: Capture, values: NewValues) -> None:
-    """One warning that names the parameters for which nothing was predicted, if there are any."""
+    """Warn about parameters for which nothing was predicted."""
     named = zip(captured.root.named_parameters(), values, strict=True)
     kept = [name for (name, _), value in named if value is None]
     if kept:
         warn(
             f"{len(kept)} parameters keep their own initialization: {', '.join(kept[:8])}"
-            f"{', …' if len(kept) > 8 else ''}. The hypernetwork predicts classification layers of "
+            f"{', …' if len(kept) > 8 else ''}. The hypernetwork predicts classification layers with "
             "its own number of classes, and the weights and biases of Conv2d, Linear and norm "
             "layers that the network runs in eval mode"
         )
 
 
 def warn_of_losses(captured: Capture) -> None:
-    """What the quantized copy of a network leaves float or out, beside skipped modules."""
+    """Warn about what a network's quantized copy keeps float or leaves out, except skipped modules."""
     parts = [name for name in captured.float_parts if name not in captured.skipped]
     if parts:
         warn(
-            f"{len(parts)} parts stay float, of which layers read values that are not quantized: "
-            f"{', '.join(parts[:8])}{', …' if len(parts) > 8 else ''} (norms that no convolution "
-            "folds, parameters used outside of layers); the model's float_parts names them all"
+            f"{len(parts)} parts stay float, so layers after them read values that are not quantized: "
+            f"{', '.join(parts[:8])}{', …' if len(parts) > 8 else ''} (norms not folded into a "
+            "convolution, parameters used outside of layers); the model's float_parts names them all"
         )
     if captured.more_outputs:
         warn(
-            f"{type(captured.root).__name__} returns further values in training, such as those of "
-            "auxiliary classifiers: its quantized copy returns what it returns in eval"
+            f"{type(captured.root).__name__} returns more values in training, such as those of "
+            "auxiliary classifiers: its quantized copy always returns what it returns in eval"
         )
 
 
 def warn_of_skipped(captured: Capture) -> None:
-    """One warning that names the modules that were skipped, if there are any."""
+    """Warn about modules that were skipped."""
     if captured.skipped:
         warn(
-            f"{len(captured.skipped)} modules stay float with their own initialization, as they are "
-            f"not made of supported layers: {', '.join(captured.skipped)}"
+            f"{len(captured.skipped)} modules stay float with their own initialization, because they "
+            f"are not made of supported layers: {', '.join(captured.skipped)}"
         )

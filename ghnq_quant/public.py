@@ -1,4 +1,4 @@
-"""What ``import ghnq_quant`` gives, all of it imported."""
+"""The public names of ``ghnq_quant``, which imports this module when one is first used."""
 
 from ghnq_quant.api import init_quantized, initialize, predict_parameters, quantize
 from ghnq_quant.deployment import convert, export_onnx, export_pte

@@ -1,4 +1,4 @@
-"""Some images of the user's task, read from whatever gives batches of them."""
+"""A sample of the user's task, read from anything that yields batches."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 
 from ghnq_quant.errors import DataError
 
-#: Images that are read; reading goes up to the batch that reaches them.
+#: Images to read; reading stops after the batch that reaches this number.
 SAMPLE_IMAGES = 1000
-#: Of them, how many make running statistics and activation ranges of a quantized model.
+#: How many of them set the running statistics and activation ranges of a quantized model.
 CALIBRATION_IMAGES = 256
-#: Images in a batch of the sample, about; batch norms take the statistics of each.
+#: Approximate batch size of the sample; batch norms use the statistics of each batch.
 _BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Images of the user's task.
+    """Images and labels of the user's task.
 
     Attributes:
         images: (N, C, H, W).
@@ -32,20 +32,20 @@ class Sample:
     labels: Tensor
 
     def batches(self, limit: int | None = None) -> list[Tensor]:
-        """The images, or the first ``limit``, in batches of one size, give or take one."""
+        """The images, or the first ``limit``, in batches whose sizes differ by at most one."""
         images = self.images[:limit]
         return list(images.tensor_split(-(-len(images) // _BATCH_SIZE)))
 
 
 def read_sample(data: Iterable[Any], like: Tensor) -> Sample:
-    """The first batches of ``data``, up to the one that makes them :data:`SAMPLE_IMAGES` images.
+    """Read batches of ``data`` until there are :data:`SAMPLE_IMAGES` images.
 
     Args:
         data: batches (images, labels); images float (N, C, H, W), labels integers (N,).
         like: a tensor of the device and dtype that the images get.
 
     Raises:
-        DataError: no batch, or one of another form or with values that are not finite.
+        DataError: no batch, or one that is malformed or has values that are not finite.
     """
     images: list[Tensor] = []
     labels: list[Tensor] = []
@@ -54,20 +54,20 @@ def read_sample(data: Iterable[Any], like: Tensor) -> Sample:
         if images and x.shape[1:] != images[0].shape[1:]:
             raise DataError(
                 f"data: batch {number} has images of {tuple(x.shape[1:])}, batch 0 of "
-                f"{tuple(images[0].shape[1:])}: bring all to one size"
+                f"{tuple(images[0].shape[1:])}: resize all to one size"
             )
         images.append(x.detach().to(like))
         labels.append(y.detach().to(like.device, torch.int64))
         if sum(map(len, labels)) >= SAMPLE_IMAGES:
             break
     if not images:
-        raise DataError("data gives no batch: give batches (images, labels), as a loader does")
+        raise DataError("data has no batches: give batches (images, labels), as a loader does")
     return Sample(torch.cat(images), torch.cat(labels))
 
 
 def _checked(batch: Any, number: int) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-        raise DataError(f"data: batch {number} is no pair (images, labels)")
+        raise DataError(f"data: batch {number} is not a pair (images, labels)")
     x, y = batch[:2]
     if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or not len(x):
         raise DataError(
@@ -81,8 +81,8 @@ def _checked(batch: Any, number: int) -> tuple[Tensor, Tensor]:
         )
     if not x.isfinite().all():
         raise DataError(
-            f"data: the images of batch {number} hold NaN or infinite values: look at how they "
-            "are read and normalized"
+            f"data: the images of batch {number} hold NaN or infinite values: check how they are "
+            "read and normalized"
         )
     return x, y
 

@@ -1,4 +1,4 @@
-"""From predicted parameters to a start that trains: how much is predicted, and at which size."""
+"""From predicted parameters to a start that trains: how much is predicted, and at what size."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from ghnq_quant.sample import Sample
 
 Classifier = Literal["fitted", "new", "predicted"]
 
-#: Share of the convolutions that are predicted where the user gives none.
+#: Share of the convolutions to predict if the user gives none.
 DEFAULT_SHARE = 0.25
-#: Size of predicted filters before a batch norm, in that of a new layer's.
+#: Size of predicted filters before a batch norm, relative to a new layer's.
 _SIZE = 8.0
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a training begins.
+    """How training starts.
 
     Attributes:
-        share: of the convolutions that are predicted; None for a quarter, or all where
+        share: share of the convolutions to predict; None for a quarter, or for all with
             ``as_predicted``.
         classifier: where the weights of the layer that gives the logits come from.
         as_predicted: all parameters exactly as the hypernetwork predicts them.
 
     Raises:
-        PredictionError: one of them is nothing of the kind, or they contradict each other.
+        PredictionError: a value is invalid, or two contradict each other.
     """
 
     share: float | None = None
@@ -59,8 +59,8 @@ class Start:
         number = isinstance(share, (int, float)) and not isinstance(share, bool)
         if share is not None and not (number and 0 <= share <= 1):
             raise PredictionError(
-                f"share={share!r}: the share of the convolutions that are predicted is a number "
-                "from 0 to 1"
+                f"share={share!r}: give the share of the convolutions to predict, a number from 0 "
+                "to 1"
             )
         if self.as_predicted and share not in (None, 1):
             raise PredictionError(
@@ -70,7 +70,7 @@ class Start:
     def values(
         self, captured: Capture, ghn: Hypernetwork | None, bits: tuple[int, int]
     ) -> NewValues:
-        """Of each parameter what the training starts from; None where it keeps the network's own."""
+        """The starting value of each parameter; None where it keeps the network's own."""
         ghn = load_ghn(ghn)
         if ghn.encoder == "graphormer" and self.share != 0:
             warn_of_losing_family(captured)
@@ -85,7 +85,7 @@ class Start:
         return values
 
     def fit(self, model: nn.Module, captured: Capture, sample: Sample) -> None:
-        """Running statistics and, where it is so wanted, the classifier of a network with these values.
+        """Fit running statistics and, if wanted, the classifier of a network with these values.
 
         Args:
             model: the network or its simulation; its classifier and statistics are changed.
@@ -101,17 +101,17 @@ class Start:
             return
         take_statistics(model, sample)
         warn(
-            f"the classifier stays new: {type(captured.root).__name__} does not end in one linear "
-            "or 1×1 convolution layer whose output is its own"
+            f"the classifier stays new: {type(captured.root).__name__} does not end in one "
+            "linear or 1×1 convolution layer that gives the output alone"
         )
 
 
 def predicted_beginning(captured: Capture, share: float) -> list[str]:
-    """Names of the convolutions that are predicted: the first ``share`` of all, rounded up.
+    """Names of the convolutions to predict: the first ``share`` of all, rounded up.
 
-    Their order is that of depth: how many convolutions the longest way from the image to each
-    passes through. Those of equal depth, such as the branches of a block, go together. The
-    classification layer is not counted.
+    They are ordered by depth, the number of convolutions on the longest path from the image. Those
+    of equal depth, such as the branches of a block, go together. The classification layer is not
+    counted.
 
     Example:
         >>> from ghnq_quant.capture import capture
@@ -135,24 +135,25 @@ def predicted_beginning(captured: Capture, share: float) -> list[str]:
 
 
 def first_convolutions(captured: Capture, predicted: NewValues, share: float) -> NewValues:
-    """The predicted weights of the first ``share`` of the convolutions, made to be trained.
+    """The predicted weights of the first ``share`` of the convolutions, resized to train well.
 
-    A convolution that a batch norm follows gets eight times the size (root mean square) of a new
-    layer's, 1 / √(3 · fan-in). The norm divides it out again, but a filter n times as large turns n²
-    times slower under SGD, n times under Adam: a good beginning stays put while what is behind it
-    learns. At the size of a new layer it is lost sooner; at the predicted one, up to 70 times that,
-    it hardly moves at all, whatever the task needs. Any other convolution gets the size that it had.
+    A convolution followed by a batch norm gets eight times the size (root mean square) of a new
+    layer's weight, 1 / √(3 · fan-in). The norm divides the size out again, but a filter n times as
+    large turns n² times more slowly under SGD and n times under Adam: a good beginning stays put
+    while the layers behind it learn. At the size of a new layer it is lost sooner; at the predicted
+    size, up to 70 times that, it hardly moves at all, whatever the task needs. Other convolutions
+    keep their original size.
 
-    A filter that repeats another of its layer is new: a hypernetwork repeats its filters where a
-    layer has more than it decodes, and equal ones would stay equal.
+    A filter that repeats another one of its layer stays new: a hypernetwork repeats filters where a
+    layer has more than it decodes, and equal filters would stay equal.
 
     Args:
         captured: the network with its own initialization.
-        predicted: of each of its parameters; its tensors may be changed.
+        predicted: value of each of its parameters; the tensors may be changed.
         share: see :func:`predicted_beginning`.
 
     Returns:
-        of each parameter the new value; None where it keeps the network's own.
+        the new value of each parameter; None where it keeps the network's own.
     """
     normed = {unit.name for unit in captured.quant_plan.units if unit.batch_norm is not None}
     place = {id(p): i for i, p in enumerate(captured.root.parameters())}
@@ -176,20 +177,20 @@ def _add_classifier(captured: Capture, predicted: NewValues, values: NewValues) 
         if predicted[i] is None:
             raise PredictionError(
                 f'classifier="predicted": the hypernetwork has no prediction for {name!r} of '
-                f"shape {tuple(p.shape)}; fit it to images of yours (data=) or leave it new"
+                f"shape {tuple(p.shape)}; fit it to your images (data=) or leave it new"
             )
         values[i] = predicted[i]
 
 
 def _make_trainable(filters: Tensor, own: Tensor, size: Tensor) -> None:
-    """Of (c_out, fan-in), in place."""
+    """Resize filters (c_out, fan-in) and replace repeated ones by ``own``, in place."""
     repeated = _repeats(filters)
     filters.mul_(size / root_mean_square(filters).clamp_min(torch.finfo(filters.dtype).tiny))
     filters[repeated] = own[repeated]
 
 
 def root_mean_square(x: Tensor) -> Tensor:
-    """A scalar."""
+    """The root mean square of all elements, a scalar."""
     return x.square().mean().sqrt()
 
 
@@ -207,7 +208,7 @@ def _repeats(filters: Tensor) -> Tensor:
 def fittable_classifier(captured: Capture) -> str | None:
     """Name of the one linear or 1×1 convolution layer that gives the logits, None if there is none.
 
-    Between it and the output only reshaping and averaging over places may lie.
+    Only reshaping and averaging over positions may lie between it and the output.
     """
     if len(captured.classifier) != 1:
         return None
@@ -232,8 +233,8 @@ def _is_plain_output(captured: Capture, name: str) -> bool:
 
 
 def with_values(captured: Capture, values: NewValues) -> Capture:
-    """The same capture of a copy of the network with new values for its parameters; batch norms'
-    running statistics, those of other parameters, are as new."""
+    """The same capture of a copy of the network with new parameter values; running statistics of
+    batch norms, which belong to the old parameters, are reset."""
     replaced = {
         id(p): nn.Parameter(new, requires_grad=p.requires_grad)
         for p, new in zip(captured.root.parameters(), values, strict=True)
@@ -245,14 +246,14 @@ def with_values(captured: Capture, values: NewValues) -> Capture:
 
 
 def reset_running_statistics(model: nn.Module) -> None:
-    """Make those of all batch norms as new."""
+    """Reset those of all batch norms."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
 
 
 def simulation(captured: Capture, scheme: QuantScheme) -> QuantModel:
-    """A quantized model of the reference backend with the very parameters of a captured network, in
-    which activations are quantized with each batch's range."""
+    """A quantized model of the reference backend that shares the parameters of a captured network
+    and quantizes activations with each batch's range."""
     shared = {id(p): p for p in captured.root.parameters()}
     return emit(captured.copied(shared), scheme.over_each_batch(), load_backend("reference"))

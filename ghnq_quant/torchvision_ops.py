@@ -1,8 +1,8 @@
-"""Keeps ``import torchvision`` working where its compiled operators do not load.
+"""Keep ``import torchvision`` working where its compiled operators do not load.
 
-torchvision's registry wheels are built for CUDA. Beside a CPU build of torch their operators cannot be
-loaded, and ``import torchvision`` (so ``import timm``) stops with «operator torchvision::nms does not
-exist». Models, transforms and datasets need only the operators' schemas, which are registered here.
+torchvision's wheels on PyPI are built for CUDA. Beside a CPU build of torch their operators cannot be
+loaded, and ``import torchvision`` (so ``import timm`` too) stops with "operator torchvision::nms does
+not exist". Models, transforms and datasets need only the operators' schemas, which this registers.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ def define_missing_operators() -> None:
 
 
 def define_missing_operators_in_time() -> None:
-    """Let :func:`define_missing_operators` run when torchvision is imported, the user's next line
-    too, and not before: it needs torch."""
+    """Run :func:`define_missing_operators` when torchvision is imported, be it by the user's next
+    line, and not before: it needs torch."""
     if not any(isinstance(finder, _BeforeTorchvision) for finder in sys.meta_path):
         sys.meta_path.insert(0, _BeforeTorchvision())
 
 
 class _BeforeTorchvision(MetaPathFinder):
-    """Finds nothing."""
+    """Finds nothing; its search for torchvision triggers the definitions."""
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> None:
         if fullname == "torchvision" and self in sys.meta_path:

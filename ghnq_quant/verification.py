@@ -1,4 +1,4 @@
-"""A checkpoint of GHN-3's authors against the norms that they published of what it predicts."""
+"""Compare a checkpoint of GHN-3's authors with the norms they published for its predictions."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ghnq_quant.prediction import predict_captured
 from ghnq_quant.quantization.scheme import FLOAT
 from ghnq_quant.zoos import create_model
 
-#: Largest difference between two norms that are called equal, as the authors have it.
+#: Largest difference between norms that count as equal, as in the authors' own test.
 TOLERANCE = 1e-2
 _NORMS = Path(ghnq_quant.ghn.__file__).with_name("published_norms.json")
-#: (encoder, max_shape, layers) of the checkpoints whose norms are published.
+#: (encoder, max_shape, layers) of the checkpoints with published norms.
 _CHECKPOINTS = {
     ("gated", (64, 64, 16, 16), 0): "ghn2.pt",
     ("graphormer", (64, 64, 16, 16), 3): "ghn3tm8.pt",
@@ -32,13 +32,13 @@ _CHECKPOINTS = {
 
 @dataclass(frozen=True)
 class Verified:
-    """One model.
+    """The result for one model.
 
     Attributes:
         model: torchvision's name.
         published: the 2-norm of the vector of 2-norms of all its parameters.
-        found: the same of what the checkpoint predicts here; None where it predicts nothing.
-        reason: of that.
+        found: the same for what the checkpoint predicts here; None if it predicts nothing.
+        reason: why it predicts nothing.
     """
 
     model: str
@@ -52,10 +52,10 @@ class Verified:
 
 
 def published_norms(ghn: GHN) -> dict[str, float]:
-    """Those of 74 torchvision models, by name, for the published checkpoint that ``ghn`` is.
+    """The published norms of 74 torchvision models, by name, for the checkpoint that ``ghn`` is.
 
     Raises:
-        CheckpointError: the authors published none for a hypernetwork of these sizes.
+        CheckpointError: the authors published no norms for a hypernetwork of these sizes.
 
     Example:
         >>> with torch.device("meta"):
@@ -67,7 +67,7 @@ def published_norms(ghn: GHN) -> dict[str, float]:
     checkpoint = _CHECKPOINTS.get((ghn.encoder, ghn.max_shape, layers))
     if checkpoint is None or ghn.num_classes != 1000:
         raise CheckpointError(
-            f"norms are published of {', '.join(_CHECKPOINTS.values())}; this is a hypernetwork of "
+            f"norms are published for {', '.join(_CHECKPOINTS.values())}; this hypernetwork has "
             f"other sizes: encoder {ghn.encoder}, max_shape {ghn.max_shape}, {layers} layers, "
             f"{ghn.num_classes} classes"
         )
@@ -77,19 +77,19 @@ def published_norms(ghn: GHN) -> dict[str, float]:
 
 
 def verify_checkpoint(ghn: GHN, models: Iterable[str] | None = None) -> Iterator[Verified]:
-    """Compare one model after another.
+    """Compare predicted norms with the published ones, model by model.
 
     Args:
-        models: torchvision's names; all that norms are published of by default.
+        models: torchvision names; by default all with published norms.
 
     Raises:
-        CheckpointError: no norms are published of this checkpoint.
-        GhnqError: or not of one of ``models``.
+        CheckpointError: this checkpoint has no published norms.
+        GhnqError: one of ``models`` has none.
     """
     norms = published_norms(ghn)
     for model in norms if models is None else models:
         if model not in norms:
-            raise GhnqError(f"{model}: its norm is not published, only those of {', '.join(norms)}")
+            raise GhnqError(f"{model}: its norm is not published; known are {', '.join(norms)}")
         try:
             yield Verified(model, norms[model], predicted_norm(model, ghn))
         except GhnqError as error:
@@ -100,17 +100,17 @@ def predicted_norm(model: str, ghn: GHN) -> float:
     """The 2-norm of the vector of 2-norms of all parameters of a torchvision model.
 
     Raises:
-        GhnqError: it cannot be captured, a weight of it is not predicted, or its graph may not be
-            the one that the norm was published of.
+        GhnqError: it cannot be captured, one of its weights is not predicted, or its graph may differ
+            from the one that the norm was published for.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision's, of how it initializes
+        warnings.simplefilter("ignore")  # torchvision warns about how it initializes
         network = create_model(f"torchvision:{model}", ghn.num_classes)
     captured = capture(network, attention=ghn.graph_rules == "ghn3")
     if any(isinstance(module, nn.MultiheadAttention) for module in network.modules()):
         raise PredictionError(
-            "its norm was made with PyTorch 2.0, which may have run the softmax of "
-            "MultiheadAttention as an operation of its own: another graph"
+            "its norm was published for PyTorch 2.0, which may have run the softmax of "
+            "MultiheadAttention as a separate operation, so for another graph"
         )
     (values,) = predict_captured([captured], ghn, FLOAT)
     norms = []

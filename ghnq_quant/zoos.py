@@ -16,18 +16,18 @@ from ghnq_quant.extras import how_to_install
 
 
 def create_model(arch: str, num_classes: int) -> nn.Module:
-    """Make a float model from a zoo's model name or from ``module:callable``.
+    """Create a float model from a zoo's model name or from ``module:callable``.
 
     Args:
-        arch: a torchvision name, else a timm name, else one of any other installed adapter's, with
-            the zoo's name before it if wanted (``timm:resnet18``); or ``module:callable``, imported
-            with the working folder on the path. The callable gets ``num_classes`` if it has such a
-            parameter.
+        arch: a torchvision name, else a timm name, else one from any other installed adapter,
+            optionally prefixed with the zoo (``timm:resnet18``); or ``module:callable``, imported
+            with the working directory on the path. The callable gets ``num_classes`` if it has such
+            a parameter.
         num_classes: outputs of the model.
 
     Raises:
-        GhnqError: no such model (with the closest names), module or callable, or the callable
-            returned something else than a module.
+        GhnqError: there is no such model (the message has the closest names), module or callable, or
+            the callable did not return a module.
     """
     if ":" in arch and not _has_zoo_prefix(arch):
         return _call_by_name(arch, num_classes)
@@ -35,18 +35,18 @@ def create_model(arch: str, num_classes: int) -> nn.Module:
 
 
 def _has_zoo_prefix(name: str) -> bool:
-    """Whether a model's name begins with an adapter's, as ``timm:resnet18`` does."""
+    """Whether a model name has a zoo's prefix, as ``timm:resnet18`` does."""
     zoo, colon, _ = name.partition(":")
     return bool(colon) and zoo in (*load_adapters(), *missing_zoos())
 
 
 def create_zoo_model(name: str, num_classes: int) -> nn.Module:
-    """A zoo's float model by its name there: torchvision's, else another installed adapter's.
+    """Create a zoo's float model by name: from torchvision, else from another installed adapter.
 
     A prefix names the zoo: ``timm:resnet18``.
 
     Raises:
-        GhnqError: no zoo has a model of that name; the message tells the closest names.
+        GhnqError: no zoo has a model of that name; the message has the closest names.
     """
     adapters = load_adapters()
     zoo, _, rest = name.rpartition(":")
@@ -62,7 +62,7 @@ def create_zoo_model(name: str, num_classes: int) -> nn.Module:
             return model
     names = {name for adapter in adapters.values() for name in adapter.model_names()}
     close = difflib.get_close_matches(name, sorted(names), n=5)
-    hint = f"did you mean {', '.join(close)}?" if close else "or give your own as module:callable"
+    hint = f"did you mean {', '.join(close)}?" if close else "give your own as module:callable"
     if missing := missing_zoos():
         hint += f"; for more models: {', '.join(map(how_to_install, missing))}"
     raise GhnqError(f"no model named {name} in {', '.join(adapters) or 'any adapter'}: {hint}")

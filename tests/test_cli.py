@@ -264,7 +264,7 @@ def test_version_and_help(ghnq):
     code, out, _ = ghnq("--help")
     assert code == 0
     assert "quickstart" in out
-    assert "Give a model the start" in out
+    assert "Initialize a model and save it quantized" in out
 
 
 # finetune, evaluate, report and space

@@ -312,7 +312,7 @@ def nan(x: Tensor) -> Tensor:
 
 BAD_DATA: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
     "nothing": (lambda x, y: [], "no batch"),
-    "no labels": (lambda x, y: [x], "batch 0 is no pair"),
+    "no labels": (lambda x, y: [x], "batch 0 is not a pair"),
     "bytes": (lambda x, y: [(x.byte(), y)], r"uint8 of shape \(40, 3, 8, 8\).*normalized"),
     "one image": (lambda x, y: [(x[0], y[0])], r"float32 of shape \(3, 8, 8\)"),
     "NaN": (lambda x, y: [(x, y), (nan(x), y)], "batch 1 hold NaN"),

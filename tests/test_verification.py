@@ -81,7 +81,7 @@ def test_commands(published: None, tmp_path: Path) -> None:
         command = ["verify-checkpoint", str(checkpoint), "--model", "squeezenet1_1"]
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 0, result.output
-        assert "All 1 norms are the published ones" in result.output
+        assert "All 1 norms match the published ones" in result.output
     result = CliRunner().invoke(app, ["verify-checkpoint", str(folder)])
     assert isinstance(result.exception, CheckpointError)
     assert "1 of 2 norms differ from the published ones: alexnet" in str(result.exception)

@@ -1,4 +1,4 @@
-"""From an ``nn.Module`` to the two readings of its graph, ``ArchGraph`` and ``QuantPlan``."""
+"""From an ``nn.Module`` to the two views of its graph, ``ArchGraph`` and ``QuantPlan``."""
 
 from ghnq_quant.capture.arch_graph import PRIMITIVES, ArchGraph, Node, ShortestPaths
 from ghnq_quant.capture.captured import Capture, capture

@@ -1,7 +1,7 @@
-"""How a zoo's own layer types are told to the capture, without the core knowing any zoo by name.
+"""Adapters tell the capture about a zoo's own layer types, so that the core knows no zoo by name.
 
-An adapter is registered under the entry-point group ``ghnq_quant.adapters``: the entry's name is
-the import name of the package whose layers it knows, its value the adapter's class.
+An adapter is registered under the entry-point group ``ghnq_quant.adapters``: the entry's name is the
+import name of the package whose layers it knows, and its value is the adapter's class.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from ghnq_quant.capture.computed_weight import ComputedWeight
 
 @runtime_checkable
 class Adapter(Protocol):
-    """What the capture asks of an adapter."""
+    """What the capture needs from an adapter."""
 
     def is_leaf(self, module: nn.Module) -> bool:
-        """Whether ``module`` is to be kept whole and run as it is.
+        """Whether to keep ``module`` whole and run it as it is.
 
-        It is a norm layer of any kind, whose 1-d ``weight`` and ``bias`` are predicted, or has no
-        parameters.
+        Such a module is either a norm layer of any kind, whose 1-d ``weight`` and ``bias`` are
+        predicted, or has no parameters.
         """
 
     def rewrite(self, module: nn.Module) -> nn.Module | None:
         """An equal module of standard layers with the same parameter objects and names, or None."""
 
     def create_model(self, name: str, num_classes: int) -> nn.Module | None:
-        """The zoo's model ``name`` with its own initialization, None if it has no such model."""
+        """The zoo's model ``name`` with its own initialization; None if there is no such model."""
 
     def model_names(self) -> list[str]:
         """All names that :meth:`create_model` knows."""
 
     def convolutional_models(self) -> dict[str, list[str]]:
-        """Those of convolutional classifiers, by family: what ``ghnq coverage`` measures."""
+        """The names of convolutional classifiers, by family: what ``ghnq coverage`` measures."""
 
 
 class Surrounded(nn.Module):
-    """Mixin of a standard layer with operations before or after it, recorded on their own.
+    """Mixin of a standard layer with operations before or after it, which are recorded separately.
 
-    What zoos write as one layer with one set of parameters, such as a batch norm and its activation
-    function. ``forward`` is the standard layer alone, so that a backend can put its own in its
-    place.
+    For what zoos write as one layer with one set of parameters, such as a batch norm with its
+    activation function. ``forward`` is the standard layer alone, so that a backend can replace it
+    with its own.
     """
 
     def before(self, x: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class _RowWeight(ComputedWeight):
 
 
 class Conv1dAs2d(_RowWeight, Surrounded, nn.Conv2d):
-    """A 1-d convolution as a 1×k one, with the parameter (c_out, c_in, k)."""
+    """A 1-d convolution as a 1×k one, with a parameter of shape (c_out, c_in, k)."""
 
     def before(self, x: Tensor) -> Tensor:
         return x.unsqueeze(2)
@@ -88,7 +88,7 @@ class Conv1dAs2d(_RowWeight, Surrounded, nn.Conv2d):
 
 
 def conv1d_as_2d(conv: nn.Conv1d) -> Conv1dAs2d:
-    """A 1-d convolution, padded with zeros by a number, as a 1×k one."""
+    """Turn a 1-d convolution with numeric zero padding into a 1×k one."""
     assert conv.padding_mode == "zeros"
     assert not isinstance(conv.padding, str)
     return recast(
@@ -105,10 +105,10 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def recast(module: nn.Module, cls: type[_Module], **settings: object) -> _Module:
-    """``module`` as an instance of ``cls``: the same tensors, children, hooks and settings.
+    """Make ``module`` an instance of ``cls``, with the same tensors, children, hooks and settings.
 
     Args:
-        settings: further attributes that ``cls`` has.
+        settings: further attributes of ``cls``.
     """
     new = cls.__new__(cls)
     new.__dict__.update(module.__dict__, **settings)
@@ -132,12 +132,12 @@ def _load(entry: EntryPoint) -> Adapter | None:
 
 
 def load_adapters() -> dict[str, Adapter]:
-    """All installed adapters by name; one whose zoo is not installed is left out."""
+    """All installed adapters by name, except those whose zoo is not installed."""
     return {e.name: a for e in _entries() if (a := _load(e)) is not None}
 
 
 def adapters_in_use() -> tuple[Adapter, ...]:
-    """The adapters of the packages that this process has imported: no model needs another."""
+    """The adapters of packages that this process has imported; no model needs others."""
     loaded = (_load(entry) for entry in _entries() if entry.name in sys.modules)
     return tuple(adapter for adapter in loaded if adapter is not None)
 

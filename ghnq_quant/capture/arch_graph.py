@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-#: The operations a node can stand for; the position is the row of the hypernetwork's embedding.
+#: The operations a node can represent; positions are rows of the hypernetwork's embedding.
 PRIMITIVES = (
     "max_pool",
     "avg_pool",
@@ -37,8 +37,8 @@ class Node:
 
     Attributes:
         primitive: one of :data:`PRIMITIVES`.
-        shape: of the node's parameter (a norm layer's: of its weight), ``(1, 1, kh, kw)`` of a
-            pooling layer, None of a node without either.
+        shape: of the node's parameter (for a norm layer, its weight), ``(1, 1, kh, kw)`` for a
+            pooling layer, None for a node with neither.
         parameters: names of the parameters predicted from this node: a weight or a bias, or a norm
             layer's weight and bias.
     """
@@ -50,9 +50,9 @@ class Node:
 
 @dataclass(frozen=True)
 class ShortestPaths:
-    """All pairs (source, target, length) of nodes joined by a directed path of at most some length.
+    """All pairs (source, target, length) of nodes joined by a directed path up to some length.
 
-    The three arrays have one element a pair and are sorted by target, then source.
+    The three arrays have one element per pair and are sorted by target, then source.
     """
 
     source: NDArray[np.int64]
@@ -62,13 +62,13 @@ class ShortestPaths:
 
 @dataclass(frozen=True, eq=False)
 class ArchGraph:
-    """A directed acyclic graph of :class:`Node` s in a topological order (node 0 is the input).
+    """A directed acyclic graph of :class:`Node` s in topological order (node 0 is the input).
 
     Attributes:
         nodes: N nodes.
         edges: (E, 2) array of (from, to) node positions, each ``from < to``, without duplicates.
-        classifier_weight: position of the classification layer's weight, None where there is none.
-        classifier_bias: position of its bias, None where there is none.
+        classifier_weight: position of the classification layer's weight, None if there is none.
+        classifier_bias: position of its bias, None if there is none.
 
     Example:
         >>> graph = ArchGraph(
@@ -87,24 +87,24 @@ class ArchGraph:
         return len(self.nodes)
 
     def counts(self) -> dict[str, int]:
-        """How many nodes there are of each primitive that occurs."""
+        """The number of nodes of each primitive that occurs."""
         return dict(Counter(node.primitive for node in self.nodes))
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """The names of all parameters that the graph's nodes stand for."""
+        """The names of all parameters that the graph's nodes represent."""
         return tuple(name for node in self.nodes for name in node.parameters)
 
     @cached_property
     def levels(self) -> NDArray[np.int64]:
-        """(N,) length of the longest path from the input: nodes of one level are independent."""
+        """(N,) length of the longest path from the input; nodes of one level are independent."""
         level = [0] * len(self)
         for source, target in sorted(self.edges.tolist()):
             level[target] = max(level[target], level[source] + 1)
         return np.array(level, dtype=np.int64)
 
     def shortest_paths(self, limit: int) -> ShortestPaths:
-        """The pairs of nodes at most ``limit`` steps apart along the edges (an edge is one)."""
+        """The pairs of nodes at most ``limit`` edges apart along directed paths."""
         cached = self._paths.get(limit)
         if cached is None:
             length = self._distances
@@ -121,7 +121,7 @@ class ArchGraph:
         sources: list[list[int]] = [[] for _ in self.nodes]
         for source, target in self.edges.tolist():
             sources[target].append(source)
-        for row, before in zip(distances, sources, strict=True):  # in the nodes' order: one pass
+        for row, before in zip(distances, sources, strict=True):  # topological order: one pass
             if before:
                 np.minimum(row, distances[before].min(0) + 1, out=row)
         return distances

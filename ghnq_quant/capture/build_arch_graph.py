@@ -25,15 +25,15 @@ _JOINS = (Kind.ADD, Kind.MULTIPLY, Kind.CONCAT)
 def assemble_graph(
     kinds: Sequence[Kind], inputs: Sequence[Sequence[int]], chains: Sequence[tuple[Node, ...]]
 ) -> ArchGraph:
-    """The graph of a network of any representation, with what has no node contracted.
+    """Build the graph of a network in any representation, contracting operations without nodes.
 
     A contracted operation's inputs become the inputs of its consumers. An addition, concatenation
-    or product is kept where it still joins more than one node once everything else is contracted.
+    or product is kept if it still joins more than one node once everything else is contracted.
 
     Args:
-        kinds: what each operation does, in the order of execution; the last is the output.
-        inputs: positions of the operations whose results each one reads.
-        chains: the nodes that stand for each operation, one behind the other.
+        kinds: what each operation does, in order of execution; the last one is the output.
+        inputs: positions of the operations whose results each operation reads.
+        chains: the nodes that represent each operation, as a chain.
 
     Example:
         >>> kinds = [Kind.INPUT, Kind.CONV, Kind.ACTIVATION, Kind.OUTPUT]
@@ -43,7 +43,7 @@ def assemble_graph(
     """
     nodes: list[Node] = []
     edges: list[tuple[int, int]] = []
-    results: list[list[int]] = []  # of each operation the nodes that stand for its result
+    results: list[list[int]] = []  # for each operation, the nodes that represent its result
     for kind, own_inputs, chain in zip(kinds, inputs, chains, strict=True):
         sources = list(dict.fromkeys(node for i in own_inputs for node in results[i]))
         if kind is Kind.NOT_A_TENSOR:
@@ -62,7 +62,7 @@ def assemble_graph(
 
 
 def _find_classifier(nodes: list[Node], ends: list[int]) -> tuple[int | None, int | None]:
-    """The linear layer whose nodes are the graph's last and only end."""
+    """The linear layer whose nodes are the graph's only end."""
     if len(nodes) > 1 and ends == [len(nodes) - 1]:
         last, before = nodes[-1], nodes[-2]
         if last.primitive == "bias" and len(before.shape or ()) == 2:
@@ -86,11 +86,11 @@ def build_arch_graph(
     modules: _Modules,
     chains: Mapping[fx.Node, tuple[Node, ...]] = MappingProxyType({}),
 ) -> ArchGraph:
-    """The graph of what a traced network's output depends on.
+    """Build the graph of everything that a traced network's output depends on.
 
     Args:
-        chains: the nodes that stand for an operation, one behind the other, where others do than
-            its kind tells.
+        chains: nodes that represent an operation, as a chain, if they differ from those of its
+            kind.
     """
     used = _ancestors_of_output(graph)
     nodes = [node for node in graph.nodes if node in used]

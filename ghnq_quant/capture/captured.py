@@ -23,18 +23,18 @@ from ghnq_quant.errors import CaptureError
 
 @dataclass(frozen=True, eq=False)
 class Capture:
-    """A traced network; everything else is derived from it when asked for.
+    """A traced network; everything else is derived from it on demand.
 
     Attributes:
         root: module that the graph's names refer to.
         graph: the torch.fx graph.
-        skipped: names of the modules that are kept whole because they are not supported.
-        mode_arguments: arguments in the graph, False as in eval, that are True in training.
-        kept_whole: names of the modules without parameters that do something else in training, or
-            have a gradient of their own.
+        skipped: names of modules that are kept whole because they are not supported.
+        mode_arguments: arguments in the graph that are False, as in eval, but True in training.
+        kept_whole: names of modules without parameters that behave differently in training or have
+            their own gradient.
         more_outputs: whether training returns more values than eval, which the graph leaves out.
-        attention: names of the modules that are kept whole as attention, and what each computes
-            with, see :mod:`ghnq_quant.capture.attention`.
+        attention: names of modules that are kept whole as attention, and what each computes with,
+            see :mod:`ghnq_quant.capture.attention`.
     """
 
     root: nn.Module
@@ -60,7 +60,7 @@ class Capture:
         return build_arch_graph(self.graph, self.kinds, self.modules)
 
     def arch_graph_by(self, rules: GraphRules) -> ArchGraph:
-        """What a hypernetwork of these rules reads; see :mod:`ghnq_quant.capture.graph_rules`.
+        """What a hypernetwork with these rules reads; see :mod:`ghnq_quant.capture.graph_rules`.
 
         Example:
             >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(1))
@@ -85,13 +85,13 @@ class Capture:
 
     @cached_property
     def stem(self) -> tuple[str, ...]:
-        """Names of the conv and linear modules that read the image, with no other between."""
+        """Names of the conv and linear modules that read the image, with no other in between."""
         sources = [node for node, kind in self.kinds.items() if kind is Kind.INPUT]
         return self._first_layers(sources, lambda node: list(node.users))
 
     @cached_property
     def classifier(self) -> tuple[str, ...]:
-        """Names of the conv and linear modules that the output is made of, with no other between.
+        """Names of the conv and linear modules that the output comes from, with no other in between.
 
         Example:
             >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 10))
@@ -103,8 +103,8 @@ class Capture:
 
     @cached_property
     def float_parts(self) -> tuple[str, ...]:
-        """Names of what a plan leaves float: skipped modules, norms that no convolution folds and
-        whose result goes on as it is, and parameters that are used outside of layers.
+        """Names of what a plan leaves in float: skipped modules, norms that are not folded into a
+        convolution and whose result is used directly, and parameters used outside of layers.
 
         Example:
             >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1))
@@ -134,23 +134,22 @@ class Capture:
         return tuple(dict.fromkeys(str(n.target) for n in layers))
 
     def copied(self, replaced: dict[int, nn.Parameter]) -> Capture:
-        """The same capture of a copy of its modules.
+        """The same capture with its modules copied.
 
         Args:
-            replaced: parameters of the copy by the ``id`` of those in whose place they are; they are
-                not copied, and neither are the ones they replace.
+            replaced: parameters of the copy, by the ``id`` of those they replace; neither is copied.
         """
         return replace(self, root=copy.deepcopy(self.root, dict(replaced)))
 
     def shapes(self, input_shape: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
-        """Shape of the value of each node, by the node's name; by default for one 224×224 image."""
+        """Shape of each node's value, by the node's name; by default for one 224×224 image."""
         return propagate_shapes(
             self.root, self.graph, self.kinds, input_shape or (1, self.input_channels, 224, 224)
         )
 
     @property
     def input_channels(self) -> int:
-        """Of the images, as the network's first convolution takes them."""
+        """Channels of the images, as the network's first convolution takes them."""
         return next(m.in_channels for m in self.root.modules() if isinstance(m, nn.Conv2d))
 
 
@@ -166,11 +165,11 @@ def capture(
     Args:
         model: any network of Conv2d, Linear, norm, activation and pooling layers, as modules or
             functional calls, that torch.fx can trace in eval mode.
-        example_input: (N, C, H, W); where given, the network is also checked to run on its shape.
-        skip: ``"unsupported"`` keeps whole each module that would raise, as one operation without
-            parameters to predict; the innermost one that can be called so.
-        attention: keep attention modules whole, for a graph by GHN-3's rules; without, they are
-            refused. The capture is then of no use for quantization.
+        example_input: (N, C, H, W); if given, also checks that the network runs on this shape.
+        skip: ``"unsupported"`` keeps each module that would raise as one operation without parameters
+            to predict: the innermost module that can be called that way.
+        attention: keep attention modules whole, for a graph by GHN-3's rules; otherwise they are
+            refused. Such a capture is of no use for quantization.
 
     Raises:
         CaptureError: the network cannot be captured; the message names the module.

@@ -1,4 +1,4 @@
-"""Modules that a capture refuses, and what it says of them."""
+"""Checks for modules that a capture refuses, with the error messages."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _UNSUPPORTED = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
-#: Layers that a quantization backend replaces: what they compute must be known.
+#: Layers that a quantization backend replaces, so what they compute must be known.
 REPLACED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
 NORMS = (nn.LayerNorm, nn.GroupNorm)
 
 
-#: Attributes of modules that hold the hooks of calls.
+#: Attributes of modules that hold call hooks.
 HOOKS = (
     *("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"),
     *("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs"),
@@ -40,7 +40,7 @@ def check_layers(model: nn.Module, skip: bool) -> None:
         if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
             raise CaptureError(
                 f"module {name!r} ({type(module).__name__}) has no shapes yet: run the model once "
-                "on an input of yours, so that it makes its parameters"
+                "on one of your inputs, so that it creates its parameters"
             )
         has_conv = has_conv or isinstance(module, nn.Conv2d)
     if not has_conv:
@@ -74,7 +74,7 @@ def check_is_standard(module: nn.Module, name: str) -> None:
 
 
 def check_weight(module: nn.Module, name: str) -> None:
-    """Of a layer: that weight and bias are its own parameters."""
+    """Check that a layer's weight and bias are its own parameters."""
     computed = isinstance(module, ComputedWeight)
     if not computed and not {"weight", "bias"} <= module._parameters.keys():
         raise CaptureError(
@@ -86,5 +86,5 @@ def check_weight(module: nn.Module, name: str) -> None:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something is to run before, behind or in the backward of ``module``'s forward."""
+    """Whether something runs before, after or in the backward of ``module``'s forward."""
     return any(getattr(module, hooks) for hooks in HOOKS)

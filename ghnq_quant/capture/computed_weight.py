@@ -1,4 +1,4 @@
-"""Convolutions whose weight is computed from their parameter, as weight standardization does."""
+"""Convolutions whose weight is computed from their parameter, as in weight standardization."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from torch import Tensor, nn
 class ComputedWeight(nn.Module):
     """Mixin of a conv or linear layer: ``weight`` is a function of the parameter of that name.
 
-    ``compute_weight`` is defined in a mixin of its own, which is not yet a layer.
+    ``compute_weight`` is defined in a separate mixin that is not yet a layer.
 
-    The layer that a backend puts in its place computes its weight likewise: what is quantized, and
-    what a batch norm is folded into, is the computed weight; what is trained, saved and predicted
-    is the parameter.
+    The backend's replacement computes its weight in the same way: the computed weight is quantized
+    and absorbs a batch norm; the parameter is trained, saved and predicted.
 
     Example:
         >>> from ghnq_quant.capture.adapters import recast
@@ -43,7 +42,7 @@ class ComputedWeight(nn.Module):
 
 
 def keep_computing(layer: nn.Module, original: ComputedWeight) -> None:
-    """Make ``layer``, which takes ``original``'s place, compute its weight as that does."""
+    """Make ``layer``, which replaces ``original``, compute its weight as ``original`` does."""
     for name, parameter in original._parameters.items():
         if name not in layer._parameters:
             layer.register_parameter(name, parameter)
@@ -56,7 +55,7 @@ def keep_computing(layer: nn.Module, original: ComputedWeight) -> None:
 
 
 class _Computing(ComputedWeight):
-    """Pickles a layer of a class that exists by its two bases alone."""
+    """Pickles a layer whose class is made at run time from two bases."""
 
     bases: tuple[type[ComputedWeight], type[nn.Module]]
 

@@ -1,4 +1,4 @@
-"""What a network does in training and not in eval, found by comparing its two graphs."""
+"""Differences of a network between training and eval, found by comparing its two graphs."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch.fx.node import map_arg
 
 from ghnq_quant.capture.recorder import Recorder
 
-#: Node of the graph of eval and its argument, by position or name, that is False in eval and True
-#: in training.
+#: A node of the eval graph and the argument, by position or name, that is False in eval and True in
+#: training.
 ModeArgument = tuple[str, int | str]
 _CONSTANT = "_tensor_constant"
 
 
 @dataclass
 class ModeDifference:
-    """How a network differs between its modes.
+    """How a network's training differs from its eval.
 
     Attributes:
-        arguments: that alone follow the mode.
-        owners: names of the modules whose code differs in another way.
-        more_outputs: whether training returns more values, behind the one that eval returns.
+        arguments: the arguments that follow the mode.
+        owners: names of the modules whose code differs in other ways.
+        more_outputs: whether training returns more values after the one that eval returns.
     """
 
     arguments: list[ModeArgument] = field(default_factory=list)
@@ -71,7 +71,7 @@ def _compare(
 
 
 def _by_owner(recorder: Recorder, nodes: Iterable[fx.Node]) -> dict[str, list[Any]]:
-    """The operations of each module's own code, and the arguments that are none of the network's."""
+    """The operations of each module's own code, with the number and names of their arguments."""
     operations: dict[str, list[Any]] = {}
     for node in nodes:
         target = _CONSTANT if _CONSTANT in str(node.target) else node.target
@@ -99,7 +99,7 @@ def _same_tensor(evaluated: Recorder, before: fx.Node, trained: Recorder, after:
 
 
 def _first_of_several(in_eval: fx.Node, in_training: fx.Node) -> fx.Node | None:
-    """The first value that training returns, where it returns several and eval one."""
+    """The first value that training returns, if it returns several and eval one."""
     one, several = in_eval.args[0], in_training.args[0]
     if isinstance(several, fx.Node) and isinstance(several.target, type):  # a named tuple
         several = several.args
@@ -109,7 +109,7 @@ def _first_of_several(in_eval: fx.Node, in_training: fx.Node) -> fx.Node | None:
 
 
 def _needed(nodes: list[fx.Node], result: Any) -> list[fx.Node]:
-    """The nodes that ``result`` is computed from, and itself."""
+    """The nodes that ``result`` is computed from, and ``result`` itself."""
     needed = {result}
     for node in reversed(nodes):
         if node in needed:

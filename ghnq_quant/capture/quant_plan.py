@@ -1,4 +1,4 @@
-"""Which convolutions fold which batch norms, where activations are quantized: one plan for all."""
+"""Which convolutions fold which batch norms and where activations are quantized, for all backends."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ghnq_quant.errors import CaptureError
 
 @dataclass(frozen=True)
 class Unit:
-    """A conv or linear layer, its batch norm, and the activation function that alone consumes it.
+    """A conv or linear layer, its batch norm, and the activation function that is its only consumer.
 
     Attributes:
         name: of the conv or linear module.
         node: of its call in the graph.
-        batch_norm: name of the folded batch-norm module, None where there is none.
+        batch_norm: name of the folded batch-norm module, None if there is none.
         batch_norm_node: of the batch norm's call.
         output: node whose value is the unit's output.
     """
@@ -36,10 +36,10 @@ class QuantPoint:
     """An activation tensor that is quantized: the value of ``node``.
 
     Attributes:
-        name: for people, and for the patterns of a scheme; no two points have the same.
+        name: unique, for people and for the patterns of a scheme.
         node: of the graph.
         key: name of its quantizer in the model's ``activation_quantizers``.
-        never_negative: whether the operations that it comes from give no negative value.
+        never_negative: whether the operations it comes from never give a negative value.
     """
 
     name: str
@@ -53,10 +53,10 @@ class QuantPlan:
     """What every backend executes.
 
     Attributes:
-        units: in the order of execution.
+        units: in order of execution.
         points: the quantized activations: the input, the units' outputs, and the results of
-            additions, multiplications, average poolings and batch norms that no convolution folds;
-            never the logits, the values that nothing reads but the caller.
+            additions, multiplications, average poolings and batch norms that are not folded into a
+            convolution; never the logits, which only the caller reads.
     """
 
     units: tuple[Unit, ...]
@@ -65,13 +65,13 @@ class QuantPlan:
 
 @dataclass(frozen=True)
 class Places:
-    """The plan by positions in a row of operations.
+    """The plan as positions in a list of operations.
 
     Attributes:
-        units: of each conv or linear layer its position, that of the batch norm it folds, and that
+        units: for each conv or linear layer its position, that of the batch norm it folds, and that
             of the operation whose result is the unit's output.
-        quantized: of each quantized result the position, in the row's order, and the operation that
-            it is named after.
+        quantized: position of each quantized result, in order, and the operation that it is named
+            after.
     """
 
     units: tuple[tuple[int, int | None, int], ...]
@@ -81,12 +81,12 @@ class Places:
 def find_places(
     kinds: Sequence[Kind], inputs: Sequence[Sequence[int]], can_fold: Sequence[bool]
 ) -> Places:
-    """Design rules «Where» and «Batch norm» for a network of any representation.
+    """The rules for units and quantized activations, for a network in any representation.
 
     Args:
-        kinds: what each operation does, in the order of execution.
-        inputs: positions of the operations whose results each one reads.
-        can_fold: whether each is a batch norm that a convolution before it can fold.
+        kinds: what each operation does, in order of execution.
+        inputs: positions of the operations whose results each operation reads.
+        can_fold: whether each is a batch norm that a preceding convolution can fold.
 
     Example:
         >>> kinds = [Kind.INPUT, Kind.CONV, Kind.BATCH_NORM, Kind.ACTIVATION, Kind.OUTPUT]
@@ -99,7 +99,7 @@ def find_places(
             users[source].append(position)
 
     def with_activation(position: int) -> int:
-        """The activation function that alone consumes a result, else the result's own position."""
+        """The activation function that is a result's only consumer, else the result's own position."""
         alone = users[position][0] if len(users[position]) == 1 else position
         return alone if kinds[alone] is Kind.ACTIVATION else position
 
@@ -125,7 +125,7 @@ def find_places(
 
 
 def _logits(kinds: Sequence[Kind], inputs: Sequence[Sequence[int]]) -> set[int]:
-    """The operations whose value is the network's output, be it reshaped or behind a softmax, and
+    """The operations whose value is the network's output, possibly reshaped or after a softmax, and
     that nothing else reads."""
     found: set[int] = set()
     pending = [
@@ -148,8 +148,8 @@ def build_quant_plan(
     """Derive the plan from a traced graph.
 
     Raises:
-        CaptureError: a conv, linear or batch-norm module is called more than once, so that one set
-            of parameters would need several quantizers.
+        CaptureError: a conv, linear or batch-norm module is called more than once, so one set of
+            parameters would need several quantizers.
     """
     _check_called_once(kinds)
     nodes = list(graph.nodes)
@@ -206,7 +206,7 @@ def _scoped_name(node: fx.Node, kind: Kind) -> str:
 
 
 def _distinct(names: list[str], taken: set[str]) -> list[str]:
-    """The names, numbered where one comes again; a number never makes one of ``taken``."""
+    """The names, numbered where they repeat; a number never makes one of ``taken``."""
     counts: dict[str, int] = {}
     used = taken | set(names)
     distinct = []
@@ -221,7 +221,7 @@ def _distinct(names: list[str], taken: set[str]) -> list[str]:
 
 
 def _keys(names: list[str]) -> list[str]:
-    """Names that modules of a container may have: without dots, none twice, no attribute's."""
+    """Valid module names for a container: without dots, unique, and not an attribute's name."""
     container = nn.ModuleDict()
     keys: list[str] = []
     for name in names:

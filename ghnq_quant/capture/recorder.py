@@ -1,7 +1,7 @@
-"""Records one call of a network as a torch.fx graph, by changes to the network's modules alone.
+"""Records one call of a network as a torch.fx graph, by changing only the network's modules.
 
-``torch.fx.Tracer`` puts other methods into ``nn.Module`` for as long as it traces, in which no other
-thread can run a network. Here each module of a throwaway copy has its own.
+``torch.fx.Tracer`` patches ``nn.Module`` while it traces, so no other thread can run a network in the
+meantime. Here each module of a throwaway copy gets its own methods.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from ghnq_quant.capture.twin import is_of_torch
 
-#: Held while functions that ``fx.wrap`` registered, or of ``math``, record calls with proxies.
+#: Held while functions of ``math``, or registered by ``fx.wrap``, record calls with proxies.
 _WRAPPED = threading.RLock()
 WITHOUT_GRADIENT = "computes without gradient (torch.no_grad)"
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
@@ -36,7 +36,7 @@ _MATH = {id(f) for f in vars(math).values() if callable(f)}
 
 
 class _Parameters(dict[str, Any]):
-    """A module's parameters, read as proxies by the module's own code."""
+    """A module's parameters, which its own code reads as proxies."""
 
     proxy: Callable[[nn.Parameter], fx.Proxy | nn.Parameter]
 
@@ -46,18 +46,18 @@ class _Parameters(dict[str, Any]):
 
 
 class Recorder(fx.Tracer):
-    """Records a module that nobody else uses, see :func:`ghnq_quant.capture.twin.twin`.
+    """Records a module that nothing else uses, see :func:`ghnq_quant.capture.twin.twin`.
 
     Attributes:
-        owners: of each node the name of the module whose code made it.
-        lost: names of modules whose code does what no graph holds, and what that is.
+        owners: for each node, the name of the module whose code made it.
+        lost: names of modules whose code does something that no graph holds, and what that is.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.owners: dict[fx.Node, str] = {}
         self.lost: dict[str, str] = {}
-        self._entered: list[tuple[str, bool]] = [("", True)]  # and whether gradients were on
+        self._entered: list[tuple[str, bool]] = [("", True)]  # and whether gradients were enabled
         self._proxies: dict[nn.Parameter, fx.Proxy] = {}
         self._calls: Counter[str] = Counter()
         self._without_autocast = [d for d in _DEVICES if not torch.is_autocast_enabled(d)]
@@ -68,7 +68,7 @@ class Recorder(fx.Tracer):
         return str(next(reversed(self.module_stack.values()), ("",))[0])
 
     def record(self, root: nn.Module) -> fx.Graph:
-        """The graph of ``root`` in the modes that its modules are in; ``root`` is used up."""
+        """The graph of ``root`` in its modules' current modes; ``root`` is used up."""
         self.root = root
         self.graph = fx.Graph()
         self.tensor_attrs = {}
@@ -104,7 +104,7 @@ class Recorder(fx.Tracer):
         return self._proxies[parameter]
 
     def call(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """What a call of ``module`` does while it is recorded."""
+        """Replaces a call of ``module`` while it is recorded."""
         name = self.path_of_module(module)
         count = self._calls[name]
         self._calls[name] += 1
@@ -137,7 +137,7 @@ class Recorder(fx.Tracer):
         return node
 
     def create_arg(self, a: Any) -> Any:
-        """The usual arguments without the base class's long row of questions about their type."""
+        """The base class's result, without its long series of type checks."""
         kind = type(a)
         if kind is fx.Proxy:
             return a.node
@@ -168,7 +168,7 @@ class Recorder(fx.Tracer):
 
 
 def _autograd_function(frame: FrameType | None) -> Any:
-    """The ``autograd.Function`` in whose forward a frame is, None if it is in none."""
+    """The ``autograd.Function`` whose forward a frame is in, None if there is none."""
     while frame is not None and frame.f_code is not Recorder.record.__code__:
         if frame.f_code is _APPLY:
             return frame.f_locals["cls"]
@@ -178,10 +178,10 @@ def _autograd_function(frame: FrameType | None) -> Any:
 
 @contextmanager
 def _wrapped_functions(root: nn.Module) -> Iterator[None]:
-    """Functions that record a call as one operation where they are given a proxy.
+    """Make functions record a call as one operation if they are given a proxy.
 
-    They are those that ``fx.wrap`` registered and those of ``math``. With anything but a proxy they
-    do what they always do, so that other threads may call them meanwhile.
+    These are the functions of ``math`` and those registered by ``fx.wrap``. Without a proxy they do
+    what they always do, so other threads may call them in the meantime.
     """
     with _WRAPPED:
         replaced: list[tuple[dict[str, Any], str, Any]] = []
@@ -193,7 +193,7 @@ def _wrapped_functions(root: nn.Module) -> Iterator[None]:
             yield
         finally:
             for scope, name, function in reversed(replaced):
-                if function is None:  # a builtin, found behind the scope
+                if function is None:  # a builtin, not in the module's own scope
                     del scope[name]
                 else:
                     scope[name] = function

@@ -1,4 +1,4 @@
-"""Shapes of every value in a traced graph, found with tensors that hold nothing: no kernel runs."""
+"""Shapes of all values in a traced graph, found with meta tensors: no kernel runs."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class _ShapeInterpreter(fx.Interpreter):
 
 
 class _QuickInterpreter(_ShapeInterpreter):
-    """Passes over the layers whose shape is plain: on meta tensors PyTorch takes a normalization or an
-    activation apart into dozens of operations, and needs up to half a millisecond for each."""
+    """Skips layers whose output shape is obvious: on meta tensors PyTorch decomposes a normalization
+    or an activation into dozens of operations, which take up to half a millisecond each."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph, kinds: dict[fx.Node, Kind]) -> None:
         super().__init__(root, graph)
@@ -50,7 +50,7 @@ class _QuickInterpreter(_ShapeInterpreter):
         return known
 
     def _known(self, n: fx.Node, x: Tensor, inputs: int) -> Tensor | None:
-        """A result of the right shape where it takes no operation to tell; all inputs have that of x."""
+        """A result of the right shape if that takes no operation; all inputs have the shape of ``x``."""
         kind = self.kinds[n]
         if kind in (Kind.ADD, Kind.MULTIPLY):
             return x
@@ -94,7 +94,7 @@ def propagate_shapes(
     try:
         with torch.no_grad():
             quick.run(torch.empty(input_shape, dtype=dtype, device="meta"))
-    except Exception:  # it may be the device that some constant is on; the careful way tells
+    except Exception:  # perhaps the device of some constant; the slower way finds out
         return _with_fake_tensors(root, graph, input_shape)
     return quick.shapes
 
@@ -116,7 +116,7 @@ def _on_meta(root: nn.Module) -> nn.Module:
 def _with_fake_tensors(
     root: nn.Module, graph: fx.Graph, input_shape: tuple[int, ...]
 ) -> dict[str, tuple[int, ...]]:
-    copied = twin(root).eval()  # in eval no batch norm updates its statistics
+    copied = twin(root).eval()  # in eval, batch norms do not update their statistics
     interpreter = _ShapeInterpreter(copied, graph)
     parameter = next(root.parameters())
     try:
@@ -138,7 +138,7 @@ def _with_fake_tensors(
 
 @contextmanager
 def _no_log_of_failures() -> Iterator[None]:
-    """An operation that fails is logged with a trace, beside the exception that it raises."""
+    """Silence PyTorch's log of a failing operation, which repeats the exception with a trace."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     own_thread = threading.get_ident()
 

@@ -1,4 +1,4 @@
-"""Which values of a traced graph are never negative, whatever the images and the parameters."""
+"""Values of a traced graph that are never negative, whatever the images and parameters."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from torch import fx, nn
 
 from ghnq_quant.capture.operations import OPERATIONS, Kind, Operation, find_operation
 
-#: Whose results are never negative.
+#: Operations whose results are never negative.
 _NEVER_NEGATIVE = [
     OPERATIONS[name] for name in ("relu", "relu6", "sigmoid", "hardsigmoid", "softplus")
 ]
-#: Whose results are never negative where none of the tensors they read is.
+#: Operations whose results are never negative if their input tensors are not.
 _KEEP = [
     OPERATIONS[name]
     for name in (
@@ -25,8 +25,8 @@ _KEEP = [
 def never_negative(
     graph: fx.Graph, kinds: dict[fx.Node, Kind], modules: dict[str, nn.Module]
 ) -> set[fx.Node]:
-    """The nodes whose value is known to be never negative: those behind a ReLU or a sigmoid, and
-    sums, products and averages of such.
+    """The nodes whose value is known never to be negative: results of ReLU or sigmoid, and their
+    sums, products and averages.
 
     Example:
         >>> graph = fx.symbolic_trace(nn.Sequential(nn.ReLU(), nn.AvgPool2d(2), nn.Tanh())).graph
@@ -46,7 +46,7 @@ def never_negative(
 
 
 def _has_number(node: fx.Node, operation: Operation | None) -> bool:
-    """Whether it adds or multiplies with a number, which may be negative."""
+    """Whether it adds or multiplies by a number, which may be negative."""
     if operation not in (OPERATIONS["add"], OPERATIONS["mul"]):
         return False
     return bool(node.kwargs) or any(isinstance(a, (int, float)) for a in node.args)

@@ -31,9 +31,9 @@ _PRODUCTS: set[Any] = {
     *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose2d, F.linear),
     *(torch.matmul, torch.mm, torch.bmm, operator.matmul, "matmul"),
 }
-_IN_TRAINING = "does something else in training than in eval, or draws random numbers"
+_IN_TRAINING = "behaves differently in training than in eval, or draws random numbers"
 _ADVICE = {
-    WITHOUT_GRADIENT: "; or freeze parameters by requires_grad_(False) in place of torch.no_grad"
+    WITHOUT_GRADIENT: "; or freeze parameters by requires_grad_(False) instead of torch.no_grad"
 }
 
 
@@ -43,15 +43,15 @@ class Trace:
 
     Attributes:
         root: module that the graph's names refer to: the model itself, or a copy that shares its
-            tensors where an adapter rewrote layers or ``forward`` holds tensors.
+            tensors if an adapter rewrote layers or ``forward`` holds tensors.
         graph: of eval.
-        skipped: names of the modules that are kept whole because they are not supported.
-        mode_arguments: that are True in training.
-        kept_whole: names of the modules without parameters that do something else in training, or
-            have a gradient of their own.
+        skipped: names of modules that are kept whole because they are not supported.
+        mode_arguments: arguments that are True in training.
+        kept_whole: names of modules without parameters that behave differently in training or have
+            their own gradient.
         more_outputs: whether training returns further values, which are left out.
-        attention: names of the modules that are kept whole as attention, and what each computes
-            with, see :mod:`ghnq_quant.capture.attention`.
+        attention: names of modules that are kept whole as attention, and what each computes with,
+            see :mod:`ghnq_quant.capture.attention`.
     """
 
     root: nn.Module
@@ -64,18 +64,18 @@ class Trace:
 
 
 def trace(model: nn.Module, *, skip: bool = False, attention: bool = False) -> Trace:
-    """Trace ``model`` as it runs in eval mode, and see to it that training loses nothing.
+    """Trace ``model`` as it runs in eval, and check that training loses nothing.
 
-    A module without parameters that does something else in training, or has a gradient of its own,
-    is kept whole.
+    A module without parameters that behaves differently in training, or has its own gradient, is
+    kept whole.
 
     Args:
-        skip: keep whole, as one operation, each module that cannot be traced or is not supported.
-        attention: keep attention whole, which is refused otherwise.
+        skip: keep each module that cannot be traced or is not supported whole, as one operation.
+        attention: keep attention whole, which is otherwise refused.
 
     Raises:
         CaptureError: the model has no 2-d convolution, has a convolution of another rank, its
-            ``forward`` cannot be traced, or does what the graph of eval does not hold.
+            ``forward`` cannot be traced or does something that the eval graph does not hold.
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(f"expected an nn.Module, got {type(model).__name__}")
@@ -112,7 +112,7 @@ def trace(model: nn.Module, *, skip: bool = False, attention: bool = False) -> T
 
 
 def trace_training(root: nn.Module, skipped: tuple[str, ...]) -> fx.Graph:
-    """Trace as it runs in training the root of a network that was traced before.
+    """Trace the root of a previously traced network as it runs in training.
 
     Args:
         skipped: names of the modules that are kept whole.
@@ -135,7 +135,7 @@ def _record(tracer: _Tracer, root: nn.Module, *, training: bool) -> fx.Graph:
 
 
 def _losses(tracer: _Tracer, root: nn.Module) -> tuple[ModeDifference, dict[str, str]]:
-    """How training differs from eval, and the modules whose graph does not hold all they do."""
+    """How training differs from eval, and the modules that do more than their graph holds."""
     difference, lost = ModeDifference(), dict(tracer.lost)
     if not lost:
         whole = (*tracer.whole, *tracer.skipped, *tracer.attention_in)
@@ -168,14 +168,14 @@ def _has_parameters(root: nn.Module, name: str) -> bool:
 
 
 def _constants(recorded: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
-    """Tensors that ``forward`` makes, closes over or reads, and that are attributes of the root."""
+    """Tensors that ``forward`` makes, closes over or reads, as attributes of the root."""
     names = [str(n.target) for n in graph.nodes if n.op == "get_attr"]
     attributes = vars(recorded)
     return {n: attributes[n] for n in names if isinstance(attributes.get(n), Tensor)}
 
 
 def _rewritten(model: nn.Module, adapters: tuple[Adapter, ...]) -> nn.Module:
-    """``model``, or where adapters rewrite layers, a copy with these replaced, tensors shared."""
+    """``model`` or, if adapters rewrite layers, a copy with these replaced and tensors shared."""
     if all(_rewrite(m, adapters) is None for m in model.modules()):
         return model
     root = copy_of_modules(model)
@@ -213,7 +213,7 @@ class _Tracer(Recorder):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """The network's first argument is its input; any other takes its default if it has one."""
+        """The network's first argument is its input; others take their default, if any."""
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         for position, arg in enumerate(args[2:], 2):
             if isinstance(arg, fx.Proxy) and (default := _default(arg.node)) is not None:
@@ -257,7 +257,7 @@ class _Tracer(Recorder):
             return super().call(module, *args, **kwargs)
 
     def _forget(self, last: fx.Node, entered: int, lost: dict[str, str]) -> None:
-        """All that was recorded behind ``last``."""
+        """Forget everything recorded after ``last``."""
         while (newest := next(reversed(self.graph.nodes))) is not last:
             self._proxies = {p: x for p, x in self._proxies.items() if x.node is not newest}
             self.graph.erase_node(newest)
@@ -272,7 +272,7 @@ class _Tracer(Recorder):
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **others: Any
     ) -> Any:
-        """The usual, but for a convolution or matrix product with a parameter no layer holds."""
+        """Refuse a convolution or matrix product with a parameter that no layer holds."""
         if target in _PRODUCTS and any(map(self._is_of_parameters, (*args[1:2], *kwargs.values()))):
             name, cls = next(reversed(self.module_stack.values()), ("", self.root))
             raise CaptureError(
@@ -284,7 +284,7 @@ class _Tracer(Recorder):
         return super().create_proxy(kind, target, args, kwargs, *more, **others)
 
     def _is_of_parameters(self, operand: Any) -> bool:
-        """Whether a product's second operand is a parameter, or computed with one directly."""
+        """Whether a product's second operand is a parameter, or computed directly with one."""
         if isinstance(operand, Tensor):
             return operand.dim() > 1 and operand.requires_grad
         if not isinstance(operand, fx.Proxy):

@@ -1,4 +1,4 @@
-"""A throwaway copy of a model's modules, so that what their code does leaves the user's alone."""
+"""A throwaway copy of a model's modules, whose code then cannot affect the user's model."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-#: Types of attributes that nobody can change, or that a copy shares with the original anyway.
+#: Types of attributes that are immutable, or that copies share with the original anyway.
 _SHARED = {NoneType, bool, int, float, str, FunctionType, BuiltinFunctionType, type}
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A copy of the module tree, made without any code of the modules, that shares all tensors.
+    """Copy the module tree, without running any code of the modules, and share all tensors.
 
-    Attributes are copied with what they hold; one that cannot be copied is shared. Modules of
-    ``torch.nn`` itself change no attribute of theirs in a forward, so those are not looked into.
+    Attributes are copied with their contents; those that cannot be copied are shared. Modules of
+    ``torch.nn`` itself change none of their attributes in a forward, so these are left as they are.
     """
     twins: dict[nn.Module, nn.Module] = {}
     memo: dict[int, Any] = {}
@@ -46,15 +46,15 @@ def is_of_torch(module: nn.Module) -> bool:
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, (dict, list, set)) and not value:
-        return copy.copy(value)  # most are dicts of hooks
+        return copy.copy(value)  # mostly dicts of hooks
     try:
         return copy.deepcopy(value, memo)
-    except Exception:  # a lock, an open file, a generator of random numbers
+    except Exception:  # a lock, an open file, a random number generator
         return value
 
 
 def copy_of_modules(model: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares every parameter, buffer and other tensor attribute."""
+    """Copy the module tree, and share every parameter, buffer and other tensor attribute."""
     tensors = [*model.parameters(), *model.buffers()]
     tensors += [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
     return copy.deepcopy(model, {id(t): t for t in tensors})

@@ -1,4 +1,4 @@
-"""Checkpoints: those that the package ships, and the public GHN-2 format."""
+"""Checkpoints: the ones shipped with the package, and the public GHN-2 format."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ghnq_quant.errors import CheckpointError
 
-#: What is used where no hypernetwork is given.
+#: Used when no hypernetwork is given.
 DEFAULT_CHECKPOINT = "ghnq-cifar10"
 
 WEIGHTS_FILE = "model.safetensors"
 _BUNDLED = Path(__file__).parents[1] / "checkpoints"
-#: What makes a checkpoint of the public format a GHN-2; its other settings are sizes.
+#: Settings that identify a checkpoint of the public format as a GHN-2; the others are sizes.
 _GHN2 = {
     "hypernet": "gatedgnn",
     "decoder": "conv",
@@ -38,14 +38,14 @@ class PpudaCheckpoint:
 
 
 def bundled_checkpoint(name: str) -> Path | None:
-    """Folder of the checkpoint ``name`` that the package ships, None if it ships no such one."""
+    """Folder of the shipped checkpoint ``name``; None if there is none."""
     folder = _BUNDLED / name
     is_plain = name and "/" not in name and "\\" not in name and not name.startswith(".")
     return folder if is_plain and folder.is_dir() else None
 
 
 def may_be_repository(name_or_path: str | Path) -> bool:
-    """Whether this is looked up on the Hugging Face Hub: OWNER/NAME, if no folder OWNER is here.
+    """Whether a name is looked up on the Hugging Face Hub: OWNER/NAME, if no folder OWNER is here.
 
     Example:
         >>> may_be_repository("somebody/ghn"), may_be_repository("./ghn"), may_be_repository("ghn")
@@ -58,7 +58,7 @@ def may_be_repository(name_or_path: str | Path) -> bool:
 
 
 def shapes_in(file: Path) -> dict[str, list[int]]:
-    """The tensors' shapes in a safetensors file, by name, from its header alone."""
+    """The shapes of a safetensors file's tensors, by name, read from its header alone."""
     with safe_open(file, "pt") as opened:
         return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
 
@@ -68,16 +68,16 @@ def check_shapes(
     settings: Mapping[str, Any],
     shapes: Mapping[str, Sequence[int]],
 ) -> None:
-    """Compare parameters with what the settings ask for, before any memory is taken for it.
+    """Compare parameter shapes with what the settings require, before any memory is allocated.
 
     Args:
-        create: makes the hypernetwork of some settings.
+        create: makes the hypernetwork from the settings.
         settings: of the checkpoint.
         shapes: of its parameters by name.
 
     Raises:
-        RuntimeError: a parameter is missing, has another shape, or is one too many.
-        ValueError: a setting that does not exist.
+        RuntimeError: a parameter is missing, has another shape, or is unexpected.
+        ValueError: an invalid setting.
     """
     with torch.device("meta"):
         state = {name: torch.empty(*shape) for name, shape in shapes.items()}
@@ -85,7 +85,7 @@ def check_shapes(
 
 
 def check_counts(*, max_shape: object, **counts: object) -> None:
-    """Raise a ValueError for what is no whole number from 1; ``max_shape`` is four of them."""
+    """Raise a ValueError for anything but positive integers; ``max_shape`` has four."""
     if not isinstance(max_shape, (list, tuple)) or len(max_shape) != 4:
         raise ValueError(f"max_shape is four whole numbers, not {max_shape!r}")
     for name, value in [*counts.items(), *(("max_shape", size) for size in max_shape)]:
@@ -101,7 +101,7 @@ def check_flags(**flags: object) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Both files of a saved hypernetwork are there: of neither is a default taken, or a pickle.
+    """Check that both files of a saved hypernetwork exist: neither has a default or a pickle instead.
 
     Raises:
         CheckpointError: one is missing.
@@ -125,9 +125,9 @@ def read_ppuda(path: str | Path) -> PpudaCheckpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: holds pickled objects other than tensors and plain values, or is no "
-            "checkpoint at all; it is not loaded, since it could run code. Save it anew with the "
-            "config and the state_dict alone"
+            f"{path}: holds pickled objects other than tensors and plain values, or is not a "
+            "checkpoint at all; it is not loaded, because it could run code. Save it again with "
+            "only the config and the state_dict"
         ) from error
     except Exception as error:
         raise CheckpointError(
@@ -163,7 +163,7 @@ def _integers(path: str | Path, key: str, values: Any, count: int) -> tuple[int,
 
 
 def as_shaped(state: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same with linear layers in place of 1×1 convolutions, or the reverse, where ``like`` has."""
+    """The state with 1×1 convolutions as linear layers, or the reverse, wherever ``like`` has it so."""
     return {
         name: w.view(like[name].shape)
         if name in like and w.shape[:2] == like[name].shape[:2] and w.numel() == like[name].numel()

@@ -1,7 +1,7 @@
 """The decoder on the CPU, with its gradient written by hand.
 
-Autograd would make a buffer of the size of the decoder's large parameters for every shape that reads a
-part of them; here there is one for each parameter. Of no layer more rows are computed than are read.
+Autograd would allocate a gradient as large as the decoder's large parameters for every shape that
+reads a part of them; here each parameter has one. Layers compute only the rows that are read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from ghnq_quant.ghn.grid import Grid, Shape4d
 
-#: Elements of a weight that is not copied as a whole.
+#: Weights with more elements are not copied as a whole.
 LARGE = 1 << 21
 
 
@@ -28,7 +28,7 @@ def cpu_decode(
     grid: Grid,
     layers: Sequence[tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, ...]:
-    """What ``ConvDecoder`` computes, with weights and biases of its three ``layers``."""
+    """Compute the same as ``ConvDecoder``, from weights and biases of its three ``layers``."""
     parameters = [p for layer in layers for p in layer]
     differentiable = torch.is_grad_enabled()
     settings = (tuple(shapes), grid, differentiable)
@@ -37,7 +37,7 @@ def cpu_decode(
 
 
 class _Run(NamedTuple):
-    """Consecutive nodes of one kernel size and, in ``parts``, of one shape."""
+    """Consecutive nodes with the same kernel size and, in ``parts``, with the same shape."""
 
     rows: slice
     kernel: tuple[int, int]
@@ -57,9 +57,9 @@ def _runs(shapes: tuple[Shape4d, ...]) -> Iterator[_Run]:
 
 
 class _Window:
-    """The decoder's layers as the weights of one kernel size need them; parameters or gradients.
+    """The parts of the decoder's layers that one kernel size needs; of parameters or gradients.
 
-    A node has a row for each of the k = kh · kw places of its kernel.
+    A node has a row for each of the k = kh · kw positions of its kernel.
     """
 
     def __init__(self, parameters: Sequence[Tensor], grid: Grid, kernel: tuple[int, int]):
@@ -78,8 +78,8 @@ class _Window:
         return self.w1.permute(1, 2, 0, 3).flatten(0, 2), self.b1.permute(1, 2, 0).flatten()
 
     def apply_first(self, x: Tensor) -> Tensor:
-        """(n, C) to (n, k · units); one place of the kernel at a time where the weight is large, of
-        which the other way makes a copy."""
+        """(n, C) to (n, k · units). A large weight is applied one kernel position at a time, because
+        the other way copies it."""
         if self.w1.numel() <= LARGE:
             return F.linear(x, *self.first())
         places = product(*map(range, self.b1.shape[1:]))
@@ -97,7 +97,7 @@ class _Decode(torch.autograd.Function):
         differentiable: bool,
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
-        # made before what is needed meanwhile, whose memory would leave holes between them
+        # allocated before temporaries, whose memory would leave holes between them
         results = list(_empty_weights(x, shapes, one_each=not differentiable))
         of_parts, saved = iter(results), []
         for rows, kernel, parts in _runs(shapes):
@@ -158,13 +158,13 @@ class _Decode(torch.autograd.Function):
 def _empty_weights(
     x: Tensor, shapes: Sequence[Shape4d], *, one_each: bool
 ) -> Iterator[list[Tensor]]:
-    """For each run of equal shapes one tensor or, ``one_each``, one for each node, whose memory is
-    free as soon as nobody needs that node's."""
+    """For each run of equal shapes one tensor or, with ``one_each``, one per node, whose memory is
+    freed once that node's is no longer used."""
     for shape, same in groupby(shapes):
         count = len(list(same))
         yield [x.new_empty((n, *shape)) for n in ([1] * count if one_each else [count])]
 
 
 def _scaled(w: Tensor, scale: Tensor) -> Tensor:
-    """Their product in memory of its own order: one pass, where it would keep the strides of ``w``."""
+    """The product in contiguous memory, in one pass; ``w * scale`` would keep the strides of ``w``."""
     return torch.mul(w, scale, out=w.new_empty(w.shape))

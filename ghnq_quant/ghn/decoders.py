@@ -19,9 +19,9 @@ class ConvDecoder(nn.Module):
     """Decodes weights of up to ``max_shape`` = (c_out, c_in, kh, kw).
 
     Args:
-        linear: whether the layers that run at each place of the grid are linear layers, as in
-            GHN-3, in place of GHN-2's 1×1 convolutions. They compute the same; their weights have
-            two dimensions and not four.
+        linear: use linear layers at each position of the grid, as in GHN-3, instead of GHN-2's 1×1
+            convolutions. They compute the same, but their weights have two dimensions instead of
+            four.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class ConvDecoder(nn.Module):
         Args:
             x: (n, C) features.
             shapes: of each node's weight, up to ``max_shape``, sorted by kernel size and then by
-                channels, as :func:`decoding_order` has them.
+                channels, as by :func:`decoding_order`.
             scale: (n,) factor on each node's weight.
 
         Returns:
-            tensors (nodes, c_out, c_in, kh, kw) of consecutive nodes of equal shapes, which hold one
-            item for each node together.
+            tensors (nodes, c_out, c_in, kh, kw) of consecutive nodes with equal shapes, together one
+            item per node.
         """
         if takes_fast_path(x):
             layers = (self.fc[0], self.conv[0], self.conv[2])
@@ -71,7 +71,7 @@ class ConvDecoder(nn.Module):
     def decode(self, x: Tensor, shape: Shape4d) -> Tensor:
         """(n, C) features to (n, *shape) weights: the plain form, for any device.
 
-        Of the last layer, the largest by far, only the rows that the shape needs are computed.
+        The last layer, by far the largest, computes only the rows that the shape needs.
         """
         c_out, c_in, kh, kw = shape
         max_out, max_in, max_kh, max_kw = self.grid.max_shape
@@ -85,12 +85,12 @@ class ConvDecoder(nn.Module):
         return torch.einsum("oiu,nuhw->noihw", w, y) + b[:, :, None, None]
 
     def classifier(self, w: Tensor) -> Tensor:
-        """(max c_out, c_in, 1, 1) decoded weight to (num_classes, c_in) of a classifier."""
+        """(max c_out, c_in, 1, 1) decoded weight to a classifier's (num_classes, c_in)."""
         head, b = weight_and_bias(self.class_layer_predictor[1])
         return torch.matmul(head.flatten(1), w.flatten(1).relu()) + b[:, None]
 
 
 def decoding_order(shape: Shape4d) -> tuple[int, ...]:
-    """Sort key under which the weights of one kernel size, and those of one shape, are together."""
+    """Sort key that groups weights by kernel size, and within it by shape."""
     c_out, c_in, kh, kw = shape
     return kh, kw, c_out, c_in

@@ -1,4 +1,4 @@
-"""From the features of a batch's nodes to the parameters of its networks."""
+"""From the node features of a batch to the parameters of its networks."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ghnq_quant.ghn.to_decode import ToDecode, nodes_to_decode
 
 @dataclass(frozen=True)
 class Decoders:
-    """The decoders of a hypernetwork and how they are used.
+    """The decoders of a hypernetwork and how to use them.
 
     Attributes:
-        weights: of all parameters of two or more dimensions.
-        vectors: (n, C) features to (n, 2 · most channels): a norm layer's weight, then a bias.
-        class_bias: (n, most channels) such biases to those of classification layers.
+        weights: decodes all parameters of two or more dimensions.
+        vectors: (n, C) features to (n, 2 · max channels): a norm layer's weight, then a bias.
+        class_bias: (n, max channels) such biases to those of classification layers.
         num_classes: of the classification layers that are decoded as such.
         new_batch_norms, predicts_any_size: see :class:`ghnq_quant.GHN` and
             :class:`ghnq_quant.ghn.encoders.Conventions`.
@@ -39,7 +39,7 @@ class Decoders:
     predicts_any_size: bool
 
     def decode(self, graphs: Sequence[ArchGraph], x: Tensor) -> list[dict[str, Tensor]]:
-        """Parameters by name of each of some graphs, from the (N, C) features of all their nodes.
+        """Decode the parameters of some graphs, by name, from the (N, C) features of all their nodes.
 
         Raises:
             PredictionError: see :meth:`ghnq_quant.GHN.forward`.
@@ -48,7 +48,7 @@ class Decoders:
 
 
 class _Entry(NamedTuple):
-    """A node to decode, among those of a batch."""
+    """A node to decode, within a batch."""
 
     graph: int
     row: int
@@ -60,7 +60,7 @@ class _Entry(NamedTuple):
 
 
 class _Decoding:
-    """Decodes the parameters of all nodes of a batch, those of one shape in one go."""
+    """Decodes the parameters of all nodes of a batch, grouped by shape."""
 
     def __init__(self, decoders: Decoders, graphs: Sequence[ArchGraph], x: Tensor) -> None:
         self.decoders = decoders
@@ -109,7 +109,7 @@ class _Decoding:
         of_classifiers = [decoded[i][None] for i in classifiers]
         _check_finite((*groups, *of_classifiers), [*entries, *(entries[i] for i in classifiers)])
         del groups, of_classifiers
-        for entry in entries:  # what is tiled needs memory anew, and frees what it was made of
+        for entry in entries:  # tiling allocates new memory, and frees its source
             w = _fitted(decoded.pop(0), entry.of.shape)
             self.parameters[entry.graph][entry.parameters[0]] = w
 
@@ -139,7 +139,7 @@ class _Decoding:
 
 
 def _fitted(w: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A decoded weight, (c_out, c_in, kh, kw) or a classifier's (num_classes, c_in), as ``shape``."""
+    """Fit a decoded weight, (c_out, c_in, kh, kw) or a classifier's (num_classes, c_in), to ``shape``."""
     if w.dim() > len(shape):
         w = w.flatten(len(shape) - 1)
     w = w.view(*w.shape, *(1,) * (len(shape) - w.dim()))
@@ -149,12 +149,12 @@ def _fitted(w: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _check_finite(groups: Sequence[Tensor], entries: list[_Entry]) -> None:
-    """Raises for a value that is not finite among ``groups``, which hold one item an entry."""
+    """Raise for a value that is not finite in ``groups``, which hold one item per entry."""
     with torch.no_grad():
         if torch.stack([group.sum() for group in groups]).isfinite().all():
-            return  # one pass over each group, in place of several
+            return  # one pass over each group instead of several
         finite = torch.cat([group.isfinite().flatten(1).all(dim=1) for group in groups])
-    if finite.all():  # they are large enough for their sum to overflow
+    if finite.all():  # values so large that their sum overflowed
         return
     damaged = [entries[i] for i in (~finite).nonzero().flatten().tolist()]
     name = min(damaged, key=lambda entry: entry.row).parameters[0]

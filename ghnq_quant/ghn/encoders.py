@@ -1,4 +1,4 @@
-"""The two encoders, and what else tells GHN-2 from GHN-3."""
+"""The two encoders, and the other differences between GHN-2 and GHN-3."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Conventions:
     """What the public hypernetworks with an encoder were trained with.
 
     Attributes:
-        virtual_edges: s(max) where none is given. GHN-Q's for the gated encoder; GHN-2 has 50.
+        virtual_edges: default s(max). GHN-Q's for the gated encoder; GHN-2 has 50.
         graph_rules: how networks become graphs.
-        linear_decoder: whether the decoder's 1×1 convolutions are linear layers, which compute the
-            same with parameters of another shape.
+        linear_decoder: whether the decoder has linear layers instead of 1×1 convolutions; they
+            compute the same with parameters of another shape.
         predicts_any_size: whether kernels larger than the decoder's grid are enlarged from it, and
             classification layers of any number of classes are tiled.
     """
@@ -40,5 +40,6 @@ CONVENTIONS: dict[Encoder, Conventions] = {
 
 
 def make_encoder(encoder: Encoder, hid: int, heads: int, layers: int) -> nn.Module:
-    """(N, C) node features, graphs and s(max) to (N, C) features; only one kind has heads and layers."""
+    """A module from (N, C) node features, graphs and s(max) to (N, C) features; only "graphormer" has
+    heads and layers."""
     return GatedGNN(hid) if encoder == "gated" else Graphormer(hid, heads, layers)

@@ -1,4 +1,4 @@
-"""Node features: what an operation is and its parameter's shape (Knyazev et al. 2021, app. B)."""
+"""Node features: the operation and the shape of its parameter (Knyazev et al. 2021, app. B)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ShapeEncoder(nn.Module):
 
     Args:
         hid: size C of the node features.
-        num_classes: number of classes, a channel count with a row of its own.
-        spatial_size: kernel size of the decoder, the largest odd size with a row of its own.
+        num_classes: number of classes, a channel count with its own row.
+        spatial_size: kernel size of the decoder, the largest odd size with its own row.
     """
 
     def __init__(self, hid: int, num_classes: int, spatial_size: int) -> None:
@@ -30,11 +30,11 @@ class ShapeEncoder(nn.Module):
         self.embed_channel = nn.Embedding(len(self.channels) + 1, hid // 4)
 
     def indices(self, node: Node) -> Index:
-        """Rows of the two tables for a node's shape; the extra last rows where it has none."""
+        """Rows of the two tables for a node's shape; the extra last rows if it has none."""
         return _indices(node, self.channels, self.spatial)
 
     def rows(self, graph: ArchGraph) -> Tensor:
-        """(N, 4) such rows of a graph's nodes."""
+        """(N, 4) rows of a graph's nodes."""
         return _rows(graph, self.channels, self.spatial)
 
     def forward(self, indices: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def _spatial_values(size: int) -> tuple[int, ...]:
 
 
 def _channel_row(count: int, values: tuple[int, ...]) -> int:
-    # 4 to 7 share a row even where num_classes is one of them, as in the public code
+    # 4 to 7 share a row even if num_classes is one of them, as in the public code
     return _nearest(8 if 4 <= count <= 7 else count, values)
 
 
@@ -80,7 +80,7 @@ def _spatial_row(size: int, values: tuple[int, ...]) -> int:
 
 
 def _nearest(value: int, values: tuple[int, ...]) -> int:
-    """Position of the nearest of the sorted ``values``, the smaller one on a tie."""
+    """Position of the nearest of the sorted ``values``; the smaller one on a tie."""
     above = bisect_left(values, value)
     if above == len(values):
         return above - 1

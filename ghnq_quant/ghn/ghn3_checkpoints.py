@@ -1,7 +1,7 @@
-"""The public formats of GHN-3 (SamsungSAILMontreal/ghn3), and of GHN-2 beside it.
+"""The public formats of GHN-3 (SamsungSAILMontreal/ghn3), which hold GHN-2 too.
 
-The files of the Hub hold a bare state dict, be it of a GHN-3 or of a GHN-2, so that all sizes have to
-be inferred from it. Those of the authors' own trainings have a ``config`` too.
+Files on the Hub are a bare state dict of a GHN-3 or a GHN-2, so all sizes have to be inferred from
+it. Files from the authors' own training code also have a ``config``.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from ghnq_quant.ghn.restricted_pickle import load_pickled_state
 
 #: Where the authors publish their files, such as ``ghn3xlm16.pt``.
 HUB_REPOSITORY = "SamsungSAILMontreal/ghn3"
-#: What a file of ``torch.save`` begins with: a zip file, or before that a number of PyTorch's own.
+#: First bytes of a ``torch.save`` file: a zip file or, in older files, PyTorch's own magic number.
 _TORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
-#: Tables that the published files have at their top level, and later ones where they belong.
+#: Tables that published files have at the top level, and later files in the first layer.
 _OF_FIRST_LAYER = ("centrality_embed_in.", "centrality_embed_out.", "input_dist_embed.")
-#: Side of the decoder's grid by the rows of the spatial table.
+#: Side of the decoder's grid, by the number of rows of the spatial table.
 _SIDES = {9: 11, 11: 16}
-#: s(max) of both, GHN-2 and GHN-3.
+#: s(max) of both GHN-2 and GHN-3.
 _VIRTUAL_EDGES = 50
 
 
 @dataclass(frozen=True)
 class PublicCheckpoint:
-    """Arguments of :class:`ghnq_quant.GHN` and its parameters, under the names that it has for them."""
+    """Arguments of :class:`ghnq_quant.GHN` and its parameters, under the names it uses."""
 
     settings: dict[str, Any]
     state_dict: dict[str, Tensor]
 
 
 def find_public_file(path_or_name: str | Path) -> Path:
-    """The file at a path; else what the authors publish under this name, downloaded once.
+    """The file at a path, else the file that the authors publish under this name, downloaded once.
 
     Raises:
         CheckpointError: there is no such file, or it cannot be downloaded.
@@ -54,7 +54,7 @@ def find_public_file(path_or_name: str | Path) -> Path:
 
 
 def download_public_file(repository: str, filename: str, **settings: Any) -> Path:
-    """A file of a repository of the Hugging Face Hub, from its cache if it is there.
+    """A file of a Hugging Face Hub repository, from the local cache if it is there.
 
     Args:
         settings: arguments of ``huggingface_hub.hf_hub_download``, such as ``revision``.
@@ -64,15 +64,15 @@ def download_public_file(repository: str, filename: str, **settings: Any) -> Pat
     """
     try:
         return Path(hf_hub_download(repository, filename, **settings))
-    except Exception as error:  # of the network, the repository and the cache alike
+    except Exception as error:  # from the network, the repository or the cache
         raise CheckpointError(
-            f"{filename}: no such file here, and it can't be downloaded from {repository} of the "
+            f"{filename}: no such file here, and it cannot be downloaded from {repository} on the "
             f"Hugging Face Hub ({type(error).__name__}: {error}). Get it elsewhere and give its path"
         ) from error
 
 
 def read_public(path: Path) -> PublicCheckpoint:
-    """Read a public file, GHN-3's or GHN-2's, without running code that it may hold.
+    """Read a public GHN-3 or GHN-2 file without running code that it may hold.
 
     Raises:
         CheckpointError: see :meth:`ghnq_quant.GHN.from_ghn3`.
@@ -101,11 +101,11 @@ def _load(path: Path) -> Any:
         if is_torch:
             return torch.load(path, map_location="cpu", weights_only=True)
         return load_pickled_state(path)
-    except Exception as error:  # which one depends on what is wrong
+    except Exception as error:  # which one depends on the damage
         raise CheckpointError(
             f"{path}: damaged, compressed, or holding more than the tensors of a state dict, which "
             f"could run code; it is not loaded ({type(error).__name__}: {error}). Download it again "
-            "from where its authors publish it"
+            "from its authors"
         ) from error
 
 
@@ -114,7 +114,7 @@ def _own_name(name: str) -> str:
 
 
 def _infer_settings(state: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Any]:
-    """By the shapes of the parameters, which tell all but a decoder of unlike widths."""
+    """Infer them from the parameters' shapes, which show all but decoders of unequal widths."""
     hid = _first(state, lambda name: name.endswith("embed.weight")).shape[-1]
     num_classes = len(_first(state, lambda name: "class_layer_predictor" in name))
     width = math.isqrt(len(state["decoder.conv.2.weight"]))
@@ -137,5 +137,5 @@ def _infer_settings(state: dict[str, Tensor], config: dict[str, Any]) -> dict[st
 def _first(state: dict[str, Tensor], wanted: Callable[[str], bool]) -> Tensor:
     found = next((w for name, w in state.items() if wanted(name)), None)
     if found is None:
-        raise LookupError("a parameter that tells its sizes is missing")
+        raise LookupError("a parameter that shows its sizes is missing")
     return found

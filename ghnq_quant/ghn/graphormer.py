@@ -1,8 +1,8 @@
 """Attention between all nodes of a network's graph, biased by their distances (GHN-3, section 3).
 
-A transformer encoder with pre-norm layers (Knyazev et al., «Can We Scale Transformers to Predict
-Parameters of Diverse ImageNet Models?», 2023; Ying et al., «Graphormer», 2021). What it knows of the
-graph is three embeddings of each node's place and one bias for each pair of nodes.
+A transformer encoder with pre-norm layers (Knyazev et al., "Can We Scale Transformers to Predict
+Parameters of Diverse ImageNet Models?", 2023; Ying et al., "Graphormer", 2021). It sees the graph
+through three embeddings of each node's place and one bias for each pair of nodes.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from torch import Tensor, nn
 from ghnq_quant.capture import ArchGraph
 from ghnq_quant.ghn.per_graph import once_per_graph
 
-#: Largest degree and distance from the input that have a row of their own.
+#: Largest degree, and largest distance from the input, with its own row.
 MAX_DEGREE, MAX_DISTANCE = 100, 1000
-#: Rows of the table of edge lengths. The first two are never read, the third is that of no path.
+#: Rows of the table of edge lengths. The first two are never read, the third means no path.
 EDGE_ROWS, NO_PATH = 257, 2
-#: The longest path that the table has a row for.
+#: The longest path with a row in the table.
 MAX_VIRTUAL_EDGES = EDGE_ROWS - NO_PATH - 1
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the nodes of a graph are.
+    """The place of each node in a graph.
 
     Attributes:
-        in_degree, out_degree, distance: (N,) edges to each node, edges from it, and length of the
-            shortest path to it from the input, 0 where there is none.
+        in_degree, out_degree, distance: (N,) number of edges to and from each node, and length of
+            the shortest path to it from the input, 0 if there is none.
         pairs: (N, N) rows of :meth:`PathAttention.path_bias`.
     """
 
@@ -41,19 +41,19 @@ class Places:
     pairs: Tensor
 
     def to(self, device: torch.device) -> Places:
-        """Its tensors on another device."""
+        """The same on another device."""
         tensors = (self.in_degree, self.out_degree, self.distance, self.pairs)
         return Places(*(t.to(device) for t in tensors))
 
 
 @once_per_graph
 def find_places(graph: ArchGraph, virtual_edges: int) -> Places:
-    """Degrees, distances and pairs of a graph whose paths count up to a length of ``virtual_edges``."""
+    """Degrees, distances and pairs of a graph; paths count up to a length of ``virtual_edges``."""
     paths = graph.shortest_paths(virtual_edges)
     length = np.zeros((len(graph), len(graph)), dtype=np.int16)
     length[paths.source, paths.target] = paths.length
     edges = length == 1
-    # no graph has paths both ways between two nodes
+    # the graph is acyclic, so no two nodes have paths both ways
     pairs = length + np.where(length.T > 0, length.T + virtual_edges, 0).astype(np.int16)
     return Places(
         torch.from_numpy(edges.sum(0).clip(max=MAX_DEGREE)),
@@ -64,7 +64,7 @@ def find_places(graph: ArchGraph, virtual_edges: int) -> Places:
 
 
 class Graphormer(nn.ModuleList):
-    """Transformer layers, of which the first one also holds the embeddings of places.
+    """Transformer layers; the first one also holds the embeddings of places.
 
     Args:
         hid: size C of the node features.
@@ -80,8 +80,8 @@ class Graphormer(nn.ModuleList):
         """(N, C) features of a batch's nodes to their updated (N, C) features.
 
         Args:
-            graphs: of N nodes in all, laid one behind the other; attention stays within each.
-            virtual_edges: longest shortest path that is told from no path.
+            graphs: N nodes in total, concatenated; attention stays within each graph.
+            virtual_edges: longest shortest path that differs from no path.
         """
         places = [find_places(graph, virtual_edges).to(x.device) for graph in graphs]
         first = self[0]
@@ -95,7 +95,7 @@ class Graphormer(nn.ModuleList):
 
 
 class Layer(nn.Module):
-    """Attention, then two linear layers for each node, both added to what they read."""
+    """Attention, then two linear layers per node, both with a residual connection."""
 
     def __init__(self, attn: Attention) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class Layer(nn.Module):
 
 
 class FirstLayer(Layer):
-    """A layer with the embeddings that tell the nodes of a graph, and its pairs, apart."""
+    """A layer that also embeds the places of nodes and of pairs of nodes."""
 
     attn: PathAttention
 
@@ -140,11 +140,11 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(hid, hid))
 
     def forward(self, x: Tensor, biases: Sequence[Tensor]) -> Tensor:
-        """(N, C) features of all nodes to what each attends to.
+        """(N, C) features of all nodes to the features that each attends to.
 
         Args:
-            biases: (H, n, n) of each graph of n nodes, added to the logits of node i (row) for
-                node j (column).
+            biases: (H, n, n) for each graph of n nodes, added to the attention logits of node i (row)
+                for node j (column).
         """
         qkv = self.to_qkv(x).view(len(x), 3, self.heads, -1)
         sizes = [bias.shape[1] for bias in biases]
@@ -158,12 +158,12 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(1, 2, 0, 3)
         logits = q @ k.transpose(1, 2)
         logits *= q.shape[2] ** -0.5
-        logits += bias  # in place: (H, n, n) is much memory
+        logits += bias  # in place, because (H, n, n) takes much memory
         return (logits.softmax(dim=2) @ v).transpose(0, 1).flatten(1)
 
 
 class PathAttention(Attention):
-    """The attention that also gives the biases of all layers."""
+    """Attention that also computes the biases of all layers."""
 
     def __init__(self, hid: int, heads: int) -> None:
         super().__init__(hid, heads)
@@ -171,10 +171,10 @@ class PathAttention(Attention):
         self.proj_e = nn.Sequential(nn.Linear(2 * hid, hid), nn.ReLU(), nn.Linear(hid, heads))
 
     def path_bias(self, virtual_edges: int) -> Tensor:
-        """(1 + 2 · virtual_edges, H) biases of a pair of nodes (i, j), of which there are so few.
+        """(1 + 2 · virtual_edges, H) biases, one row for each kind of pair of nodes (i, j).
 
-        The first row is that of a pair without a path between them; then come those of a path from
-        i to j, and of one from j to i, of each length from 1.
+        The first row is for pairs without a path between them; then come paths from i to j, and
+        paths from j to i, of each length from 1.
         """
         steps = torch.arange(1, virtual_edges + 1, device=self.to_qkv.weight.device)
         none = torch.zeros_like(steps)
@@ -185,7 +185,7 @@ class PathAttention(Attention):
 
 
 class EdgeEmbedding(nn.Module):
-    """Of the length of a path."""
+    """Embeds the length of a path."""
 
     def __init__(self, hid: int) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class EdgeEmbedding(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear–GELU–Linear of four times the width; its third module is where others have dropout."""
+    """Linear–GELU–Linear of four times the width; the third module is dropout elsewhere."""
 
     def __init__(self, hid: int) -> None:
         super().__init__()
@@ -209,10 +209,10 @@ class FeedForward(nn.Module):
 
 
 def check_graphormer(hid: int, heads: int, layers: int, virtual_edges: int) -> None:
-    """Raise a :class:`ValueError` for sizes that no encoder has."""
+    """Raise a :class:`ValueError` for invalid sizes."""
     if heads < 1 or hid % heads:
         raise ValueError(f"heads={heads}: hid={hid} is not divisible by it")
     if layers < 1:
-        raise ValueError(f"layers={layers}: the transformer has one at least")
+        raise ValueError(f"layers={layers}: the transformer needs at least one")
     if not 1 <= virtual_edges <= MAX_VIRTUAL_EDGES:
-        raise ValueError(f"virtual_edges={virtual_edges}: from 1 to {MAX_VIRTUAL_EDGES}")
+        raise ValueError(f"virtual_edges={virtual_edges}: expected 1 to {MAX_VIRTUAL_EDGES}")

@@ -1,23 +1,23 @@
-"""Where in the decoder's grid of places, that of the largest kernel, the places of others are."""
+"""Which positions of the decoder's grid, the largest kernel, a smaller kernel is cut from."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
 Shape4d = tuple[int, int, int, int]
-#: How a smaller kernel is cut from the grid of the largest one's places: from its centre, where a
-#: 1×1 kernel is the middle of a 3×3 one, or as GHN-2 does from its top left corner.
+#: How a smaller kernel is cut from the grid: from its center, so that a 1×1 kernel is the middle of a
+#: 3×3 one, or from its top left corner, as in GHN-2.
 KernelCut = Literal["centre", "corner"]
 
 
 class Grid(NamedTuple):
-    """The places that kernels are cut from."""
+    """The positions that kernels are cut from."""
 
     max_shape: Shape4d
     cut: KernelCut
 
     def window(self, kernel: tuple[int, int]) -> tuple[slice, slice]:
-        """Rows and columns of a kernel (kh, kw).
+        """Rows and columns of a kernel (kh, kw) in the grid.
 
         Example:
             >>> Grid((64, 64, 11, 11), "centre").window((1, 3))

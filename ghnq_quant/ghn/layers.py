@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class MLP(nn.Module):
-    """Linear–ReLU–Linear, then ReLU too where ``last_relu``."""
+    """Linear–ReLU–Linear, with a last ReLU if ``last_relu``."""
 
     def __init__(self, sizes: tuple[int, int, int], last_relu: bool = True) -> None:
         super().__init__()
@@ -25,23 +25,23 @@ class MLP(nn.Module):
 
 
 def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Those of a linear layer or convolution that has both."""
+    """Weight and bias of a linear layer or convolution that has both."""
     assert isinstance(layer, (nn.Linear, nn.Conv2d))
     assert layer.bias is not None
     return layer.weight, layer.bias
 
 
 def takes_fast_path(x: Tensor) -> bool:
-    """Whether the forms that are made for the CPU compute with ``x``, in place of the plain ones.
+    """Whether the CPU forms compute with ``x`` instead of the plain ones.
 
-    Those are for other devices and for ``torch.compile``, which cannot look into the fast ones.
+    The plain ones are for other devices and for ``torch.compile``, which cannot trace the CPU forms.
     """
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def not_compiled(function: Callable[..., T]) -> Callable[..., T]:
-    """Keeps ``torch.compile`` out of ``function``, as ``torch.compiler.disable`` does, which asks for
-    the compiler at once: a second of every ``import ghnq_quant``."""
+    """Keep ``torch.compile`` out of ``function``, as ``torch.compiler.disable`` does, but without
+    importing the compiler, which would add a second to ``import ghnq_quant``."""
 
     @wraps(function)
     def called(*arguments: Any) -> T:

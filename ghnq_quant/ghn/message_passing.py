@@ -1,7 +1,7 @@
 """Gated message passing along a network's graph, forward and backward (GHN-2, eq. 3 and 4).
 
-The sweep is sequential: a node waits for all nodes before it. Nodes of one level (equal longest
-path from the input), over all graphs of a batch, are updated together; each node's two transformed
+The sweep is sequential: a node waits for all nodes before it. Nodes at the same level (longest path
+from the input), across all graphs of a batch, are updated together; each node's two transformed
 features are computed once and gathered with one matrix product.
 """
 
@@ -19,7 +19,7 @@ from ghnq_quant.capture import ArchGraph
 from ghnq_quant.ghn.layers import MLP, not_compiled, takes_fast_path, weight_and_bias
 from ghnq_quant.ghn.numpy_sweep import numpy_sweep
 
-#: Graphs are swept together up to as many nodes: what a sweep gathers from is quadratic in them.
+#: Most nodes of the graphs that are swept together: the gathering matrix is quadratic in them.
 MAX_NODES = 1024
 #: (h, gather, level sizes) to the new h
 Sweep = Callable[[Tensor, Tensor, tuple[int, ...]], Tensor]
@@ -31,11 +31,11 @@ class Schedule:
 
     Attributes:
         order: (N,) positions of the nodes sorted by level.
-        level_sizes: how many nodes each level has.
+        level_sizes: number of nodes at each level.
         gather: (N, 2N) weights of messages; row v, in the sorted order, holds at column 2u whether
-            u is a 1-hop neighbour that v receives from and at column 2u + 1 the inverse of its
+            u is a 1-hop neighbor that v receives from, and at column 2u + 1 the inverse of its
             distance.
-        gather_back: the same for the reversed edges, with nodes in the reversed order.
+        gather_back: the same for reversed edges, with nodes in reversed order.
     """
 
     order: Tensor
@@ -44,7 +44,7 @@ class Schedule:
     gather_back: Tensor
 
     def to(self, device: torch.device) -> Schedule:
-        """Its tensors on another device."""
+        """The same on another device."""
         order, gather, back = (t.to(device) for t in (self.order, self.gather, self.gather_back))
         return Schedule(order, self.level_sizes, gather, back)
 
@@ -52,7 +52,7 @@ class Schedule:
 def schedule(
     graphs: Sequence[ArchGraph], virtual_edges: int, dtype: torch.dtype = torch.float32
 ) -> Iterator[Schedule]:
-    """Lay the graphs of a batch side by side and sort their nodes by level, some graphs at a time."""
+    """Lay out the graphs of a batch side by side, some at a time, and sort their nodes by level."""
     together: list[ArchGraph] = []
     for graph in graphs:
         if together and sum(map(len, together)) + len(graph) > MAX_NODES:
@@ -99,11 +99,11 @@ class GatedGNN(nn.Module):
     def forward(self, x: Tensor, graphs: Sequence[ArchGraph], virtual_edges: int) -> Tensor:
         """(N, C) features of a batch's nodes to their updated (N, C) features.
 
-        On a CPU the sweeps run in NumPy, and in float64, since rounding grows along their steps; in
-        training in float32, which is faster and off by 1e-6 after 500 levels.
+        On a CPU the sweeps run in NumPy: in float64, because rounding errors grow along the steps,
+        and in training in float32, which is faster and off by 1e-6 after 500 levels.
 
         Args:
-            graphs: of N nodes in all.
+            graphs: N nodes in total.
             virtual_edges: longest shortest path along which messages pass.
         """
         sweep: Sweep = self.sweep
@@ -121,21 +121,21 @@ class GatedGNN(nn.Module):
     def sweep(self, h: Tensor, gather: Tensor, level_sizes: tuple[int, ...]) -> Tensor:
         """(N, C) states, sorted by level, to the nodes' new states: the plain form, for any device.
 
-        Rows of one level are consecutive, and all rows that a level reads lie before it.
-        ``torch.compile`` unrolls it, so it compiles for every other ``level_sizes`` anew.
+        Rows of one level are consecutive, and all rows that a level reads come before it.
+        ``torch.compile`` unrolls it, so it compiles again for each new ``level_sizes``.
         """
         new, sent = [], h.new_empty(0, h.shape[1])
         for old, weights in zip(h.split(level_sizes), gather.split(level_sizes), strict=True):
             message = weights[:, : len(sent)] @ sent
             state = self.gru(message, old)
             new.append(state)
-            # two rows a node: what 1-hop neighbours receive, and what all do
+            # two rows per node: what 1-hop neighbors receive, and what all do
             features = torch.stack((self.mlp(state), self.mlp_ve(state)), 1)
             sent = torch.cat((sent, features.flatten(0, 1)))
         return torch.cat(new)
 
     def _stacked_weights(self) -> tuple[Tensor, ...]:
-        """The two MLPs as one: first layers stacked, second ones on a block diagonal."""
+        """The two MLPs as one: first layers stacked, second ones block-diagonal."""
         (first, first_ve), (second, second_ve) = (
             (weight_and_bias(self.mlp.fc[i]), weight_and_bias(self.mlp_ve.fc[i])) for i in (0, 2)
         )

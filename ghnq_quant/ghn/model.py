@@ -1,4 +1,4 @@
-"""GHN-Q: the hypernetwork as a whole."""
+"""GHN-Q: the complete hypernetwork."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from ghnq_quant.ghn.layers import MLP
 from ghnq_quant.ghn.per_graph import once_per_graph
 
 _PRIMITIVE_ROW = {name: row for row, name in enumerate(PRIMITIVES)}
-#: Bit widths that the precision embedding has a row for; 32 is float.
+#: Bit widths with a row in the precision embedding; 32 is float.
 _PRECISIONS = (2, 3, 4, 5, 6, 7, 8, 32)
 
 
@@ -57,32 +57,32 @@ class GHN(
 ):
     """A graph hypernetwork that predicts all parameters of a convolutional network in one pass.
 
-    The architecture, and the names of its parameters, are those of GHN-2 (Knyazev et al.,
-    «Parameter Prediction for Unseen Deep Architectures», 2021) or, with the encoder
-    ``"graphormer"``, of GHN-3 (Knyazev et al., «Can We Scale Transformers to Predict Parameters of
-    Diverse ImageNet Models?», 2023). Finetuned on quantized networks it is GHN-Q.
+    The architecture and its parameter names are those of GHN-2 (Knyazev et al., "Parameter
+    Prediction for Unseen Deep Architectures", 2021) or, with the encoder ``"graphormer"``, of GHN-3
+    (Knyazev et al., "Can We Scale Transformers to Predict Parameters of Diverse ImageNet Models?",
+    2023). Finetuned on quantized networks it is GHN-Q.
 
     Args:
         max_shape: largest weight (c_out, c_in, kh, kw) that is decoded; larger ones are tiled.
-        num_classes: of the data set it was trained on.
+        num_classes: classes of the data set it was trained on.
         hid: size C of the node features.
-        virtual_edges: longest shortest path between nodes that know of each other (s(max)); by
+        virtual_edges: longest shortest path between nodes that exchange messages (s(max)); by
             default 10, and 50 for ``"graphormer"``.
         precision_embedding: whether bit widths are part of the node features.
-        new_batch_norms: give batch norms weights of one and biases of zero in place of predicted
-            ones, so that a hypernetwork can be trained for what :func:`ghnq_quant.init_quantized`
-            makes of its parameters.
+        new_batch_norms: give batch norms weights of one and biases of zero instead of predicted
+            ones, so that a hypernetwork can be trained for the way
+            :func:`ghnq_quant.init_quantized` uses its parameters.
         kernel_cut: how kernels smaller than ``max_shape`` are cut from the decoder's grid: from its
             ``"centre"``, so that a 1×1 kernel shares its rows with the middle of a 3×3 one, or
             from its ``"corner"`` as in GHN-2.
         provenance: how the parameters were made; kept in the checkpoint's ``config.json``.
         encoder: ``"gated"``, message passing along the graph as in GHN-2, or ``"graphormer"``, the
-            transformer of GHN-3. With the latter come GHN-3's rules for graphs, enlarged kernels
+            transformer of GHN-3. The latter brings GHN-3's rules for graphs, enlarged kernels
             above ``max_shape``, and classification layers of any number of classes.
         heads, layers: of the transformer.
 
     Raises:
-        ValueError: a setting that does not exist, or sizes that do not fit each other.
+        ValueError: an invalid setting, or sizes that do not fit each other.
 
     Example:
         >>> from ghnq_quant.capture import capture
@@ -140,7 +140,7 @@ class GHN(
         self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(width, num_classes))
         self.precision: nn.Embedding | None = None
         if precision_embedding:
-            # rows of weight bits, then of activation bits; zero changes nothing until trained
+            # rows for weight bits, then for activation bits; zeros change nothing until trained
             self.precision = nn.Embedding(2 * len(_PRECISIONS), hid)
             nn.init.zeros_(self.precision.weight)
         self._initialize()
@@ -163,16 +163,16 @@ class GHN(
         """Predict the parameters of a batch of networks.
 
         Args:
-            graphs: one graph a network, by the rules that :attr:`graph_rules` names.
-            bits: (weight, activation) bit widths of each network, 32 for float; read by a
-                hypernetwork with a precision embedding, which takes float where they are not given.
+            graphs: one graph per network, by the rules that :attr:`graph_rules` names.
+            bits: (weight, activation) bit widths of each network, 32 for float; used only by a
+                hypernetwork with a precision embedding. Float by default.
 
         Returns:
-            a dict for each graph: parameters by name, of the shapes that the graph's nodes tell. A
-            classification layer of another number of classes than ``num_classes`` is left out by
-            the gated encoder; with the other one it gets the first classes, or repeated ones.
-            Position embeddings of S·S patches are (1, C, S, S).
-            Tensors may be views of one another's storage.
+            for each graph a dict of parameters by name, with the shapes that the graph's nodes give.
+            With the gated encoder, a classification layer with another number of classes than
+            ``num_classes`` is left out; with the other one it gets the first classes, or repeats
+            them. Position embeddings of S·S patches are (1, C, S, S). Tensors may be views of
+            shared storage.
 
         Raises:
             PredictionError: a prediction that is not finite or, with the gated encoder, a kernel
@@ -181,7 +181,7 @@ class GHN(
         graphs = list(graphs)
         if not graphs:
             return []
-        # small and sensitive: it stays in its own precision under autocast
+        # small and sensitive: it keeps its own precision under autocast
         with torch.autocast(self.embed.weight.device.type, enabled=False):
             x = self._encode(graphs, bits)
             return self._decoders().decode(graphs, x)
@@ -228,9 +228,9 @@ class GHN(
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments, as plain lists, numbers and texts.
+        """The constructor's arguments as plain lists, numbers and strings.
 
-        Those of the encoder only where it is not the gated one, which releases before it take.
+        The encoder's only if it is not the gated one, so that older releases can load the gated.
 
         Example:
             >>> GHN(hid=16).settings["hid"]
@@ -253,8 +253,8 @@ class GHN(
         """A hypernetwork with the same parameters and other settings.
 
         Args:
-            changes: arguments of the constructor that differ. A precision embedding that is added
-                starts at zero, so nothing that is predicted changes.
+            changes: arguments of the constructor that differ. An added precision embedding starts
+                at zero, so predictions do not change.
 
         Example:
             >>> GHN().derived(virtual_edges=50).virtual_edges
@@ -293,18 +293,18 @@ class GHN(
 
     @classmethod
     def from_ghn3(cls, path_or_name: str | Path) -> GHN:
-        """Read a file of the authors of GHN-3 (SamsungSAILMontreal/ghn3), a GHN-3 or a GHN-2.
+        """Read a file by the authors of GHN-3 (SamsungSAILMontreal/ghn3): a GHN-3 or a GHN-2.
 
-        All sizes are inferred from the parameters. :meth:`save_pretrained` writes what loads faster,
-        and what anybody can read without the care that a pickle asks for.
+        All sizes are inferred from the parameters. Save it with :meth:`save_pretrained` for a file
+        that loads faster and is not a pickle.
 
         Args:
-            path_or_name: of a file, which is read without running any code that it may hold; or
-                the name of one that they publish, such as ``ghn3xlm16.pt``, which is downloaded
-                from the Hugging Face Hub once. ppuda's files are read too.
+            path_or_name: path of a file, read without running any code that it may hold; or the
+                name of a published one, such as ``ghn3xlm16.pt``, downloaded once from the Hugging
+                Face Hub. Files of ppuda are read too.
 
         Raises:
-            CheckpointError: the file is missing, damaged, holds code, or is no such hypernetwork.
+            CheckpointError: the file is missing, damaged, holds code, or is not a GHN-3 or GHN-2.
 
         Example:
             >>> ghn = GHN.from_ghn3("ghn3xlm16.pt")  # doctest: +SKIP
@@ -312,7 +312,7 @@ class GHN(
         path = find_public_file(path_or_name)
         checkpoint = read_public(path)
         try:
-            with torch.device("meta"):  # no initialization of what is replaced
+            with torch.device("meta"):  # do not initialize what is replaced
                 ghn = cls(**checkpoint.settings)
             ghn.load_state_dict(as_shaped(checkpoint.state_dict, ghn.state_dict()), assign=True)
         except (RuntimeError, TypeError, ValueError) as error:
@@ -329,15 +329,14 @@ class GHN(
         filename: str | None = None,
         **kwargs: Any,
     ) -> GHN:
-        """Load a checkpoint of :meth:`save_pretrained`, or a public file.
+        """Load a checkpoint saved by :meth:`save_pretrained`, or a public file.
 
         Args:
-            name_or_path: a folder, the name of a checkpoint that the package ships
-                (``ghnq-cifar10``), a repository of the Hugging Face Hub, or a file as for
-                :meth:`from_ghn3`.
-            filename: of such a file in the repository.
-            kwargs: as of huggingface_hub's ``PyTorchModelHubMixin.from_pretrained``; with
-                ``filename``, of its ``hf_hub_download``.
+            name_or_path: a folder, the name of a shipped checkpoint (``ghnq-cifar10``), a Hugging
+                Face Hub repository, or a file as for :meth:`from_ghn3`.
+            filename: name of such a file in the repository.
+            kwargs: passed to huggingface_hub's ``PyTorchModelHubMixin.from_pretrained`` or, with
+                ``filename``, to its ``hf_hub_download``.
 
         Raises:
             CheckpointError: there is no such checkpoint, or it is damaged.
@@ -364,8 +363,8 @@ class GHN(
         except Exception as error:
             raise CheckpointError(
                 f"cannot load the checkpoint {str(name_or_path)!r}: {type(error).__name__}: "
-                f"{error}. Give a folder with config.json and model.safetensors, a checkpoint that "
-                "the package ships, or a repository of the Hugging Face Hub, OWNER/NAME"
+                f"{error}. Give a folder with config.json and model.safetensors, the name of a "
+                "shipped checkpoint, or a Hugging Face Hub repository OWNER/NAME"
             ) from error
         return ghn.eval()
 
@@ -378,11 +377,11 @@ class GHN(
     def _from_pretrained(
         cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **kwargs: Any
     ) -> GHN:
-        """In place of the mixin's own: always strict, and silent where it loads a folder.
+        """Replace the mixin's own: always strict, and silent when it loads a folder.
 
-        ``kwargs`` holds the checkpoint's settings, and where on the Hub to look.
+        ``kwargs`` holds the checkpoint's settings and the Hub's arguments.
         """
-        kwargs.setdefault("kernel_cut", "corner")  # releases before the setting knew no other way
+        kwargs.setdefault("kernel_cut", "corner")  # older releases had no other way
         settings = {k: v for k, v in kwargs.items() if k in inspect.signature(cls).parameters}
         file = Path(model_id) / WEIGHTS_FILE
         if not Path(model_id).is_dir():

@@ -1,9 +1,9 @@
 """Sweeps of message passing on the CPU, in NumPy with gradients written by hand.
 
-Hundreds of steps of a dozen operations on a few rows each, whose cost is that of calling them, and
-NumPy calls them several times faster than PyTorch does and a GPU can. The part of the GRU cell that
-depends on a node's old state is computed for all nodes at once. The gradient runs over the levels in
-reverse and takes those of the weights as whole matrix products at its end.
+A sweep is hundreds of steps of a dozen operations on a few rows each, so its cost is the cost of
+calls, and NumPy's calls are several times faster than PyTorch's or a GPU's. The part of the GRU cell
+that depends on a node's old state is computed for all nodes at once. The gradient runs over the
+levels in reverse; those of the weights are whole matrix products at its end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: of float32 or float64
+#: float32 or float64
 Array = NDArray[Any]
 _threads = ThreadpoolController()
 
@@ -28,7 +28,7 @@ _threads = ThreadpoolController()
 def numpy_sweep(
     h: Tensor, gather: Tensor, level_sizes: tuple[int, ...], weights: Sequence[Tensor]
 ) -> Tensor:
-    """What ``GatedGNN.sweep`` computes, for ``weights`` as ``GatedGNN`` stacks them, of h's dtype."""
+    """Compute ``GatedGNN.sweep``, with ``weights`` stacked by ``GatedGNN`` and the dtype of ``h``."""
     swept: Tensor = _Sweep.apply(h, gather, level_sizes, *weights)
     return swept
 
@@ -50,8 +50,8 @@ class _Sweep(torch.autograd.Function):
 
 @contextmanager
 def _in_numpy() -> Iterator[None]:
-    """One thread, since on matrices this small a second one costs more than it does, and no warnings
-    of values that are not finite: what they lead to is checked at the end."""
+    """Use one thread, because a second one costs more than it gains on such small matrices, and no
+    warnings about values that are not finite: the result is checked at the end."""
     with _threads.limit(limits=1, user_api="blas"), np.errstate(all="ignore"):
         yield
 
@@ -61,14 +61,14 @@ class _Swept:
 
     Attributes:
         h: (N, C) new states.
-        message: (N, C) that each node received.
-        gates: (N, 3C) of the GRU cell after their nonlinearities: reset, update, new.
-        gates_h: (N, 3C) their part that depends on the old state.
-        hidden, feature: (N, C) and (N, 2C) of the two MLPs, after ReLU.
+        message: (N, C) received by each node.
+        gates: (N, 3C) gates of the GRU cell after their nonlinearities: reset, update, new.
+        gates_h: (N, 3C) the part of the gates that depends on the old state.
+        hidden, feature: (N, C) and (N, 2C) activations of the two MLPs, after ReLU.
     """
 
     def __init__(self, h0: Array, gather: Array, sizes: tuple[int, ...], *weights: Array) -> None:
-        from scipy.special import expit  # takes a fifth of a second, as torch takes one
+        from scipy.special import expit  # takes a fifth of a second to import, torch a second
 
         self.h0, self.gather, self.sizes, self.weights = h0, gather, sizes, weights
         w1, b1, w2, b2, w_ih, b_ih, w_hh, b_hh = weights
@@ -106,7 +106,7 @@ class _Swept:
             start += size
 
     def gradients(self, grad_h: Array) -> tuple[Array, ...]:
-        """Of the old states and of the weights, for that of the new states."""
+        """Gradients of the old states and the weights, given that of the new states."""
         w1, _, w2, _, w_ih, _, w_hh, _ = self.weights
         n, c = self.h0.shape
         r, z, new = self.gates[:, :c], self.gates[:, c : 2 * c], self.gates[:, 2 * c :]

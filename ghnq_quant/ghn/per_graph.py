@@ -1,4 +1,4 @@
-"""What is made of a graph once, however often a training meets it."""
+"""Results that are computed once per graph, however often training sees it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def once_per_graph(make: Callable[..., T]) -> Callable[..., T]:
-    """Remembers what ``make(graph, *settings)`` returned, for as long as the graph lives."""
+    """Cache what ``make(graph, *settings)`` returns, for as long as the graph lives."""
     made: WeakKeyDictionary[ArchGraph, dict[tuple[Hashable, ...], T]] = WeakKeyDictionary()
 
     @not_compiled

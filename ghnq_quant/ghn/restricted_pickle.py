@@ -1,8 +1,8 @@
-"""State dicts that were pickled whole, read without running anything that the file names.
+"""Read pickled state dicts without running anything that the file names.
 
-``joblib.dump`` of a state dict writes one pickle, in which each tensor is a call that rebuilds it of
-the bytes of a file of its own (``torch.save`` in the form before zip files). A pickle can name any
-function to call; here three names are known, none of which is looked up, and all else is refused.
+``joblib.dump`` of a state dict writes one pickle, in which each tensor is a call that rebuilds it
+from the bytes of an embedded file (``torch.save`` in the format before zip files). A pickle can name
+any function to call; here three names are known, none of which is looked up, and others are refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 def load_pickled_state(path: Path) -> Any:
-    """What ``joblib.dump`` wrote of a state dict: tensors, plain values, and containers of them.
+    """Read what ``joblib.dump`` wrote for a state dict: tensors, plain values, and containers of them.
 
     Raises:
         pickle.UnpicklingError: the file names another function or class, or is damaged.
@@ -34,7 +34,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
-        # of each load anew, since a pickle may set attributes of what it is given
+        # new functions for each load, because a pickle may set attributes on what it gets
         if (module, name) == ("torch.storage", "_load_from_bytes"):
             return lambda content: _values(content)
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -45,10 +45,10 @@ class _Unpickler(pickle.Unpickler):
 def _values(content: bytes) -> Tensor:
     """All values of a storage, as one vector."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the form's age
+        warnings.simplefilter("ignore")  # the format is deprecated
         storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if not isinstance(storage, torch.TypedStorage):
-            raise pickle.UnpicklingError(f"a {type(storage).__name__} in place of a storage")
+            raise pickle.UnpicklingError(f"a {type(storage).__name__} instead of a storage")
         return torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
 
 
@@ -58,5 +58,5 @@ def _tensor(
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     inside = 0 in shape or last < len(values)
     if not inside or min(offset, *shape, *stride, 0) < 0:
-        raise pickle.UnpicklingError(f"a tensor of shape {shape} lies outside of its values")
+        raise pickle.UnpicklingError(f"a tensor of shape {shape} exceeds its storage")
     return values.as_strided(shape, stride, offset)

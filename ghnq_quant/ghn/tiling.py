@@ -1,4 +1,4 @@
-"""Scaling and tiling of decoded tensors to a network's parameters (GHN-2, section 3.3)."""
+"""Scaling and tiling of decoded tensors to the size of a parameter (GHN-2, section 3.3)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def fan_in_scale(shape: Sequence[int]) -> float:
 
 
 def norm_weight(p: Tensor) -> Tensor:
-    """Decoded values to weights of a norm layer, in (0, 2)."""
+    """Turn decoded values into weights of a norm layer, in (0, 2)."""
     return 2 * (p / 2).sigmoid()
 
 
 def bias(p: Tensor) -> Tensor:
-    """Decoded values to biases, in (−1, 1)."""
+    """Turn decoded values into biases, in (−1, 1)."""
     return (p / 5).tanh()
 
 
 def tile(w: Tensor, shape: Sequence[int]) -> Tensor:
     """Repeat ``w`` along output channels, then input channels, and crop it to ``shape``.
 
-    ``w`` itself, be it a view, where it has that shape.
+    Returns ``w`` itself, even a view, if it has that shape.
 
     Example:
         >>> import torch
@@ -45,7 +45,7 @@ def tile(w: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 class _Tile(torch.autograd.Function):
-    """Every element is written once, into memory of the result's size."""
+    """Writes every element once, into memory of the result's size."""
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, shape: tuple[int, ...]) -> Tensor:

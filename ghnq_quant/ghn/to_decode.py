@@ -1,4 +1,4 @@
-"""What of a network's nodes is decoded, and to which shapes."""
+"""Which of a network's nodes are decoded, and to what shapes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ToDecode(NamedTuple):
     position: int  # among the graph's nodes
     node: Node
     shape: tuple[int, ...]  # of its parameter
-    decoded: Shape4d  # of what is decoded and then tiled; of a vector, without meaning
+    decoded: Shape4d  # decoded, then tiled to ``shape``; meaningless for a vector
     classifies: bool
     scale: float  # of a weight
 
@@ -26,12 +26,12 @@ class ToDecode(NamedTuple):
 def nodes_to_decode(
     graph: ArchGraph, max_shape: Shape4d, num_classes: int, any_size: bool = False
 ) -> tuple[ToDecode, ...]:
-    """In the nodes' order.
+    """The nodes whose parameters are decoded, in order.
 
     Args:
-        any_size: whether a kernel larger than ``max_shape`` is decoded at the size of that, to be
-            enlarged, and a classification layer of another number of classes as one of
-            ``num_classes``, to be tiled; else the layer is left out.
+        any_size: decode a kernel larger than ``max_shape`` at that size, to be enlarged, and a
+            classification layer with another number of classes as one of ``num_classes``, to be
+            tiled; otherwise leave that layer out.
 
     Raises:
         PredictionError: a kernel larger than ``max_shape``, unless ``any_size``.
@@ -39,7 +39,7 @@ def nodes_to_decode(
     found, assigned = [], set[str]()
     classifier = (graph.classifier_weight, graph.classifier_bias)
     for position, node in enumerate(graph.nodes):
-        # of a layer that is called more than once, the first call counts
+        # if a layer is called more than once, the first call counts
         if not node.parameters or node.parameters[0] in assigned:
             continue
         assigned.update(node.parameters)

@@ -1,4 +1,4 @@
-"""Heads that enlarge small feature maps to a fixed size, fitted to the size that they get."""
+"""Heads that enlarge small feature maps to a fixed size, adapted to the size they actually get."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from ghnq_quant.capture.adapters import adapters_in_use
 from ghnq_quant.capture.operations import OPERATIONS, find_operation
 from ghnq_quant.stem.resolution import image_shape
 
-#: What may stand between a pooling and the linear layer that reads its elements in their order.
+#: What may stand between a pooling and the linear layer that reads its elements in order.
 _KEEP_ORDER = [OPERATIONS[name] for name in ("flatten", "reshape", "view", "dropout", "identity")]
 
 
 @runtime_checkable
 class HeadAdapter(Protocol):
-    """What :func:`ghnq_quant.adapt_stem` asks of an adapter that knows heads of fixed size."""
+    """What :func:`ghnq_quant.adapt_stem` needs from an adapter that knows heads of fixed size."""
 
     def fit_head(self, module: nn.Module, side: int) -> None:
-        """Let a head that enlarges feature maps of ``side`` by ``side`` read them as they are.
+        """Make a head that enlarges feature maps of ``side`` by ``side`` read them directly.
 
-        ``module`` is any of the network's modules that read such maps; it is changed in place, to
-        compute what it did before, and left alone where it is no such head.
+        ``module`` is any of the network's modules that read such maps. If it is such a head, it is
+        changed in place to compute the same as before; otherwise it is left alone.
         """
 
 
 def enlarged_input_folded(weight: Tensor, side: int) -> Tensor:
-    """The weight that makes of small feature maps what ``weight`` makes of them enlarged.
+    """The weight that computes from small feature maps what ``weight`` computes from enlarged ones.
 
-    Enlarging by adaptive average pooling is linear, so it can be a part of the weight.
+    Enlarging by adaptive average pooling is linear, so the weight can absorb it.
 
     Args:
-        weight: (C_out, C_in, S, S), of a layer that reads feature maps of S×S as a whole.
-        side: of the feature maps before they are enlarged to S×S.
+        weight: (C_out, C_in, S, S), of a layer that reads S×S feature maps as a whole.
+        side: side of the feature maps before they are enlarged to S×S.
 
     Returns:
         (C_out, C_in, side, side)
@@ -51,7 +51,7 @@ def enlarged_input_folded(weight: Tensor, side: int) -> Tensor:
 
 
 def fit_heads(model: nn.Module, image_size: int) -> None:
-    """Let layers that read feature maps enlarged to a fixed size read them as they are."""
+    """Make layers that read feature maps enlarged to a fixed size read them directly."""
     captured = capture(model)
     shapes = captured.shapes(image_shape(captured, image_size))
     for node, kind in captured.kinds.items():
@@ -94,12 +94,12 @@ def _linear_behind(captured: Capture, pool: fx.Node) -> str | None:
 
 
 def _entry_sides(captured: Capture, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
-    """The side of the feature maps that each module with operations of its own reads."""
+    """Side of the feature maps that each module with operations of its own reads."""
     sides: dict[str, int] = {}
     for node in captured.graph.nodes:
         source = next((shapes[n.name] for n in node.all_input_nodes if n.name in shapes), ())
         if len(source) == 4:
             for name in node.meta.get("nn_module_stack", {}):
-                sides.setdefault(name.partition("@")[0], source[2])  # "@1" at a second call
+                sides.setdefault(name.partition("@")[0], source[2])  # "@1" marks a second call
     sides.pop("", None)
     return sides

@@ -10,7 +10,7 @@ from torch import fx, nn
 from ghnq_quant.capture import Capture
 from ghnq_quant.capture.operations import WINDOWED_POOLS, Kind, argument
 
-#: Side of the image that the operations are told apart with: at it, no feature map is 1×1.
+#: Side of the probe image: large enough that no feature map is 1×1.
 PROBE_SIDE = 224
 
 _STRIDED = (Kind.CONV, *WINDOWED_POOLS)
@@ -18,11 +18,11 @@ _STRIDED = (Kind.CONV, *WINDOWED_POOLS)
 
 @dataclass(frozen=True)
 class Downsampling:
-    """One step down in resolution, of all branches that take it.
+    """One step down in resolution, in all branches that take it.
 
     Attributes:
-        nodes: the operations that take it, in the order of execution.
-        stride: by how much each of them lowers the resolution.
+        nodes: the operations that take it, in order of execution.
+        stride: factor by which each of them lowers the resolution.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -31,11 +31,11 @@ class Downsampling:
 
 @dataclass(frozen=True)
 class Resolution:
-    """How a network goes from the image to its last feature map.
+    """How the resolution falls from the image to the last feature map.
 
     Attributes:
-        steps: downsamplings from the image on.
-        last: the convolution with the last feature map, before anything global.
+        steps: downsamplings, from the image on.
+        last: the convolution that makes the last feature map, before anything global.
     """
 
     steps: tuple[Downsampling, ...]
@@ -43,7 +43,7 @@ class Resolution:
 
 
 def image_shape(captured: Capture, side: int) -> tuple[int, int, int, int]:
-    """(1, C, side, side): the shape of one image that a network takes."""
+    """(1, C, side, side): the shape of one input image."""
     return (1, captured.input_channels, side, side)
 
 
@@ -84,16 +84,16 @@ def find_resolution(
 def _side(
     node: fx.Node, kind: Kind, before: int | None, shape: tuple[int, ...] | None
 ) -> int | None:
-    """The side of a node's feature maps, None where it has none or they are 1×1.
+    """The side of a node's feature maps, None if it has none or they are 1×1.
 
-    In (N, C, H, W) and (N, H, W, C) alike the third dimension is a side.
+    The third dimension is a side in (N, C, H, W) and in (N, H, W, C).
     """
     if kind is Kind.INPUT:
         return PROBE_SIDE
     if before is None or kind in (Kind.GLOBAL_AVG_POOL, Kind.SPATIAL_MEAN, Kind.NOT_A_TENSOR):
         return None
     if shape is None or len(shape) != 4:
-        return before  # on the way, as when channels are shuffled
+        return before  # an intermediate shape, as in channel shuffle
     after = shape[2]
     if before < after < 1.5 * before:
         return before  # padding

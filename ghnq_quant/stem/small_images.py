@@ -1,4 +1,4 @@
-"""Networks made for images of 224×224 pixels, adapted to those of CIFAR's size."""
+"""Networks made for images of 224×224 pixels, adapted to images of CIFAR's size."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ghnq_quant.stem.resolution import (
     image_shape,
 )
 
-#: Kernel of a stem whose stride was lowered; smaller ones stay.
+#: Kernel size of a stem whose stride was lowered; smaller ones stay.
 _STEM_KERNEL = 3
 
 
 def adapt_stem(model: nn.Module, image_size: int = 32, *, min_size: int = 4) -> nn.Module:
-    """A copy of a network whose feature maps are large enough on small images.
+    """Copy a network and make its feature maps large enough for small images.
 
-    The network's steps down in resolution (strided convolutions and poolings, in a residual network
-    both branches of a step) are undone from the image on, until its last convolution gives feature
+    The network's downsampling steps (strided convolutions and poolings, in a residual network both
+    branches of a step) are undone, starting at the image, until its last convolution gives feature
     maps of at least ``min_size`` by ``min_size``; for 32×32 images these are the first two of the
-    usual five. A strided layer that is undone gets stride 1, a pooling is left out, a kernel of the
-    stem larger than 3×3 shrinks to 3×3, and one that cuts its input into patches to 1×1. A head
-    that enlarges small feature maps to a fixed size (as VGG's to 7×7) takes them as they are.
+    usual five. A strided layer that is undone gets stride 1, and a pooling is removed. A kernel of
+    the stem larger than 3×3 shrinks to 3×3, and one that cuts its input into patches to 1×1. A head
+    that enlarges small feature maps to a fixed size (VGG's 7×7) reads them directly.
 
     Args:
         model: the network; it is not changed. It must run on a 224×224 image.
@@ -39,12 +39,12 @@ def adapt_stem(model: nn.Module, image_size: int = 32, *, min_size: int = 4) -> 
 
     Returns:
         a model of the same class, with the same names of modules and parameters. All parameters
-        have the values they had, except a kernel that shrinks, which keeps its center, and a
-        head's layer, whose weight is summed so that it computes what it did before.
+        keep their values, except that a shrunk kernel keeps only its center, and a head's weight is
+        summed so that the head computes the same as before.
 
     Raises:
-        CaptureError: the network cannot be captured, a step that would be undone is not made by a
-            module of its own, or the network does not run on such images even then.
+        CaptureError: the network cannot be captured, a step to undo is not made by a module of its
+            own, or the network does not run on such images even then.
         GhnqError: a size below 1, or images smaller than ``min_size``.
 
     Example:
@@ -82,7 +82,7 @@ def _smaller_strides(stride: int) -> list[int]:
 
 
 class _Steps:
-    """Undoes downsamplings of ``adapted``, a copy of the network that was captured."""
+    """Undoes downsampling in ``adapted``, a copy of the captured network."""
 
     def __init__(
         self, adapted: nn.Module, captured: Capture, resolution: Resolution, image_size: int
@@ -98,7 +98,7 @@ class _Steps:
             self.calls[node.target] = self.calls.get(node.target, 0) + 1
 
     def last_side(self) -> int:
-        """Side of the last convolution's feature maps; 0 where the network does not run."""
+        """Side of the last convolution's feature maps; 0 if the network does not run."""
         try:
             captured = capture(self.adapted)
             shapes = captured.shapes(image_shape(captured, self.image_size))
@@ -115,7 +115,7 @@ class _Steps:
             raise self.failure
         if side < min_size:
             raise CaptureError(
-                f"without any stride the last convolution, {self.resolution.last.target!r}, gives "
+                f"without any stride, the last convolution, {self.resolution.last.target!r}, gives "
                 f"feature maps of {side}×{side} for images of {self.image_size}×{self.image_size}, "
                 f"not {min_size}×{min_size}: give larger images or a smaller min_size"
             )
@@ -136,7 +136,7 @@ class _Steps:
         pool = kind in WINDOWED_POOLS
         if node.op != "call_module" or not (pool or kind is Kind.CONV):
             raise CaptureError(
-                f"{_place(node)} lowers the resolution, and is not a convolution or pooling "
+                f"{_place(node)} lowers the resolution, but is not a convolution or pooling "
                 "module whose stride could be changed: make it one"
             )
         if self.calls[node.target] > 1:

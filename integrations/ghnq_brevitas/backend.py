@@ -1,4 +1,4 @@
-"""Brevitas layers in place of PyTorch's."""
+"""Replaces PyTorch's layers with Brevitas's."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ghnq_quant.quantization.scheme import BatchNormMode
 
 
 class BrevitasBackend:
-    """Real ``brevitas.nn`` layers with subclasses of Brevitas's own quantizers.
+    """Genuine ``brevitas.nn`` layers with subclasses of Brevitas's own quantizers.
 
     Attributes:
-        picklable: False, since Brevitas makes classes that no module holds.
+        picklable: False, because Brevitas creates classes that no module holds.
     """
 
     picklable = False
@@ -71,8 +71,8 @@ class BrevitasBackend:
 
 
 def _qparams(scale: Tensor, zero_point: Tensor, bit_width: Tensor, proxy: Any) -> QuantParams:
-    """The numbers of a quantizer of Brevitas's own: symmetric in narrow range, else as unsigned
-    levels."""
+    """The numbers of one of Brevitas's own quantizers: symmetric if the range is narrow, else as
+    unsigned levels."""
     bits, per_channel = int(bit_width), scale.numel() != 1
     shape = (-1,) if per_channel else ()
     scale, zero_point = scale.reshape(shape), zero_point.expand_as(scale).reshape(shape)
@@ -80,8 +80,8 @@ def _qparams(scale: Tensor, zero_point: Tensor, bit_width: Tensor, proxy: Any) -
     if not 2 <= bits <= 8 or proxy.is_narrow_range != symmetric:
         raise BackendError(
             f"{type(proxy).__name__} quantizes to {bits} bits, signed={proxy.is_signed}, "
-            f"narrow_range={proxy.is_narrow_range}: what can be converted are quantizers of 2 to 8 "
-            "bits without narrow range, or symmetric with it"
+            f"narrow_range={proxy.is_narrow_range}: only quantizers of 2 to 8 bits can be converted, "
+            "without narrow range, or symmetric with it"
         )
     quantizer = Quantizer(bits, symmetric, "channel" if per_channel else "tensor")
     shift = 2 ** (bits - 1) if proxy.is_signed and not symmetric else 0
@@ -89,7 +89,7 @@ def _qparams(scale: Tensor, zero_point: Tensor, bit_width: Tensor, proxy: Any) -
 
 
 def conv_settings(conv: nn.Conv2d) -> dict[str, Any]:
-    """What a Brevitas layer of the geometry of ``conv`` is made with, but for its quantizers."""
+    """Arguments of a Brevitas layer with the geometry of ``conv``, except its quantizers."""
     return {
         "in_channels": conv.in_channels,
         "out_channels": conv.out_channels,
@@ -100,12 +100,12 @@ def conv_settings(conv: nn.Conv2d) -> dict[str, Any]:
         "groups": conv.groups,
         "padding_mode": conv.padding_mode,
         "bias": conv.bias is not None,
-        "device": "meta",  # no memory and no initialization for parameters that are replaced
+        "device": "meta",  # no memory and no initialization for parameters that get replaced
     }
 
 
 def with_parameters(layer: nn.Module, module: nn.Module) -> nn.Module:
-    """``layer`` with the very parameters of ``module``."""
+    """``layer``, sharing the parameters of ``module``."""
     for name, parameter in module.named_parameters(recurse=False):
         setattr(layer, name, parameter)
     return layer.to(next(module.parameters()).device)

@@ -14,15 +14,15 @@ from ghnq_quant.quantization.scheme import BatchNormMode
 
 
 class QuantConvBatchNorm2d(FoldsBatchNorm, QuantConv2d):
-    """``brevitas.nn.QuantConv2d`` whose weight quantizer sees a batch norm folded into the weight.
+    """``brevitas.nn.QuantConv2d`` whose weight quantizer sees the weight with a batch norm folded in.
 
-    What Brevitas reads from a layer, ``quant_weight()`` and ``weight_quant.scale()`` and so on, is
-    of the weight folded with the running statistics; of the weight itself until some exist.
+    What Brevitas reads from a layer (``quant_weight()``, ``weight_quant.scale()`` and so on) is for
+    the weight folded with the running statistics, or for the plain weight while there are none.
 
     Args:
-        args, kwargs: as of ``QuantConv2d``.
+        args, kwargs: as for ``QuantConv2d``.
         bn: the batch norm, another module's child.
-        mode: statistics that are folded in eval.
+        mode: which statistics are folded in eval.
     """
 
     weight_quant: Any
@@ -50,7 +50,7 @@ class QuantConvBatchNorm2d(FoldsBatchNorm, QuantConv2d):
 
     def _quantize(self, weight: Tensor) -> Tensor:
         if self.weight_quant.export_mode:
-            weight = self._view.last  # Brevitas's export knows a weight by its address
+            weight = self._view.last  # Brevitas's export identifies a weight by its address
         quantized = self.weight_quant(weight)
         return quantized if isinstance(quantized, Tensor) else quantized.value
 
@@ -60,10 +60,10 @@ class QuantConvBatchNorm2d(FoldsBatchNorm, QuantConv2d):
 
 
 class _FoldedView:
-    """The layer as its weight quantizer's proxy sees it: with the folded weight for its weight.
+    """The layer as its weight quantizer's proxy sees it: with the folded weight as its weight.
 
     Attributes:
-        last: the weight that was asked for last.
+        last: the weight that was last asked for.
     """
 
     last: Tensor

@@ -1,4 +1,4 @@
-"""QONNX files, written by Brevitas: one ``Quant`` operator a quantizer, with its true bit width."""
+"""QONNX files, written by Brevitas: one ``Quant`` operator per quantizer, with its true bit width."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ghnq_quant.quantization.targets import Target
 
 
 class FixedTensorQuant(nn.Module):
-    """What Brevitas calls a ``tensor_quant``, over a fixed range."""
+    """A Brevitas ``tensor_quant`` with a fixed range."""
 
     scale: Tensor
     zero_point: Tensor
@@ -43,13 +43,13 @@ class FixedTensorQuant(nn.Module):
 def export_qonnx(
     folded: fx.GraphModule, example_input: Tensor, target: Target | None = None
 ) -> onnx.ModelProto:
-    """The folded model as ONNX with ``Quant`` operators of the domain ``qonnx.custom_op.general``.
+    """Export the folded model as ONNX with ``Quant`` operators of the domain ``qonnx.custom_op.general``.
 
     Args:
         folded: on CPU; its layers are replaced.
-        example_input: (N, C, H, W); N of the exported model is free.
-        target: where there is one, quantizers come behind the ReLU that follows an addition, and
-            are unsigned behind a ReLU alone.
+        example_input: (N, C, H, W); N is dynamic in the exported model.
+        target: if given, quantizers come after the ReLU that follows an addition, and are unsigned
+            after a ReLU alone.
     """
     if target is not None:
         quantize_behind_relu(folded)

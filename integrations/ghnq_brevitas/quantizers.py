@@ -1,4 +1,4 @@
-"""Brevitas quantizers with ghnq-quant's numbers: any bit width, straight-through gradient, batch or
+"""Brevitas quantizers with ghnq-quant's arithmetic: any bit width, straight-through gradient, batch or
 moving-average ranges."""
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from ghnq_quant.quantization.ranges import make_range, make_weight_range
 
 
 class _PowerOfTwo(ExtendedInjector):
-    """Brevitas's setting of a fixed-point quantizer, for those it has no class for."""
+    """Brevitas's setting for fixed-point quantizers, for those it has no class for."""
 
     restrict_scaling_type = RestrictValueType.POWER_OF_TWO
 
 
 class Int8WeightPerChannelFixedPoint(_PowerOfTwo, Int8WeightPerChannelFloat):
-    """``Int8WeightPerTensorFixedPoint`` with a scale for each channel."""
+    """``Int8WeightPerTensorFixedPoint`` with one scale per channel."""
 
 
 class ShiftedUint8WeightPerTensorFixedPoint(_PowerOfTwo, ShiftedUint8WeightPerTensorFloat):
-    """``ShiftedUint8WeightPerTensorFloat`` with a power of two for its scale."""
+    """``ShiftedUint8WeightPerTensorFloat`` with a power of two as its scale."""
 
 
 class ShiftedUint8WeightPerChannelFixedPoint(_PowerOfTwo, ShiftedUint8WeightPerChannelFloat):
-    """``ShiftedUint8WeightPerChannelFloat`` with powers of two for its scales."""
+    """``ShiftedUint8WeightPerChannelFloat`` with powers of two as its scales."""
 
 
-#: Of weights, by (symmetric, per channel, power of two).
+#: For weights, by (symmetric, per channel, power of two).
 _WEIGHTS: dict[tuple[bool, bool, bool], type] = {
     (False, False, False): ShiftedUint8WeightPerTensorFloat,
     (False, False, True): ShiftedUint8WeightPerTensorFixedPoint,
@@ -59,7 +59,7 @@ _WEIGHTS: dict[tuple[bool, bool, bool], type] = {
     (True, True, False): Int8WeightPerChannelFloat,
     (True, True, True): Int8WeightPerChannelFixedPoint,
 }
-#: Of activations, by (symmetric, signed, power of two).
+#: For activations, by (symmetric, signed, power of two).
 _ACTIVATIONS: dict[tuple[bool, bool, bool], type] = {
     (False, False, False): ShiftedUint8ActPerTensorFloat,
     (False, False, True): ShiftedUint8ActPerTensorFixedPoint,
@@ -71,12 +71,12 @@ _ACTIVATIONS: dict[tuple[bool, bool, bool], type] = {
 
 
 class AffineTensorQuant(nn.Module):
-    """What Brevitas calls a ``tensor_quant``: x to (x̂, scale, zero point, bit width).
+    """A Brevitas ``tensor_quant``: x to (x̂, scale, zero point, bit width).
 
     Args:
         int_quant: Brevitas's own integer quantizer, which its export and analysis tools look for.
         quantizer: what it computes.
-        out_channels: of the weight that it is for; None for an activation.
+        out_channels: output channels of a weight; None for an activation.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ class AffineTensorQuant(nn.Module):
 
 
 class _KeepsParameters:
-    """Mixin of a proxy that does not make a learned range anew when a state is loaded: optimizers
-    have its parameters."""
+    """Mixin of a proxy that keeps a learned range when a state is loaded, because optimizers hold
+    its parameters."""
 
     def init_tensor_quant(self, *args: Any, **kwargs: Any) -> None:
         if next(self.parameters(), None) is None:  # type: ignore[attr-defined]
@@ -111,26 +111,26 @@ class _KeepsParameters:
 
 
 class LearnedWeightQuantProxy(_KeepsParameters, WeightQuantProxyFromInjector):
-    """``WeightQuantProxyFromInjector`` of a learned range."""
+    """``WeightQuantProxyFromInjector`` for a learned range."""
 
 
 class LearnedActQuantProxy(_KeepsParameters, ActQuantProxyFromInjector):
-    """``ActQuantProxyFromInjector`` of a learned range."""
+    """``ActQuantProxyFromInjector`` for a learned range."""
 
 
 def weight_class(quantizer: Quantizer) -> type:
-    """Brevitas's class of weight quantizers of that kind, at 8 bits."""
+    """Brevitas's class of weight quantizers of this kind, at 8 bits."""
     return _WEIGHTS[quantizer.symmetric, quantizer.per_channel, quantizer.power_of_two]
 
 
 def activation_class(quantizer: Quantizer) -> type:
-    """Brevitas's class of activation quantizers of that kind, at 8 bits."""
+    """Brevitas's class of activation quantizers of this kind, at 8 bits."""
     return _ACTIVATIONS[quantizer.symmetric, quantizer.signed, quantizer.power_of_two]
 
 
 def weight_quantizer(quantizer: Quantizer | int) -> Any:
-    """Brevitas's quantizer of that kind, such as ``ShiftedUint8WeightPerTensorFloat``, as a
-    subclass; one and the same for equal arguments. None for 32 bits."""
+    """A subclass of Brevitas's quantizer of this kind, such as ``ShiftedUint8WeightPerTensorFloat``;
+    the same class for equal arguments. None for 32 bits."""
     quantizer = as_quantizer(quantizer)
     if quantizer.is_float:
         return None
@@ -138,8 +138,8 @@ def weight_quantizer(quantizer: Quantizer | int) -> Any:
 
 
 def activation_quantizer(quantizer: Quantizer) -> Any:
-    """Brevitas's quantizer of that kind, such as ``ShiftedUint8ActPerTensorFloat``, as a subclass;
-    its range is moving where the quantizer says ``"ema"``."""
+    """A subclass of Brevitas's quantizer of this kind, such as ``ShiftedUint8ActPerTensorFloat``,
+    with a moving range for ``"ema"``."""
     return _subclass(activation_class(quantizer), quantizer, LearnedActQuantProxy)
 
 
@@ -153,5 +153,5 @@ def _subclass(base: type, quantizer: Quantizer, learned_proxy: type) -> type:
 
 
 def levels_of(quantizer: Quantizer) -> dict[str, Any]:
-    """The attributes of a Brevitas quantizer that say what its levels are."""
+    """The attributes of a Brevitas quantizer that set its levels."""
     return {"bit_width": quantizer.bits, "narrow_range": quantizer.signed}

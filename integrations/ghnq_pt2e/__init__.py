@@ -1,4 +1,4 @@
-"""torchao's export flow of quantization-aware training (PT2E) as a backend of ghnq-quant."""
+"""torchao's export flow for quantization-aware training (PT2E) as a backend of ghnq-quant."""
 
 from ghnq_pt2e.backend import Pt2eBackend
 from ghnq_pt2e.model import Pt2eModel

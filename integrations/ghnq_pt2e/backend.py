@@ -1,4 +1,4 @@
-"""Export, annotate and prepare: torchao's flow of quantization-aware training."""
+"""Export, annotate and prepare: torchao's flow for quantization-aware training."""
 
 from __future__ import annotations
 
@@ -66,26 +66,26 @@ def _check_learned(captured: Capture, scheme: QuantScheme) -> None:
             continue
         if not has_running_statistics(captured.modules[unit.batch_norm]):  # type: ignore[arg-type]
             raise BackendError(
-                f"the weight of {unit.name!r} has a learned range, which backend 'pt2e' begins with "
+                f"the weight of {unit.name!r} has a learned range, which backend 'pt2e' initializes with "
                 f"the running statistics of {unit.batch_norm!r} folded in, and there are none: "
                 "quantize a trained network, or use another backend or range for weights"
             )
 
 
 def _check_modes(captured: Capture, modules: nn.Module) -> None:
-    """Raise BackendError for what differs between the modes, which an exported graph holds fixed."""
+    """Raise BackendError for differences between the modes, which an exported graph cannot follow."""
     functions = any(isinstance(m, TrainingMode) for m in modules.modules())
     if functions or captured.kept_whole:
         name = repr(captured.kept_whole[0]) if captured.kept_whole else "a function that it calls"
         raise BackendError(
-            f"{name} does something else in training than in eval, or has a gradient of its own, "
-            "which an exported model cannot keep: use another backend, or a model without it"
+            f"{name} behaves differently in training than in eval, or has its own gradient, which an "
+            "exported model cannot keep: use another backend, or a model without it"
         )
 
 
 @contextmanager
 def _as_in_training(modules: nn.Module) -> Iterator[None]:
-    """All modules in train, and no batch norm whose momentum depends on a count."""
+    """Put all modules into train, and no batch norm's momentum depends on a count."""
     training = {m: m.training for m in modules.modules()}
     momenta = {m: m.momentum for m in training if isinstance(m, nn.BatchNorm2d)}
     try:
@@ -104,7 +104,7 @@ def _export(traced: fx.GraphModule, example_input: Tensor) -> fx.GraphModule:
     """The graph of a training step, for any number of images; what the model computes from their size
     is that of the example's."""
     parameter = next(traced.parameters())
-    shape = (2, *example_input.shape[1:])  # a batch of one would be taken for a constant
+    shape = (2, *example_input.shape[1:])  # a batch of one would become a constant
     x = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
     try:
         batch = {0: torch.export.Dim.DYNAMIC}
@@ -117,7 +117,7 @@ def _export(traced: fx.GraphModule, example_input: Tensor) -> fx.GraphModule:
 
 
 def _check(prepared: fx.GraphModule, modules: nn.Module) -> None:
-    """That the graph of a training step can be turned into that of eval and of a converted model.
+    """Check that the training graph can be turned into that of eval and of a converted model.
 
     Raises:
         BackendError: a module other than dropout draws random numbers.
@@ -127,7 +127,7 @@ def _check(prepared: fx.GraphModule, modules: nn.Module) -> None:
         if torch.Tag.nondeterministic_seeded in tags and node.target not in DROPOUTS:
             raise BackendError(
                 f"module {owner(node)!r} draws random numbers in training, which an exported model "
-                "cannot stop doing in eval: make the model without it (a drop rate of 0)"
+                "cannot stop doing in eval: build the model without it (a drop rate of 0)"
             )
     norms = {n: m for n, m in modules.named_modules() if isinstance(m, nn.BatchNorm2d)}
     other = [name for name, norm in norms.items() if norm.eps != 1e-5]
@@ -139,7 +139,7 @@ def _check(prepared: fx.GraphModule, modules: nn.Module) -> None:
 
 
 def _name_quantizers(prepared: fx.GraphModule, modules: nn.Module) -> None:
-    """Move torchao's numbered fake quantizers to names that say what they quantize."""
+    """Rename torchao's numbered fake quantizers after what they quantize."""
     container = nn.ModuleDict()
     parameter = next(modules.parameters())
     for node in prepared.graph.nodes:

@@ -1,4 +1,4 @@
-"""torchao's fake quantizers and observers with ghnq-quant's numbers."""
+"""torchao's fake quantizers and observers with ghnq-quant's arithmetic."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ghnq_quant.quantization.ranges import MOMENTUM
 
 
 class BatchMinMaxObserver(BatchObserver, MinMaxObserver):
-    """``MinMaxObserver`` that holds the range of the last tensor alone."""
+    """``MinMaxObserver`` that holds the range of the last tensor only."""
 
 
 class ChannelMinMaxObserver(BatchObserver, PerChannelMinMaxObserver):
-    """``PerChannelMinMaxObserver`` that holds the ranges of the last tensor alone."""
+    """``PerChannelMinMaxObserver`` that holds the ranges of the last tensor only."""
 
 
 class EmaMinMaxObserver(EmaObserver, MovingAverageMinMaxObserver):
@@ -38,11 +38,10 @@ class AffineFakeQuantize(AffineFakeQuantization, FakeQuantize):
 
 
 def quantization_spec(quantizer: Quantizer, channels: int | None = None) -> QuantizationSpec:
-    """What torchao makes a fake quantizer of; its range is moving where the quantizer says
-    ``"ema"``.
+    """The spec from which torchao makes a fake quantizer, with a moving range for ``"ema"``.
 
     Args:
-        channels: of a weight's output; None for an activation.
+        channels: output channels of a weight; None for an activation.
     """
     settings = observer_settings(quantizer)
     own = settings.pop("quantizer")

@@ -1,4 +1,4 @@
-"""The plan as torchao's annotations of an exported graph."""
+"""The plan as torchao annotations on an exported graph."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ghnq_quant.capture import QuantPlan
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
 from ghnq_quant.quantization.scheme import QuantScheme
 
-#: Under this key of a node's ``meta``: the name that the quantizer of its value will have.
+#: Key in a node's ``meta``: the name that the quantizer of its value will have.
 OUTPUT = "ghnq_output_quantizer"
-#: Under this key of a layer's ``meta``: the name that the quantizer of its weight will have.
+#: Key in a layer's ``meta``: the name that the quantizer of its weight will have.
 WEIGHT = "ghnq_weight_quantizer"
 #: What torchao reads annotations from.
 _ANNOTATION = "quantization_annotation"
@@ -22,7 +22,7 @@ _LAYERS = (ops.aten.conv2d.default, ops.aten.conv2d.padding, ops.aten.linear.def
 
 
 class Marker(nn.Module):
-    """Leaves a node in an exported graph where an activation is to be quantized."""
+    """Leaves a node in an exported graph where an activation will be quantized."""
 
     def forward(self, x: Tensor) -> Tensor:
         marked: Tensor = ops.aten.alias.default(x)
@@ -33,7 +33,7 @@ class PlanQuantizer(Quantizer):
     """Annotates an exported model with a plan: the weights of its units, and its points.
 
     Args:
-        plan: of the model before it was exported with a :class:`Marker` at every point.
+        plan: of the model before it was exported with a :class:`Marker` at each point.
         scheme: the quantizers.
     """
 
@@ -42,7 +42,7 @@ class PlanQuantizer(Quantizer):
         self._scheme = scheme
 
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
-        """Take the markers away; the nodes before them keep their names."""
+        """Remove the markers; the nodes before them keep their names."""
         for node in list(model.graph.nodes):
             name = owner(node) if node.target is ops.aten.alias.default else ""
             if name.startswith(f"{QUANTIZERS}."):
@@ -67,7 +67,7 @@ class PlanQuantizer(Quantizer):
                 quantizer = self._scheme.weights_of(unit)
                 if not quantizer.is_float:
                     node.meta[WEIGHT] = f"{unit}.weight_fake_quant"
-                    inputs[node.args[0]] = None  # torchao goes by the order: input, then weight
+                    inputs[node.args[0]] = None  # torchao expects this order: input, then weight
                     channels = len(node.args[1].meta["val"])
                     inputs[node.args[1]] = quantization_spec(quantizer, channels)
             if inputs or output is not None:
@@ -77,7 +77,7 @@ class PlanQuantizer(Quantizer):
         return model
 
     def validate(self, model: fx.GraphModule) -> None:
-        """Nothing to check: the plan is of this very model."""
+        """Nothing to check: the plan was made for this model."""
 
 
 def owner(node: fx.Node) -> str:

@@ -20,9 +20,9 @@ from ghnq_timm.layers import KEPT_THEN, rewrite  # noqa: E402
 __all__ = ["TimmAdapter"]
 
 _KEPT = (DropPath, DropBlock2d, AvgPool2dSame, MaxPool2dSame, *KEPT_THEN)
-#: timm's modules whose layers are all norms.
+#: timm's modules that contain only norm layers.
 _NORM_MODULES = (norm.__name__, evo_norm.__name__, filter_response_norm.__name__)
-#: timm's modules of convolutional networks.
+#: timm's modules that contain convolutional networks.
 _CONVOLUTIONAL = (
     *("byobnet", "convmixer", "convnext", "cspnet", "densenet", "dla", "dpn", "efficientnet"),
     *("fasternet", "ghostnet", "hardcorenas", "hgnet", "hrnet", "inception_next"),
@@ -34,8 +34,8 @@ _CONVOLUTIONAL = (
 
 
 class TimmAdapter:
-    """Splits timm's layers that are several operations in one; keeps whole what must not be traced:
-    stochastic depth, drop block, pooling with TensorFlow's padding, and norms of timm's own."""
+    """Splits timm's layers that combine several operations, and keeps whole what must not be traced:
+    stochastic depth, drop block, pooling with TensorFlow's padding, and timm's own norms."""
 
     def is_leaf(self, module: nn.Module) -> bool:
         if isinstance(module, _KEPT) or type(module).__module__ in _NORM_MODULES:
@@ -55,7 +55,7 @@ class TimmAdapter:
         return "qkv.weight", "qkv.bias", SOFTMAX, "proj.weight", "proj.bias"
 
     def fit_head(self, module: nn.Module, side: int) -> None:
-        """The head of timm's VGG, which enlarges feature maps to 7×7."""
+        """Adapt the head of timm's VGG, which enlarges feature maps to 7×7."""
         if isinstance(module, ConvMlp) and side < module.input_kernel_size:
             conv = module.fc1
             folded = enlarged_input_folded(conv.weight.detach(), side)

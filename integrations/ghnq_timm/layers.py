@@ -1,4 +1,4 @@
-"""timm's layers that are several operations in one, as standard layers with operations around."""
+"""timm's layers that combine several operations, as standard layers with operations around them."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ from ghnq_quant.capture.computed_weight import ComputedWeight
 
 
 def pad_like_tensorflow(x: Tensor, conv: tuple[tuple[int, ...], ...]) -> Tensor:
-    """TensorFlow's padding, which depends on the input's size, for (kernel, stride, dilation)."""
+    """TensorFlow's padding, which depends on the input size, for (kernel, stride, dilation)."""
     return pad_same(x, *conv)
 
 
 def pool_to_at_least(x: Tensor, size: int) -> Tensor:
-    """``x`` (N, C, H, W), where H or W are below ``size`` pooled up to it."""
+    """``x`` (N, C, H, W), pooled up to ``size`` if H or W is smaller."""
     height, width = (max(size, side) for side in x.shape[-2:])
     return x if x.shape[-2:] == (height, width) else F.adaptive_avg_pool2d(x, (height, width))
 
 
-# recorded as one operation each: their path depends on the input's size
+# recorded as one operation each, because their path depends on the input size
 fx.wrap("pad_like_tensorflow")
 fx.wrap("pool_to_at_least")
 
 
 class _SamePadded(Surrounded):
-    """Padding that depends on the input's size, before a convolution."""
+    """Padding that depends on the input size, before a convolution."""
 
-    same_pad = True  # timm's weight-standardized convolutions tell it of each
+    same_pad = True  # an attribute of timm's weight-standardized convolutions
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -67,8 +67,8 @@ class _SamePadded(Surrounded):
 
 
 class _Standardized(ComputedWeight):
-    """Weight standardization: each output channel's weight with mean 0 and variance 1, then times
-    a gain and a constant in the scaled kind."""
+    """Weight standardization: mean 0 and variance 1 for the weight of each output channel; the scaled
+    kind also multiplies by a gain and a constant."""
 
     eps: float
     scale: float
@@ -111,14 +111,14 @@ class _RmsNorm2dThen(NormThen, RmsNorm2d):
 
 
 class _ConvMlp(ConvMlp):
-    """The head of timm's VGG without a branch on the input's size."""
+    """The head of timm's VGG without the branch on the input size."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act1(self.fc1(pool_to_at_least(x, self.input_kernel_size)))
         return self.act2(self.fc2(self.drop(x)))
 
 
-#: Norms that are run as they are, then their child modules.
+#: Norms that run unchanged, followed by their child modules.
 KEPT_THEN = (_LayerNormThen, _LayerNorm2dThen, _RmsNorm2dThen)
 
 _RECAST: dict[type[nn.Module], type[nn.Module]] = {
@@ -139,7 +139,7 @@ _RECAST: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def rewrite(module: nn.Module) -> nn.Module | None:
-    """An equal module of standard layers, None where timm's own is kept or looked into."""
+    """An equal module of standard layers; None if timm's own is kept or traced into."""
     if type(module) is EcaModule:
         children = {
             name: conv1d_as_2d(child) if isinstance(child, nn.Conv1d) else child

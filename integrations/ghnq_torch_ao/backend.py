@@ -1,4 +1,4 @@
-"""torch.ao's quantization-aware layers in place of PyTorch's."""
+"""Replaces PyTorch's layers with torch.ao's quantization-aware ones."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class TorchAoBackend:
 def _own(quantizer: object) -> AffineFakeQuantization:
     if not isinstance(quantizer, AffineFakeQuantization):
         raise BackendError(
-            f"{type(quantizer).__name__} is not a quantizer of this backend: what can be converted "
-            "are the fake quantizers that backend 'torch_ao' made"
+            f"{type(quantizer).__name__} is not a quantizer of this backend: only fake quantizers "
+            "that backend 'torch_ao' made can be converted"
         )
     return quantizer
 
@@ -82,7 +82,7 @@ def _last_used(quantizer: AffineFakeQuantization) -> QuantParams:
 def _quantized(
     layer: QATConv2d | QATConvBatchNorm2d | QATLinear, quantizer: Quantizer
 ) -> nn.Module:
-    """``layer`` with a quantizer of its weight; its output is quantized by a module of the plan."""
+    """``layer`` with a weight quantizer; a module of the plan quantizes its output."""
     layer.qconfig = QConfig(
         activation=nn.Identity, weight=weight_quantizer(quantizer, len(layer.weight))
     )

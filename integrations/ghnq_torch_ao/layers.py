@@ -1,4 +1,4 @@
-"""torch.ao's quantization-aware layers, one of them folding a batch norm anew on every batch."""
+"""torch.ao's quantization-aware layers, one of which refolds a batch norm on every batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ghnq_torch_ao.torch_ao import QConfig, intrinsic_qat, qat
 
 
 class QuantizedWeight(nn.Module):
-    """Mixin of a layer of ``torch.ao.nn.qat``: reads its quantized weight without changing it."""
+    """Mixin of a layer of ``torch.ao.nn.qat`` that gives its quantized weight without changing it."""
 
     weight: Tensor
     weight_fake_quant: nn.Module
@@ -21,12 +21,12 @@ class QuantizedWeight(nn.Module):
 
     @property
     def weight_bits(self) -> int:
-        """Bit width of the weight; 32 where it is float."""
+        """Bit width of the weight; 32 if it is float."""
         quantizer = self.weight_fake_quant
         return FLOAT_BITS if isinstance(quantizer, nn.Identity) else _bits(quantizer)
 
     def folded_weight(self) -> Tensor:
-        """The weight that is quantized, of the weight's own shape."""
+        """The weight that is quantized, in the weight's own shape."""
         return self.weight
 
     def quant_weight(self) -> Tensor:
@@ -42,7 +42,7 @@ class QuantizedWeight(nn.Module):
 
 
 def _bits(quantizer: Any) -> int:
-    """Of any of torch.ao's fake quantizers: the user may have put another in."""
+    """Bit width of any torch.ao fake quantizer: the user may have put in another one."""
     return int(quantizer.quant_max - quantizer.quant_min).bit_length()
 
 
@@ -59,10 +59,10 @@ class QATConvBatchNorm2d(  # type: ignore[misc]  # a module, ours is a property
 ):
     """``torch.ao.nn.intrinsic.qat.ConvBn2d`` that folds the batch norm as ghnq-quant does.
 
-    torch.ao's own folds the running statistics in training too, and divides by what it folded.
+    torch.ao's own layer folds the running statistics in training too, then divides by the factor.
     """
 
-    _load_from_state_dict = nn.Module._load_from_state_dict  # torch.ao's own expects a batch norm
+    _load_from_state_dict = nn.Module._load_from_state_dict  # torch.ao's expects a batch norm
 
     def update_bn_stats(self) -> QATConvBatchNorm2d:
         """Undo :meth:`freeze_bn_stats`."""
@@ -71,7 +71,7 @@ class QATConvBatchNorm2d(  # type: ignore[misc]  # a module, ours is a property
         return self
 
     def freeze_bn_stats(self) -> QATConvBatchNorm2d:
-        """Keep the batch norm in eval, also where the model is put into train."""
+        """Keep the batch norm in eval, even if the model is put into train."""
         self.freeze_bn = True
         self.bn.eval()
         return self

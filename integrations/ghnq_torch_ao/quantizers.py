@@ -1,4 +1,4 @@
-"""torch.ao's fake quantizers and observers with ghnq-quant's numbers: any bit width,
+"""torch.ao's fake quantizers and observers with ghnq-quant's arithmetic: any bit width,
 straight-through gradient, batch or moving-average ranges."""
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ghnq_torch_ao.torch_ao import (
 
 
 class BatchMinMaxObserver(BatchObserver, MinMaxObserver):  # type: ignore[misc]
-    """``MinMaxObserver`` that holds the range of the last tensor alone."""
+    """``MinMaxObserver`` that holds the range of the last tensor only."""
 
 
 class ChannelMinMaxObserver(BatchObserver, PerChannelMinMaxObserver):  # type: ignore[misc]
-    """``PerChannelMinMaxObserver`` that holds the ranges of the last tensor alone."""
+    """``PerChannelMinMaxObserver`` that holds the ranges of the last tensor only."""
 
 
 class EmaMinMaxObserver(EmaObserver, MovingAverageMinMaxObserver):  # type: ignore[misc]
@@ -49,8 +49,8 @@ class AffineFakeQuantize(AffineFakeQuantization, FakeQuantize):
 
 
 def weight_quantizer(quantizer: Quantizer | int, channels: int = 1) -> Any:
-    """What makes the quantizer of a weight with that many output channels, as a ``QConfig`` holds
-    it; of 32 bits, an identity. Searched and learned ranges per channel alone need their number."""
+    """Factory for a weight's quantizer, as in a ``QConfig``; an identity at 32 bits. ``channels``,
+    the weight's output channels, matters only for searched and learned ranges per channel."""
     quantizer = as_quantizer(quantizer)
     if quantizer.is_float:
         return nn.Identity
@@ -61,8 +61,8 @@ def weight_quantizer(quantizer: Quantizer | int, channels: int = 1) -> Any:
 
 
 def activation_quantizer(quantizer: Quantizer) -> Any:
-    """What makes an activation's quantizer, as a ``QConfig`` holds it; its range is moving where the
-    quantizer says ``"ema"``."""
+    """Factory for an activation's quantizer, as in a ``QConfig``, with a moving range for
+    ``"ema"``."""
     if not quantizer.running:
         return AffineFakeQuantize.with_args(observer=BatchMinMaxObserver, **_settings(quantizer))
     return AffineFakeQuantize.with_args(

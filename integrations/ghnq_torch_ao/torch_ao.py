@@ -1,4 +1,4 @@
-"""The one place that imports ``torch.ao``, which PyTorch is moving out into torchao."""
+"""The only file that imports ``torch.ao``, which PyTorch is moving into torchao."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ try:
     )
 except ImportError as error:
     raise BackendError(
-        f"this version of PyTorch has no torch.ao.quantization any more ({error}): use "
+        f"this version of PyTorch no longer has torch.ao.quantization ({error}): use "
         "backend='pt2e' with torchao (pip install 'ghnq-quant[torchao]'), or an older PyTorch"
     ) from error
 

@@ -24,7 +24,7 @@ _TRANSFORMERS = ("vision_transformer", "swin_transformer", "maxvit")
 
 
 class TorchvisionAdapter:
-    """Keeps whole torchvision's stochastic depth, which follows train and eval, and its norm."""
+    """Keeps torchvision's stochastic depth, which follows train and eval, and its norm whole."""
 
     def is_leaf(self, module: nn.Module) -> bool:
         return isinstance(module, (StochasticDepth, LayerNorm2d))

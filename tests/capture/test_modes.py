@@ -144,7 +144,7 @@ def in_half_precision(n: Net, x: Tensor) -> Tensor:
 
 REFUSED = {
     "autocast": (Net(in_half_precision, second=nn.Conv2d(8, 8, 1)), "under autocast"),
-    "noise": (Net(noisy_in_training), r"the model \(Net\) does something else in training"),
+    "noise": (Net(noisy_in_training), r"the model \(Net\) behaves differently in training"),
     "frozen random numbers": (Net(lambda n, x: x * torch.rand(1)), "draws random numbers"),
     "gradient": (Net(lambda n, x: Doubled.apply(x)), r"gradient of its own \(Doubled\)"),
     "no_grad": (

@@ -204,7 +204,7 @@ def reshaped(content: dict[str, Any]) -> None:
 PUBLIC_DAMAGE: dict[str, tuple[Callable[[Path, GHN], Any], str]] = {
     "truncated": (lambda p, _: halved(p), "damaged or not a PyTorch checkpoint"),
     "empty": (lambda p, _: p.write_bytes(b""), "damaged or not a PyTorch checkpoint"),
-    "text": (lambda p, _: p.write_text("not a checkpoint"), "or is no checkpoint at all"),
+    "text": (lambda p, _: p.write_text("not a checkpoint"), "or is not a checkpoint at all"),
     "missing": (lambda p, _: p.unlink(), "no such checkpoint file"),
     "folder": (lambda p, _: (p.unlink(), p.mkdir()), "no such checkpoint file"),
     "payload in the config": (with_payload, "could run code"),

@@ -134,7 +134,7 @@ def test_from_the_hub(ghn: GHN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ghn3tm8.pt", "can't be downloaded from SamsungSAILMontreal/ghn3"),
+        ("ghn3tm8.pt", "cannot be downloaded from SamsungSAILMontreal/ghn3"),
         ("folder/ghn3tm8.pt", "no such checkpoint file"),
         ("ghn3tm8", "no such checkpoint file"),
     ],

@@ -47,6 +47,6 @@ class Auxiliary(nn.Module):
 
 
 def test_auxiliary_outputs_are_named() -> None:
-    with pytest.warns(GhnqWarning, match="Auxiliary returns further values in training"):
+    with pytest.warns(GhnqWarning, match="Auxiliary returns more values in training"):
         copied = quantize(Auxiliary(), bits=4, backend="reference")
     assert copied(torch.randn(2, 3, 4, 4)).shape == (2, 4, 4, 4)

@@ -1,6 +1,6 @@
 """The laboratory's commands, which ``ghnq_quant.cli`` mounts, in the order of ``ghnq --help``.
 
-Commands import what they run inside themselves: ``ghnq --help`` and completion must not wait for it.
+Commands import what they run when called: ``ghnq --help`` and completion must not wait for it.
 """
 
 import typer

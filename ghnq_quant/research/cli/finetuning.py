@@ -1,4 +1,4 @@
-"""``ghnq finetune``: a hypernetwork's training."""
+"""``ghnq finetune``: train a hypernetwork."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def finetune(
             "--from",
             metavar="CHECKPOINT|RUN|scratch",
             help="A checkpoint's folder or name, a public GHN-2 or GHN-3 file (*.pt), the folder of "
-            "a run (goes on with its optimizer and average), scratch, or scratch-ghn3.",
+            "a run (continues with its optimizer and average), scratch, or scratch-ghn3.",
         ),
     ] = "ghnq-cifar10",
     recipe: Annotated[
         Literal["ghnq", "paper"],
-        typer.Option(help="Where the settings come from that are not given."),
+        typer.Option(help="Recipe for the settings that are not given."),
     ] = "ghnq",
     steps: Annotated[int | None, typer.Option(help="Length of the run in steps,")] = None,
     epochs: Annotated[float | None, typer.Option(help="or in passes over the images,")] = None,
@@ -34,7 +34,7 @@ def finetune(
         str,
         typer.Option(
             metavar="float|W|W/A,…",
-            help="Precision of the networks; of several, one is drawn for each meta-batch.",
+            help="Precision of the networks; if several, one is drawn for each meta-batch.",
         ),
     ] = "float",
     precision_embedding: Annotated[
@@ -42,33 +42,31 @@ def finetune(
     ] = False,
     new_batch_norms: Annotated[
         bool,
-        typer.Option(
-            "--new-batch-norms", help="For networks with new batch norms, as init_quantized's."
-        ),
+        typer.Option("--new-batch-norms", help="Train for new batch norms, as init_quantized has."),
     ] = False,
     meta_batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Networks a step and process.")
+        int | None, typer.Option(min=1, help="Networks per step and process.")
     ] = None,
     image_batch_size: Annotated[
-        int | None, typer.Option(min=2, help="Images that each of them sees.")
+        int | None, typer.Option(min=2, help="Images per network and step.")
     ] = None,
     architectures: Annotated[
-        str | None, typer.Option(metavar="N|all", help="How many networks there are to draw from.")
+        str | None, typer.Option(metavar="N|all", help="Number of networks to draw from.")
     ] = None,
     max_macs: Annotated[
         str | None,
-        typer.Option(help="The largest, as in 10M, or 6M@0.7,all: six million at first."),
+        typer.Option(help="Largest networks, e.g. 10M, or 6M@0.7,all: at first 6 million MACs."),
     ] = None,
     image_size: Annotated[
-        str | None, typer.Option(help="Side of the images, or progressive as in 16@0.7,32.")
+        str | None, typer.Option(help="Side of the images, or progressive, e.g. 16@0.7,32.")
     ] = None,
     lr: Annotated[float | None, typer.Option(min=0.0, help="The learning rate.")] = None,
     warmup: Annotated[
-        int | None, typer.Option(min=0, help="Steps over which it rises [from a checkpoint: 200].")
+        int | None, typer.Option(min=0, help="Warmup steps of the rate [from a checkpoint: 200].")
     ] = None,
     schedule: Annotated[
         Literal["constant", "linear", "step"] | None,
-        typer.Option(help="Not at all, to zero, or to a tenth is how it falls,"),
+        typer.Option(help="Decay of the rate: none, linear to zero, or a step to a tenth,"),
     ] = None,
     decay_at: Annotated[
         float | None, typer.Option(min=0.0, max=0.999, help="from this fraction of the run on.")
@@ -77,25 +75,25 @@ def finetune(
         float | None, typer.Option(help="Decay of the weights' exponential average; 0 for none.")
     ] = None,
     inner_steps: Annotated[
-        int, typer.Option(min=0, help="Steps of SGD that each network takes in the objective.")
+        int, typer.Option(min=0, help="SGD steps that each network takes in the objective.")
     ] = 0,
     inner_lr: Annotated[float, typer.Option(min=0.0, help="Their learning rate.")] = 0.05,
     seed: Annotated[int, typer.Option(min=0, help="Order of networks and images.")] = 0,
-    validate_every: Annotated[int, typer.Option(min=1, help="In steps, a multiple of 10.")] = 500,
+    validate_every: Annotated[int, typer.Option(min=1, help="Steps, a multiple of 10.")] = 500,
     val_networks: Annotated[int, typer.Option(min=1, help="Networks of the split val.")] = 32,
     val_images: Annotated[int, typer.Option(min=2, help="Held-out training images.")] = 256,
     bf16: Annotated[bool, typer.Option("--bf16", help="Networks in bfloat16, on GPUs.")] = False,
     processes: Annotated[
-        int, typer.Option(min=1, help="Of one thread each; on a CPU, one a core is fastest.")
+        int, typer.Option(min=1, help="One thread each; on a CPU, one per core is fastest.")
     ] = 1,
     data_name: DataName = None,
     download: Download = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the folder's run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the folder's run.")] = False,
 ) -> None:
     """Train a hypernetwork on networks of ConvNets-250K.
 
-    From scratch or further, in float or on quantized networks (--bits). A run that is killed or
-    stopped (Ctrl-C) goes on with --resume.
+    From scratch or from a checkpoint, in float or on quantized networks (--bits). Resume a killed or
+    stopped (Ctrl-C) run with --resume.
     """
     from ghnq_quant.research.finetuning.launch import train_from_names
     from ghnq_quant.research.finetuning.settings import (
@@ -107,7 +105,7 @@ def finetune(
     )
 
     if warmup is None and recipe == "ghnq" and not start.startswith("scratch"):
-        warmup = 200  # for the optimizer's moments; a run that goes on has them, and is past it
+        warmup = 200  # for the optimizer's moments; a resumed run has them, and is past warmup
     given = {
         "steps": steps,
         "epochs": epochs,

@@ -1,4 +1,4 @@
-"""``ghnq evaluate``, ``report`` and ``coverage``: what predictions are worth, and for which models."""
+"""``ghnq evaluate``, ``report`` and ``coverage``: how good predictions are, and for which models."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME,…",
-            help="Torchvision's and timm's models, such as timm:mobilenetv2_050, not splits.",
+            help="Torchvision and timm models, such as timm:mobilenetv2_050, instead of splits.",
         ),
     ] = None,
     adapt_stem: Annotated[
         bool, typer.Option("--adapt-stem", help="Adapt --model to the images' size.")
     ] = False,
     trained: Annotated[
-        Path | None, typer.Option(help="A trained state_dict of --model, to compare with.")
+        Path | None, typer.Option(help="A trained state_dict of --model, for comparison.")
     ] = None,
     precision: Annotated[
         str, typer.Option(help="Precisions, float first.")
@@ -43,12 +43,12 @@ def evaluate(
     data_name: DataName = None,
     download: Download = False,
     workers: Workers = 1,
-    device: Annotated[str, typer.Option(help="That the networks run on.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device for the networks.")] = "cpu",
 ) -> None:
     """Measure accuracy with predicted parameters.
 
     The paper's Table 1: at several precisions, on splits of ConvNets-250K or on models of the zoos.
-    A run that is killed goes on where it was when it is started again.
+    A killed run continues where it was when started again.
     """
     from ghnq_quant.research.table1 import evaluate as run
 
@@ -73,13 +73,13 @@ def evaluate(
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN…", help="Folders of evaluate and finetune.")
+        list[Path], typer.Argument(metavar="RUN…", help="Folders of evaluate and finetune runs.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output")] = Path("report.html"),
 ) -> None:
     """Make one HTML page of evaluations and finetuning runs.
 
-    With their tables and plots, and no reference to another file.
+    With their tables and plots; the page needs no other files.
     """
     from ghnq_quant.files import check_output
     from ghnq_quant.research.report.page import write_report
@@ -92,24 +92,24 @@ def report(
 def coverage(
     pattern: Annotated[
         str | None,
-        typer.Argument(help="Glob over all model names [the convolutional models]."),
+        typer.Argument(help="Glob pattern for model names [the convolutional models]."),
     ] = None,
     library: Annotated[
-        str | None, typer.Option(help="timm, torchvision or another adapter's name [all].")
+        str | None, typer.Option(help="timm, torchvision or another adapter [all].")
     ] = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder for coverage.jsonl and coverage.md.")
     ] = Path("ghnq-coverage"),
     bits: Bits = "4",
     backend: Backend = "brevitas",
-    workers: Annotated[int, typer.Option(min=1, help="Models at a time, a core each.")] = 1,
-    memory: Annotated[float, typer.Option(min=1.0, help="GiB that a model may take.")] = 8.0,
-    again: Annotated[bool, typer.Option("--again", help="Measure the failed ones anew.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Models at a time, one per core.")] = 1,
+    memory: Annotated[float, typer.Option(min=1.0, help="GiB that one model may use.")] = 8.0,
+    again: Annotated[bool, typer.Option("--again", help="Repeat the failed ones.")] = False,
 ) -> None:
     """Count the models of a zoo that work.
 
-    Each is captured, predicted, quantized and run forward and backward. Takes seconds a model. A run
-    that is killed goes on where it was when it is started again.
+    Each is captured, predicted, quantized, and run forward and backward. Takes seconds per model. A
+    killed run continues where it was when started again.
     """
     from rich.markdown import Markdown
 

@@ -1,4 +1,4 @@
-"""Options that several of the laboratory's commands have."""
+"""Options shared by several of the laboratory's commands."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import typer
 Data = Annotated[
     str,
     typer.Option(
-        help="cifar10, digits, an image folder, a folder with CIFAR-10's files, or an .npz."
+        help="cifar10, digits, an image folder, a folder with CIFAR-10's files, or an .npz file."
     ),
 ]
-DataName = Annotated[str | None, typer.Option(help="The data set's name in the results.")]
+DataName = Annotated[str | None, typer.Option(help="Name of the data set in the results.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10.")]
-GhnName = Annotated[str, typer.Option("--ghn", help="A checkpoint's folder or name.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes of one thread each.")]
+GhnName = Annotated[str, typer.Option("--ghn", help="Folder or name of a checkpoint.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes, one thread each.")]

@@ -26,7 +26,7 @@ def space_stats(
     ] = Path("design-space"),
     num: Annotated[int, typer.Option(min=1, help="First networks of each split.")] = 2000,
 ) -> None:
-    """Show a table and a picture of each split.
+    """Show a table and a plot of each split.
 
     Of parameters, MACs, depth, nodes and operations.
     """
@@ -51,7 +51,7 @@ def space_stats(
 
 @space.command("show", epilog=example("ghnq space show test 17 -o network.png"))
 def space_show(
-    split: Annotated[str, typer.Argument(help="Such as test.")],
+    split: Annotated[str, typer.Argument(help="Name of the split, e.g. test.")],
     index: Annotated[int, typer.Argument(min=0, help="The network's number in the split.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Picture [SPLIT-INDEX.png].")
