@@ -17,52 +17,52 @@ from ghnq_quant.quantization.scheme import BatchNormMode, QuantScheme
 
 
 class Backend(Protocol):
-    """Makes a toolkit's layers; which ones go where is the plan's business, not the backend's.
+    """Makes a toolkit's layers; the plan, not the backend, decides where they go.
 
     Registered under the entry-point group ``ghnq_quant.backends`` by the class that makes it. A
-    layer has the very parameters of the layer it stands for, under the same names, and is called
-    with the input alone. What quantizers it does not have, it refuses with a ``BackendError``.
+    layer shares the parameters of the layer it replaces, under the same names, and is called with
+    the input alone. A backend raises ``BackendError`` for quantizers it does not have.
     """
 
     def conv2d(self, conv: nn.Conv2d, quantizer: Quantizer) -> nn.Module:
-        """A convolution with quantized weight."""
+        """A convolution with a quantized weight."""
 
     def conv2d_batch_norm(
         self, conv: nn.Conv2d, bn: nn.BatchNorm2d, quantizer: Quantizer, mode: BatchNormMode
     ) -> nn.Module:
-        """A convolution that folds ``bn``, which stays where it is in the model: a
+        """A convolution that folds ``bn``, which keeps its place in the model: a
         :class:`~ghnq_quant.quantization.batch_norm.FoldsBatchNorm`."""
 
     def linear(self, linear: nn.Linear, quantizer: Quantizer) -> nn.Module:
-        """A linear layer with quantized weight."""
+        """A linear layer with a quantized weight."""
 
     def activation(self, quantizer: Quantizer) -> nn.Module:
         """A quantizer of an activation tensor."""
 
     def weight_qparams(self, layer: nn.Module, weight: Tensor) -> QuantParams | None:
-        """What a layer of this backend quantizes ``weight``, its own with the batch norm folded
-        in, with; None where it leaves weights float."""
+        """Parameters with which a layer of this backend quantizes ``weight``, its own with the batch
+        norm folded in; None if it leaves weights in float."""
 
     def activation_qparams(self, quantizer: nn.Module) -> QuantParams | None:
-        """What a quantizer of :meth:`activation` uses in eval; None where it has no fixed range
-        (yet)."""
+        """Parameters that a quantizer of :meth:`activation` uses in eval; None if it has no fixed
+        range (yet)."""
 
 
 @runtime_checkable
 class ModelBackend(Protocol):
-    """Makes a whole quantized model, of a toolkit that has no layers to put in place of others.
+    """Makes a whole quantized model, for toolkits whose layers cannot replace others.
 
-    Registered as a :class:`Backend` is; a backend that has this method is asked for no layer.
+    Registered like a :class:`Backend`; a backend with this method is asked for no layers.
     """
 
     def model(
         self, captured: Capture, scheme: QuantScheme, example_input: Tensor | None
     ) -> QuantModel:
-        """The quantized model of a captured network, whose modules are taken over."""
+        """The quantized model of a captured network, whose modules are reused."""
 
 
 def load_backend(name: str) -> Backend | ModelBackend:
-    """The backend of that name.
+    """The backend of this name.
 
     Raises:
         BackendError: there is none, or its toolkit is not installed.

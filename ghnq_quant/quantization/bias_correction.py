@@ -1,10 +1,9 @@
-"""Empirical bias correction: every layer's mean output brought back to the float network's.
+"""Empirical bias correction: restore every layer's mean output to the float network's.
 
-The rounding of a weight shifts the mean of the channels that it makes, since their inputs are not zero
-on average; quantized inputs shift it too. Nagel et al. 2019, "Data-Free Quantization Through Weight
-Equalization and Bias Correction", section 4.2 (equation 17) and appendix D: E[y] of the float network
-minus E[y] of the quantized one is added to the bias, layer by layer, each with those before it
-corrected.
+Rounding a weight shifts the mean of its output channels, because their inputs are not zero on average;
+quantized inputs shift it too. Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization
+and Bias Correction", section 4.2 (equation 17) and appendix D: E[y] of the float network minus E[y] of
+the quantized one is added to the bias, layer by layer, each with the previous ones corrected.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def correct_biases(
         ``qmodel`` itself.
 
     Raises:
-        DataError: there is no batch, one that is empty or no tensor, or a model that is not
+        DataError: there is no batch, a batch is empty or not a tensor, or the model is not
             calibrated.
         BackendError: a model of ``"pt2e"``, or of another backend that makes whole models.
 
@@ -75,8 +74,8 @@ def correct_biases(
         missing = model.missing_statistics()
         if missing:
             raise DataError(
-                f"{missing[0]!r} has no statistics yet, in whose place eval takes those of each "
-                "batch: call ghnq_quant.calibrate first"
+                f"{missing[0]!r} has no statistics yet, so eval uses those of each batch: call "
+                "ghnq_quant.calibrate first"
             )
         without = _correct(model, images)
     finally:
@@ -91,7 +90,7 @@ def correct_biases(
 
 
 def _correct(model: LayerwiseModel, images: list[Tensor]) -> list[str]:
-    """Names of the layers that have no bias to correct."""
+    """Correct all layers; returns the names of those without a bias to correct."""
     units = {unit.name: unit for unit in model.plan.units}
     float_flow, quantized_flow = _Flow(model, images), _Flow(model, images)
     without = []
@@ -114,7 +113,7 @@ def _correct(model: LayerwiseModel, images: list[Tensor]) -> list[str]:
 
 
 class _Flow:
-    """Values of a graph's nodes, for all batches, as long as a later node reads them."""
+    """Values of a graph's nodes, for all batches, kept until the last node that reads them."""
 
     def __init__(self, model: LayerwiseModel, images: list[Tensor]) -> None:
         self._interpreter = fx.Interpreter(model)
@@ -122,10 +121,10 @@ class _Flow:
         self._values: dict[fx.Node, Values] = {}
 
     def run(self, node: fx.Node, instead: Callable[[Values], Values] | None = None) -> Values:
-        """The value of ``node`` for each batch, its inputs having run.
+        """The value of ``node`` for each batch, once its inputs have run.
 
         Args:
-            instead: what to make of the first input's values, in place of what ``node`` calls.
+            instead: applied to the first input's values, instead of what ``node`` calls.
         """
         if node.op == "placeholder":
             values: Values = self._images
@@ -145,7 +144,7 @@ class _Flow:
 
 
 def _float_values(model: LayerwiseModel, node: fx.Node) -> Callable[[Values], Values] | None:
-    """What the float network does in the place of ``node``, None for the same as the quantized."""
+    """What the float network does in place of ``node``; None if the same as the quantized one."""
     if node.op != "call_module":
         return None
     if str(node.target).startswith(f"{QUANTIZERS}."):
@@ -166,7 +165,7 @@ def _float_unit(model: LayerwiseModel, unit: Unit, values: Values) -> Values:
 
 
 def _normalized(values: Values, norm: Any) -> Values:
-    """Batch norm by the statistics of all ``values``."""
+    """Batch norm with the statistics of all ``values``."""
     mean = _means(values, 1)
     columns = mean.view(-1, *[1] * (values[0].dim() - 2))
     variance = _means([(z - columns).square() for z in values], 1)
@@ -175,14 +174,14 @@ def _normalized(values: Values, norm: Any) -> Values:
 
 
 def _means(values: Values, dim: int) -> Tensor:
-    """The mean of each channel, which are along ``dim``."""
+    """The mean of each channel; channels are along ``dim``."""
     rows = [v.movedim(dim, 0).flatten(1) for v in values]
     total: Tensor = sum(r.sum(1) for r in rows)
     return total / sum(r.shape[1] for r in rows)
 
 
 def _bias(model: LayerwiseModel, unit: Unit) -> Tensor | None:
-    """What a layer's output is shifted by."""
+    """The parameter that shifts a layer's output."""
     owner: Any = model.get_submodule(unit.name if unit.batch_norm is None else unit.batch_norm)
     bias: Tensor | None = owner.bias
     return bias

@@ -28,7 +28,7 @@ from ghnq_quant.quantization.ranges import (
 )
 
 Search = Literal["percentile", "mse"]
-#: A function of each batch that gives the range of all until then.
+#: A function of each batch that gives the range of all batches so far.
 Measure = Callable[[Tensor], Range]
 
 
@@ -55,26 +55,26 @@ def calibrate(
     batch is quantized with it on its way to the next layer.
 
     Args:
-        qmodel: of :func:`ghnq_quant.init_quantized`.
+        qmodel: of :func:`ghnq_quant.init_quantized` or :func:`ghnq_quant.quantize`.
         batches: of images (N, C, H, W) on the model's device, alone or first in a tuple (labels
-            behind them are not used).
-        ranges: ``"mse"`` (of all shrunk versions of the range from minimum to maximum the one whose
-            quantization has the smallest squared error) or ``"percentile"`` for all activations,
-            but those of range ``"batch"``. A moving average goes on from there in training, and a
-            learned range is learned from there; one of range ``"mse"`` or ``"percentile"`` stays.
-        percentile: above 50, up to 100: the range is that from the (100 − percentile)th to this
+            after them are ignored).
+        ranges: ``"mse"`` (the shrunk version of the range from minimum to maximum whose quantization
+            has the smallest squared error) or ``"percentile"``, for all activations except those of
+            range ``"batch"``. In training, a moving average and a learned range continue from there;
+            a range of ``"mse"`` or ``"percentile"`` does not change.
+        percentile: above 50, up to 100: the range goes from the (100 − percentile)th to this
             percentile of the values.
-        batch_norms: False keeps the running statistics, such as those of a float training, and
-            measures ranges alone.
+        batch_norms: False keeps the running statistics, such as those of float training, and
+            measures only ranges.
 
     Returns:
         ``qmodel`` itself.
 
     Raises:
-        DataError: there is no batch, or one that is empty or no tensor; with a search, activations
-            that are not finite; a batch norm without running statistics that could be kept.
-        SchemeError: a search or percentile that does not exist, or ``ranges`` for a model that
-            quantizes over the range of each batch.
+        DataError: there is no batch, or one is empty or not a tensor; with a search, activations
+            that are not finite; a batch norm without running statistics to keep.
+        SchemeError: an invalid search or percentile, or ``ranges`` for a model that quantizes over
+            the range of each batch.
 
     Example:
         >>> import ghnq_quant, torch
@@ -88,8 +88,8 @@ def calibrate(
     found = _running_ranges(qmodel)
     if ranges is not None and not found and len(getattr(qmodel, QUANTIZERS)):
         raise SchemeError(
-            f"ranges={ranges!r}: every activation is quantized over the range of each batch, which "
-            f"nothing is kept of: use QuantScheme(act_range={ranges!r})"
+            f"ranges={ranges!r}: every activation is quantized over the range of each batch, so no "
+            f"range is kept: use QuantScheme(act_range={ranges!r})"
         )
     lacking = [n for n, m in qmodel.batch_norms().items() if not has_running_statistics(m)]  # type: ignore[arg-type]
     if lacking and not batch_norms and qmodel.scheme.bn == "running":
@@ -115,7 +115,7 @@ def calibrate(
 
 
 def _running_ranges(qmodel: QuantModel) -> dict[str, tuple[nn.Module, RunningRange]]:
-    """Of each activation quantizer that keeps a range its module and the range, by name."""
+    """Each activation quantizer that keeps a range: its module and the range, by name."""
     return {
         name: (quantizer, held)
         for name, quantizer in getattr(qmodel, QUANTIZERS).named_children()
@@ -128,7 +128,7 @@ def _running_ranges(qmodel: QuantModel) -> dict[str, tuple[nn.Module, RunningRan
 def _ranges_of_batches(
     found: dict[str, tuple[nn.Module, RunningRange]], ranges: Search | None, percentile: float
 ) -> Iterator[None]:
-    """Give each quantizer, before it sees a batch, the range of all batches up to this one."""
+    """Set each quantizer's range, before it sees a batch, to that of all batches up to this one."""
     hooks, moving = [], []
     for name, (quantizer, held) in found.items():
         search = ranges or held.quantizer.range
@@ -152,13 +152,13 @@ def _ranges_of_batches(
 
 
 def _set_range(name: str, held: RunningRange, measure: Measure) -> Callable[..., None]:
-    """A hook of the quantizer ``name`` that gives it a range of all that it gets."""
+    """A hook that sets the range of the quantizer ``name`` to that of all its inputs so far."""
 
     def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         if not args[0].isfinite().all():
             raise DataError(
-                f"'{QUANTIZERS}.{name}' got values that are not finite, which have no range: look at "
-                "the images, and at the weights of the layers before it"
+                f"'{QUANTIZERS}.{name}' got values that are not finite, which have no range: check "
+                "the images, and the weights of the layers before it"
             )
         held.set_range(*measure(args[0]))
 
@@ -179,8 +179,8 @@ def _measure(search: str | None, quantizer: Quantizer, percentile: float) -> Mea
 
 @torch.no_grad()
 def begin_weight_ranges(qmodel: QuantModel) -> None:
-    """Begin the searched and learned ranges of all weights, but for those that training has moved,
-    and those whose batch norm has no running statistics yet: the first batch begins them."""
+    """Set the searched and learned ranges of all weights, except those that training has moved and
+    those whose batch norm has no running statistics yet: the first batch sets them."""
     for unit in qmodel.plan.units:
         layer: Any = qmodel.get_submodule(unit.name)
         held = [m for m in layer.modules() if isinstance(m, HeldRange) and not m.is_trained()]
@@ -201,9 +201,8 @@ def begin_weight_ranges(qmodel: QuantModel) -> None:
 
 @contextmanager
 def statistics_of_batches(model: nn.Module, *, batch_norms: bool = True) -> Iterator[None]:
-    """Eval, in which ``batch_norms`` normalize by each batch and average all batches' statistics
-    anew, and weights are searched for ranges anew; on leaving, the modes of all modules are as they
-    were."""
+    """Eval in which ``batch_norms`` normalize by each batch and average all batches' statistics from
+    scratch, and weights' ranges are searched again; on leaving, all modules return to their modes."""
     modes = {m: m.training for m in model.modules()}
     found = (m for m in modes if isinstance(m, nn.modules.batchnorm._BatchNorm))
     norms = list(found) if batch_norms else []
@@ -218,7 +217,7 @@ def statistics_of_batches(model: nn.Module, *, batch_norms: bool = True) -> Iter
             if isinstance(module, HeldRange) and module.of_weight:
                 module.train()
                 if not module.is_trained():
-                    module.reset()  # the first batch begins it
+                    module.reset()  # the first batch sets it
         yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
@@ -230,10 +229,10 @@ def statistics_of_batches(model: nn.Module, *, batch_norms: bool = True) -> Iter
 def image_batches(
     batches: Iterable[Tensor | tuple[Tensor, ...]], function: str
 ) -> Iterator[Tensor]:
-    """The images of each batch that ``function`` got; at least one.
+    """The images of each batch passed to ``function``; at least one.
 
     Raises:
-        DataError: there is no batch, or one that is empty or no tensor.
+        DataError: there is no batch, or one is empty or not a tensor.
     """
     if isinstance(batches, Tensor):
         raise DataError(

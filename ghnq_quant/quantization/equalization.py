@@ -1,9 +1,9 @@
-"""Cross-layer equalization: channels of one layer and the next brought to a common range, without data.
+"""Cross-layer equalization: bring channels of consecutive layers to a common range, without data.
 
-A positive scale of a channel goes through ReLU unchanged, so it can be taken from a layer's output
-channel and given to the next layer's input channel. Nagel et al. 2019, "Data-Free Quantization
-Through Weight Equalization and Bias Correction", section 4.1: with r¹ᵢ and r²ᵢ the largest weights
-of the two, sᵢ = sqrt(r¹ᵢ / r²ᵢ) makes both the same (equation 11).
+A positive scale of a channel passes through ReLU unchanged, so it can be moved from a layer's output
+channel to the next layer's input channel. Nagel et al. 2019, "Data-Free Quantization Through Weight
+Equalization and Bias Correction", section 4.1: with r¹ᵢ and r²ᵢ the largest weights of the two,
+sᵢ = sqrt(r¹ᵢ / r²ᵢ) makes both equal (equation 11).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
 from ghnq_quant.quantization.layerwise import LayerwiseModel, as_layerwise
 from ghnq_quant.quantization.model import QuantModel
 
-#: What a scale of single channels goes through.
+#: What a scale of single channels passes through.
 _PASSED = [OPERATIONS[n] for n in ("relu", "relu6", "leaky_relu", "prelu", "identity", "dropout")]
 _POOLS = (Kind.MAX_POOL, Kind.AVG_POOL, Kind.GLOBAL_AVG_POOL, Kind.SPATIAL_MEAN)
-#: Rounds over all pairs; a MobileNetV2 with random batch norms takes 34.
+#: Most rounds over all pairs; a MobileNetV2 with random batch norms takes 34.
 _MAX_ROUNDS = 1000
 _TOLERANCE = 1e-5
 
@@ -45,13 +45,13 @@ class _Layer:
     """A conv or linear layer whose channels may be scaled.
 
     Args:
-        norm: what it folds, if anything.
-        inputs: its input channels; those of a linear layer behind a flattening are the channels of
+        norm: the batch norm it folds, if any.
+        inputs: number of its input channels; for a linear layer after a flattening, the channels of
             the feature map.
 
     Attributes:
         kernels: (groups, C_out / groups, C_in / groups), the largest magnitude in each kernel of the
-            weight with the batch norm folded in.
+            weight, with the batch norm folded in.
     """
 
     def __init__(self, module: Any, norm: nn.BatchNorm2d | None, inputs: int) -> None:
@@ -134,7 +134,7 @@ def equalize(qmodel: QuantModel) -> QuantModel:
 
 
 def _scales(pairs: list[tuple[_Layer, _Layer]]) -> list[tuple[_Layer, _Layer, Tensor]]:
-    """What to divide each first layer's outputs by, and multiply the second's inputs with."""
+    """What to divide each first layer's outputs by and multiply the second's inputs by."""
     totals = [torch.ones_like(first.kernels[:, :, 0]).flatten() for first, _ in pairs]
     for _ in range(_MAX_ROUNDS):
         change = 0.0
@@ -152,7 +152,7 @@ def _scales(pairs: list[tuple[_Layer, _Layer]]) -> list[tuple[_Layer, _Layer, Te
 
 
 def _pairs(model: LayerwiseModel) -> tuple[list[tuple[_Layer, _Layer]], list[fx.Node]]:
-    """The layers that follow each other, in the order of execution, and the ReLU6 between them."""
+    """The pairs of consecutive layers, in order of execution, and the ReLU6 between them."""
     path = _Path(model)
     scalable = _scalable_units(model)
     layers: dict[str, _Layer] = {}
@@ -176,7 +176,7 @@ def _pairs(model: LayerwiseModel) -> tuple[list[tuple[_Layer, _Layer]], list[fx.
 
 
 def _scalable_units(model: LayerwiseModel) -> dict[str, Unit]:
-    """The units whose parameters belong to them alone and can take a channel's scale."""
+    """The units that share no parameters and can take a channel's scale."""
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found = {}
     for unit in model.plan.units:
@@ -197,8 +197,8 @@ def _layer(model: LayerwiseModel, unit: Unit, inputs: int | None) -> _Layer:
     norm: Any = model.get_submodule(unit.batch_norm)
     if not has_running_statistics(norm):
         raise DataError(
-            f"batch norm {unit.batch_norm!r} has no running statistics, by which equalize knows the "
-            "folded weights: "
+            f"batch norm {unit.batch_norm!r} has no running statistics, which equalize needs to fold "
+            "weights: "
             + (
                 "train it, or call ghnq_quant.calibrate"
                 if norm.track_running_stats
@@ -216,8 +216,8 @@ class _Path:
         self._kinds = classify(model.graph, self._modules)
 
     def next_layer(self, node: fx.Node) -> tuple[str | None, list[fx.Node]]:
-        """The conv or linear module that alone reads a layer's channels, if any, and the ReLU6 in
-        between."""
+        """The conv or linear module that is the only reader of a layer's channels, if any, and the
+        ReLU6 in between."""
         relu6: list[fx.Node] = []
         maps = self._kinds[node] is Kind.CONV
         while len(node.users) == 1:
@@ -240,7 +240,7 @@ class _Path:
         return None, relu6
 
     def _flattens(self, node: fx.Node) -> bool:
-        """All of an image but its channels' order, into a vector."""
+        """Whether a node flattens each image into a vector, with channels in order."""
         if find_operation(node, self._modules) is not OPERATIONS["flatten"]:
             return False
         module = self._modules.get(str(node.target))

@@ -1,4 +1,4 @@
-"""Batch norms and activation ranges that stay as they are while the rest is trained."""
+"""Batch norms and activation ranges that stay fixed while the rest is trained."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def freeze_batch_norms(qmodel: QuantModel) -> QuantModel:
     if qmodel.scheme.bn == "batch":
         raise SchemeError(
             "freeze_batch_norms: this model's scheme has bn='batch', which uses the batch's "
-            "statistics in eval: make it with bn='running'"
+            "statistics in eval: create it with bn='running'"
         )
     _check({n: has_running_statistics(m) for n, m in qmodel.batch_norms().items()})  # type: ignore[arg-type]
     qmodel.batch_norms_frozen = True
@@ -51,7 +51,7 @@ def freeze_batch_norms(qmodel: QuantModel) -> QuantModel:
 
 
 def unfreeze_batch_norms(qmodel: QuantModel) -> QuantModel:
-    """Undo :func:`freeze_batch_norms`: batch norms are in the mode of ``qmodel`` again."""
+    """Undo :func:`freeze_batch_norms`: batch norms follow the mode of ``qmodel`` again."""
     qmodel.batch_norms_frozen = False
     return _in_its_mode(qmodel, qmodel.batch_norms())
 
@@ -88,8 +88,8 @@ def freeze_ranges(qmodel: QuantModel) -> QuantModel:
 
 
 def unfreeze_ranges(qmodel: QuantModel) -> QuantModel:
-    """Undo :func:`freeze_ranges`: ranges are in the mode of ``qmodel`` again, and all learned ones
-    are learned."""
+    """Undo :func:`freeze_ranges`: ranges follow the mode of ``qmodel`` again, and learned ones learn
+    again."""
     qmodel.ranges_frozen = False
     _learn(qmodel, True)
     return _in_its_mode(qmodel, qmodel.moving_ranges())
@@ -104,8 +104,8 @@ def _check(has_statistics: dict[str, bool]) -> None:
     missing = [name for name, there in has_statistics.items() if not there]
     if missing:
         raise DataError(
-            f"{missing[0]!r} and {len(missing) - 1} more have no running statistics that could be "
-            "frozen: train first, or call ghnq_quant.calibrate(model, batches)"
+            f"{missing[0]!r} and {len(missing) - 1} more have no running statistics to freeze: train "
+            "first, or call ghnq_quant.calibrate(model, batches)"
         )
 
 

@@ -15,7 +15,7 @@ QUANTIZERS = "activation_quantizers"
 
 
 def adopt(module: nn.Module, other: nn.Module) -> None:
-    """Give ``module`` the mode and the very children, parameters, buffers and hooks of ``other``."""
+    """Give ``module`` the mode, and the same children, parameters, buffers and hooks, of ``other``."""
     adopt_hooks(module, other)
     module._modules.update(other._modules)
     module._parameters.update(other._parameters)
@@ -25,17 +25,17 @@ def adopt(module: nn.Module, other: nn.Module) -> None:
 
 
 def adopt_hooks(module: nn.Module, other: nn.Module) -> None:
-    """Give ``module`` the hooks of ``other``'s calls too."""
+    """Give ``module`` the call hooks of ``other`` too."""
     for hooks in HOOKS:
         getattr(module, hooks).update(getattr(other, hooks))
     module._is_full_backward_hook = other._is_full_backward_hook
 
 
 def with_quantizers(root: nn.Module, quantizers: dict[str, nn.Module]) -> nn.Module:
-    """A plain module with all that ``root`` has, in its order, and behind it the quantizers.
+    """A plain module with everything in ``root``, in order, followed by the quantizers.
 
     Raises:
-        CaptureError: the network has a part of that name itself.
+        CaptureError: the network already has a part of that name.
     """
     if hasattr(root, QUANTIZERS):
         raise CaptureError(f"{QUANTIZERS!r} of the network: quantized models need that name")
@@ -46,13 +46,13 @@ def with_quantizers(root: nn.Module, quantizers: dict[str, nn.Module]) -> nn.Mod
 
 
 def rewrite(captured: Capture, modules: nn.Module, *, fold: bool = True) -> fx.Graph:
-    """A copy of the graph in which points are quantized, and without the batch norms that
-    convolutions fold.
+    """Copy the graph, quantize its points, and remove batch norms that are folded into
+    convolutions.
 
     Args:
-        modules: of :func:`with_quantizers`: the quantizers that it holds are called. A functional
-            dropout becomes a module in it, and so does the mode that another function is given, so
-            that they follow train and eval as the traced code did.
+        modules: from :func:`with_quantizers`; the graph calls the quantizers it holds. A functional
+            dropout becomes a module in it, and so does a mode passed to another function, so that
+            they follow train and eval as the traced code did.
         fold: whether convolutions fold batch norms.
     """
     graph = fx.Graph()
@@ -73,8 +73,8 @@ def rewrite(captured: Capture, modules: nn.Module, *, fold: bool = True) -> fx.G
 
 
 def _simplify(graph: fx.Graph) -> None:
-    """Drop type annotations, which may be names in another module, and what the tracer noted down,
-    and make each ``view`` a ``reshape``: on CPU the layers pass channels-last tensors on."""
+    """Drop type annotations, which may be names of another module, and the tracer's notes, and turn
+    each ``view`` into a ``reshape``, because on CPU the layers pass on channels-last tensors."""
     for node in graph.nodes:
         node.type, node.meta = None, {}
         if node.op == "call_method" and node.target == "view":
@@ -102,7 +102,7 @@ def _quantize(graph: fx.Graph, node: fx.Node, target: str) -> None:
 def _follow_mode(
     graph: fx.Graph, captured: Capture, copies: dict[str, fx.Node], modules: nn.Module
 ) -> None:
-    """Let arguments that are True in training alone be so again."""
+    """Make arguments that are True only in training follow the mode."""
     for name, key in captured.mode_arguments:
         node = copies[name]
         if node.target is F.dropout:
@@ -123,7 +123,7 @@ def _follow_mode(
 
 
 def _add_module(modules: nn.Module, name: str, module: nn.Module) -> str:
-    """Under ``name``, or where there is such an attribute, one like it."""
+    """Add under ``name`` or, if that attribute exists, under a similar one."""
     while hasattr(modules, name):
         name += "_"
     modules.add_module(name, module.train(modules.training))
@@ -131,7 +131,7 @@ def _add_module(modules: nn.Module, name: str, module: nn.Module) -> str:
 
 
 class TrainingMode(nn.Module):
-    """Gives its own mode, for functions that take it as an argument."""
+    """Returns its own mode, for functions that take the mode as an argument."""
 
     def forward(self) -> bool:
         return self.training

@@ -1,7 +1,7 @@
-"""A traced graph as plain data, so that a model is saved without code.
+"""A traced graph as plain data, so that models are saved without code.
 
-What is loaded becomes a graph again, and torch.fx writes that graph's source. So whatever would
-stand in the source as it stands in the file is checked first: no text of a file is ever executed.
+Loaded data becomes a graph again, from which torch.fx generates source code. So everything that would
+enter the source verbatim is checked first: no text from a file is ever executed.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch.fx.node import map_arg
 
 from ghnq_quant.errors import GhnqError
 
-#: Types of constants, whose ``repr`` is text of their own.
+#: Types of constants whose ``repr`` contains no foreign text.
 _CONSTANTS = (
     *(NoneType, EllipsisType, bool, int, float, complex, str, range),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
 )
-#: What stands between quotes in the source: part of a module's name.
+#: What appears between quotes in the source: a part of a module's name.
 _QUOTED = re.compile(r'[^"\\\x00-\x1f]+')
 
 
 @dataclass(frozen=True)
 class Result:
-    """The result of the node of that name, as an argument of another."""
+    """The result of the node with this name, as an argument of another node."""
 
     node: str
 
@@ -40,7 +40,7 @@ NodeState = tuple[str, str, Any, Any, Any]
 
 
 def graph_state(graph: fx.Graph) -> list[NodeState]:
-    """The nodes of a graph, in its order; their ``meta`` and type annotations are left out."""
+    """The nodes of a graph, in order, without their ``meta`` and type annotations."""
     return [
         (n.name, n.op, _saved(n.target), _with_names(n.args), _with_names(n.kwargs))
         for n in graph.nodes
@@ -48,10 +48,10 @@ def graph_state(graph: fx.Graph) -> list[NodeState]:
 
 
 def graph_from_state(state: list[NodeState]) -> fx.Graph:
-    """The graph again.
+    """Rebuild the graph.
 
     Raises:
-        GhnqError: a name that is none, or an argument of a type that no traced graph holds.
+        GhnqError: an invalid name, or an argument of a type that no traced graph holds.
 
     Example:
         >>> graph = fx.symbolic_trace(torch.nn.Sequential(torch.nn.ReLU())).graph
@@ -74,8 +74,8 @@ def _with_names(arguments: Any) -> Any:
 
 
 def _saved(target: Any) -> Any:
-    """Pickle finds functions where they were defined; not so those that ``torch.nn.functional``
-    makes within another one."""
+    """A picklable form: pickle finds functions by their module, except those that
+    ``torch.nn.functional`` creates inside another function."""
     name = getattr(target, "__name__", None)
     return name if name and getattr(F, name, None) is target else target
 

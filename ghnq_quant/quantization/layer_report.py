@@ -1,4 +1,4 @@
-"""What a start has set of each quantized layer, and how much of its weight survives quantization."""
+"""What the start has set in each quantized layer, and how well its weight survives quantization."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class LayerRow:
     Attributes:
         name: the layer's name in the model.
         shape: its weight's shape.
-        given: how many of its parameters, weight and bias, are predicted or fitted.
-        snr_db: the weight's quantization signal-to-noise ratio in dB at each bit width.
+        given: number of its parameters (weight and bias) that are predicted or fitted.
+        snr_db: signal-to-noise ratio of the weight's quantization in dB, at each bit width.
     """
 
     name: str
@@ -33,10 +33,10 @@ class LayerRow:
 
 
 def signal_to_noise_db(weight: Tensor, quantizer: Quantizer | int) -> float:
-    """10 · log10(Σ w² / Σ (w − Q(w))²), with Q the quantizer, or the default one of that many bits.
+    """10 · log10(Σ w² / Σ (w − Q(w))²), where Q is the quantizer, or the default one of that bit width.
 
     Returns:
-        dB; infinite where quantization changes nothing, NaN for an all-zero tensor.
+        dB; infinite if quantization changes nothing, NaN for an all-zero tensor.
 
     Example:
         >>> import torch
@@ -54,12 +54,12 @@ def signal_to_noise_db(weight: Tensor, quantizer: Quantizer | int) -> float:
 def layer_report(before: nn.Module, after: nn.Module) -> list[LayerRow]:
     """One row for each conv and linear layer of a quantized model.
 
-    The weights are taken before a batch norm is folded into them: the folded weight
-    is another one for every batch.
+    Weights are taken before batch norm is folded into them, because the folded weight is different
+    for every batch.
 
     Args:
-        before: the float model as it was given.
-        after: what ``init_quantized`` made of it: same module and parameter names.
+        before: the original float model.
+        after: the result of ``init_quantized``, with the same module and parameter names.
     """
     old = dict(before.named_parameters())
     rows = []
@@ -89,11 +89,11 @@ def layer_table(
     """:func:`layer_report` for the terminal.
 
     Args:
-        before: the float model as it was given.
-        after: what ``init_quantized`` made of it.
+        before: the original float model.
+        after: the result of ``init_quantized``.
         title: above the table.
-        seconds: how long it took, for the line below it.
-        images: (N, C, H, W); the layer is marked from which the model hardly tells them apart.
+        seconds: how long it took, for the line below the table.
+        images: (N, C, H, W); marks the layer from which on the model hardly tells them apart.
     """
     same = None
     if images is not None and isinstance(after, QuantModel):
@@ -128,5 +128,5 @@ def _caption(before: nn.Module, after: nn.Module, seconds: float, same: EqualOut
 
 
 def _same(parameter: Tensor, old: Tensor | None) -> bool:
-    """Whether the parameter still has the value that the model came with."""
+    """Whether the parameter still has its original value."""
     return old is not None and torch.equal(parameter.detach().cpu(), old.detach().cpu())

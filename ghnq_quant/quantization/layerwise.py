@@ -1,4 +1,4 @@
-"""Models made layer by layer: a backend's layers in the places of the plan."""
+"""Models made layer by layer: a backend's layers at the places of the plan."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from ghnq_quant.quantization.scheme import QuantScheme
 
 
 class LayerwiseModel(QuantModel):
-    """What is made of a :class:`Backend`'s layers.
+    """A quantized model made from a :class:`Backend`'s layers.
 
     Args:
-        captured: holds the layers, whose modules are taken over.
+        captured: holds the layers; its modules are reused.
         quantizers: of activations, by key.
-        backend: that made them.
+        backend: the backend that made them.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class LayerwiseModel(QuantModel):
         self.register_load_state_dict_post_hook(_place_quantizers)
 
     def _follow_modules(self) -> None:
-        """Also fold what now stands in the batch norms' places: ``convert_sync_batchnorm`` of
+        """Also fold whatever now stands in for the batch norms: ``convert_sync_batchnorm`` of
         ``nn.SyncBatchNorm`` replaces them, and calls nothing afterwards."""
         super()._follow_modules()
         self._fold()
@@ -63,7 +63,7 @@ class LayerwiseModel(QuantModel):
         if not getattr(self.backend, "picklable", True):
             raise BackendError(
                 f"{type(self.backend).__name__} makes layers that cannot be pickled: save the "
-                "model's state_dict, and load it into a model made anew"
+                "model's state_dict, and load it into a new model"
             )
         return super().__reduce__()
 
@@ -72,7 +72,7 @@ def as_layerwise(model: QuantModel, function: str) -> LayerwiseModel:
     """``model`` itself, for a ``function`` that reads and changes its layers.
 
     Raises:
-        BackendError: it is no quantized model, or one that its toolkit made as a whole.
+        BackendError: it is not a quantized model, or its toolkit made it as a whole.
     """
     if not isinstance(model, QuantModel):
         raise BackendError(
@@ -88,7 +88,7 @@ def as_layerwise(model: QuantModel, function: str) -> LayerwiseModel:
 
 
 def _place_quantizers(model: nn.Module, *_: object) -> None:
-    """Bring quantizer state to where the parameters are: toolkits make it anew while loading."""
+    """Move quantizer state to the device of the parameters: toolkits recreate it when loading."""
     parameter = next(model.parameters())
     getattr(model, QUANTIZERS).to(parameter.device, parameter.dtype)
     model.to(parameter.device)
@@ -100,14 +100,14 @@ def emit(
     backend: Backend | ModelBackend,
     example_input: Tensor | None = None,
 ) -> QuantModel:
-    """Turn a captured network, whose modules are taken over, into a quantized model of ``backend``.
+    """Turn a captured network into a quantized model of ``backend``, which reuses its modules.
 
     Args:
         example_input: (N, C, H, W), for backends that make the whole model.
 
     Raises:
-        SchemeError: an override that matches no layer.
-        CaptureError: a layer that is called more than once, or a hook that would not run.
+        SchemeError: an override matches no layer.
+        CaptureError: a layer is called more than once, or a hook would not run.
         BackendError: the backend cannot make such a model.
     """
     plan = captured.quant_plan
@@ -136,8 +136,8 @@ def emit(
 
 
 def _drop_idle_dilation(captured: Capture) -> None:
-    """A 1×1 convolution has nothing to dilate, but oneDNN crashes the process where it is told to
-    (torch 2.13, on channels-last maps of width 1 with stride, padding and bias)."""
+    """Reset the dilation of 1×1 convolutions, where it has no effect but crashes oneDNN (torch 2.13,
+    on channels-last maps of width 1 with stride, padding and bias)."""
     for unit in captured.quant_plan.units:
         layer = captured.modules[unit.name]
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
@@ -162,9 +162,9 @@ def _layer(captured: Capture, unit: Unit, scheme: QuantScheme, backend: Backend)
 
 
 def check_hooks(captured: Capture, whole_model: bool) -> None:
-    """Raise CaptureError for a hook that would run in another place in the quantized model, or
-    nowhere: of a module that is taken apart, of a folded batch norm and its convolution, and of
-    all where a backend makes the ``whole_model``."""
+    """Raise CaptureError for hooks that would run elsewhere in the quantized model, or nowhere: those
+    of a module that is taken apart, of a folded batch norm and its convolution, and all of them if a
+    backend makes the ``whole_model``."""
     units = captured.quant_plan.units
     folded = {n for u in units if u.batch_norm is not None for n in (u.name, u.batch_norm)}
     called = {str(n.target) for n in captured.graph.nodes if n.op == "call_module"}

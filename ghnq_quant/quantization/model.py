@@ -1,4 +1,4 @@
-"""The quantized model: a network's own module tree, run along a graph with quantizers in it."""
+"""The quantized model: a network's own module tree, run by a graph that contains quantizers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ghnq_quant.quantization.tracing import note_statistics
 
 _Model = TypeVar("_Model", bound="QuantModel")
 
-#: What a GraphModule has beside a module's attributes: its graph, and all that it makes of it.
+#: What a GraphModule has besides a module's attributes: its graph, and everything made from it.
 _OF_GRAPH = vars(fx.GraphModule({}, fx.Graph())).keys() - vars(nn.Module()).keys()
 
 
@@ -30,29 +30,29 @@ class QuantModel(fx.GraphModule):
     """A network with quantized layers in place of its own, under the same names.
 
     It has the module tree, parameters and buffers of the network it was made from, in the same
-    order, and behind them ``activation_quantizers``. Folded batch norms keep their place: they
-    hold the parameters and running statistics that the convolution before them folds in.
+    order, followed by ``activation_quantizers``. Folded batch norms keep their place: they hold the
+    parameters and running statistics that the preceding convolution folds in.
 
     Attributes:
         float_parts: names of the modules and parameters that are not quantized: skipped ones, norms
-            that no convolution folds, parameters used outside of layers.
-        batch_norms_frozen, ranges_frozen: whether they stay in eval in a model that is put into
+            that are not folded into a convolution, parameters used outside of layers.
+        batch_norms_frozen, ranges_frozen: whether they stay in eval when the model is put into
             train.
 
-    It can be copied and pickled, its graph as data: no code is saved, and none of a file's text is
-    executed. ``torch.load`` with ``weights_only=True`` refuses it, whatever was allowed; save the
-    ``state_dict`` where the reader does not trust the writer.
+    It can be copied and pickled, with its graph as data: no code is saved, and no text from a file is
+    executed. ``torch.load`` with ``weights_only=True`` always refuses it; save the ``state_dict`` for
+    readers who do not trust the writer.
 
     Args:
-        modules: holds what the graph calls and reads, and all else that the network has; its
-            children, parameters and buffers are taken over.
+        modules: holds what the graph calls and reads, and everything else in the network; its
+            children, parameters and buffers are reused.
         graph: of ``forward``.
         plan: the units and quantized activations.
         scheme: the quantizers of weights and activations.
-        skipped: names of the modules that stayed float because they are not supported.
+        skipped: names of modules that stay float because they are not supported.
 
     Raises:
-        CaptureError: the network has a child, parameter or buffer of a name that a
+        CaptureError: the network has a child, parameter or buffer with a name that
             ``torch.fx.GraphModule`` needs itself.
     """
 
@@ -80,7 +80,7 @@ class QuantModel(fx.GraphModule):
         self.float_parts = skipped
         self._warned = False
         for name in (*modules._modules, *modules._parameters, *modules._buffers):
-            if hasattr(self, name) or name == "backend":  # which subclasses set
+            if hasattr(self, name) or name == "backend":  # an attribute of subclasses
                 raise CaptureError(
                     f"{name!r} of the network has the name of an attribute of quantized models: "
                     "give it another"
@@ -91,14 +91,14 @@ class QuantModel(fx.GraphModule):
         self.register_load_state_dict_post_hook(_refresh)
 
     def _begin(self) -> None:
-        """Be a module without anything: a GraphModule's own way copies what its graph names, alone."""
+        """Start as an empty module: GraphModule's own way copies only what its graph names."""
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), _class(self).__name__)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
             self._check_calibration()
             self._warn_of_missing_statistics()
-            self._follow_modules()  # no hook: those run when ``forward`` is already looked up
+            self._follow_modules()  # not a hook, which would run after ``forward`` is looked up
         return super().__call__(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -107,7 +107,7 @@ class QuantModel(fx.GraphModule):
         except AttributeError as error:
             raise AttributeError(
                 f"{error}: a quantized model has the modules, parameters and buffers of the network "
-                "it was made from, and none of its other attributes and methods"
+                "it was made from, but none of its other attributes and methods"
             ) from None
 
     def train(self: _Model, mode: bool = True) -> _Model:
@@ -117,8 +117,8 @@ class QuantModel(fx.GraphModule):
         return self
 
     def refresh(self) -> None:
-        """Take up what was changed in the modules and is not looked at in ``forward``: with their
-        modes, ``torch.compile`` and ``torch.export.export`` take it for constant."""
+        """Update what was changed in the modules but is not checked in ``forward``, because
+        ``torch.compile`` and ``torch.export.export`` treat it, like the modes, as constant."""
         frozen = self.batch_norms() if self.batch_norms_frozen else {}
         frozen |= self.moving_ranges() if self.ranges_frozen else {}
         for module in frozen.values():
@@ -127,8 +127,8 @@ class QuantModel(fx.GraphModule):
         note_statistics(self._keepers(), self.missing_statistics())
 
     def range_parameters(self) -> Iterator[nn.Parameter]:
-        """The scales and offsets of the quantizers whose range is learned, which ``parameters()``
-        gives too: for a group of their own in an optimizer, without weight decay.
+        """The scales and offsets of quantizers with a learned range, which are also in
+        ``parameters()``: for their own optimizer group, without weight decay.
 
         Example:
             >>> import ghnq_quant, torch
@@ -145,10 +145,10 @@ class QuantModel(fx.GraphModule):
             yield from module.parameters()
 
     def _check_calibration(self) -> None:
-        """Before each forward until it finds nothing.
+        """Runs before each forward, until it finds nothing.
 
         Raises:
-            DataError: a range that calibration alone gives, and has not.
+            DataError: a range that only calibration sets has not been calibrated.
         """
         if self._calibrated:
             return
@@ -156,7 +156,7 @@ class QuantModel(fx.GraphModule):
             if (
                 isinstance(module, RunningRange)
                 and module.quantizer.calibrated
-                and module.training == self.training  # calibration runs them in train alone
+                and module.training == self.training  # only calibration runs them in train
                 and not module.has_statistics()
             ):
                 raise DataError(
@@ -174,15 +174,15 @@ class QuantModel(fx.GraphModule):
         return {n: m for n, m in self.named_modules() if isinstance(m, RunningRange)}  # type: ignore[misc]
 
     def moving_ranges(self) -> dict[str, nn.Module]:
-        """Those of them that batches move in training."""
+        """Those of :meth:`running_ranges` that batches move in training."""
         return {n: m for n, m in self.running_ranges().items() if getattr(m, "moves", True)}
 
     def learned_ranges(self) -> dict[str, LearnedRange]:
-        """Those that are parameters, of weights too."""
+        """The ranges that are parameters, also of weights."""
         return {n: m for n, m in self.named_modules() if isinstance(m, LearnedRange)}
 
     def _follow_modules(self) -> None:
-        """Bring the graph in line with the modules' modes, where it holds them as constants."""
+        """Bring the graph in line with the modules' modes, if it holds them as constants."""
 
     def _keepers(self) -> dict[str, nn.Module]:
         """The modules whose running statistics eval uses."""
@@ -191,8 +191,8 @@ class QuantModel(fx.GraphModule):
         return norms | self.running_ranges()
 
     def missing_statistics(self) -> list[str]:
-        """Names of the folded batch norms and activation quantizers in eval that have no running
-        statistics yet and take the batch's own."""
+        """Names of the folded batch norms and activation quantizers that are in eval without running
+        statistics, so that they use the batch's own."""
         has = {
             n: m.has_statistics() if isinstance(m, RunningRange) else has_running_statistics(m)
             for n, m in self._keepers().items()
@@ -201,7 +201,7 @@ class QuantModel(fx.GraphModule):
         return [name for name, there in has.items() if not there]
 
     def _warn_of_missing_statistics(self) -> None:
-        """Before each forward in eval; warns once."""
+        """Runs before each forward in eval; warns once."""
         if self.training or self._warned:
             return
         missing = self.missing_statistics()
@@ -234,7 +234,7 @@ class QuantModel(fx.GraphModule):
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         raise BackendError(
-            "nn.DataParallel cannot copy a quantized model to other devices, since its layers hold "
+            "nn.DataParallel cannot copy a quantized model to other devices, because its layers hold "
             "the batch norms that they fold: use nn.parallel.DistributedDataParallel"
         )
 
@@ -258,13 +258,13 @@ def _class(model: _Model) -> type[_Model]:
 
 
 def _check_names(graph: fx.Graph) -> None:
-    """Raise CaptureError for a name that cannot stand in the source that torch.fx writes."""
+    """Raise CaptureError for a name that cannot appear in the source that torch.fx generates."""
     for node in graph.nodes:
         parts = str(node.target).split(".") if node.op in ("call_module", "get_attr") else []
         if any(iskeyword(part) or not part.isprintable() or {*part} & {*'"\\'} for part in parts):
             raise CaptureError(
-                f"module {node.target!r}: torch.fx can call no module of such a name; give it one "
-                "that is no keyword of Python and without quotes and backslashes"
+                f"module {node.target!r}: torch.fx cannot call a module of this name; give it one "
+                "that is not a Python keyword and has no quotes or backslashes"
             )
 
 

@@ -1,5 +1,5 @@
-"""ghnq-quant's numbers for observers and fake quantizers in the manner of torch.ao, as mixins of
-the classes of that name: torch.ao's own, and torchao's copies of them."""
+"""Mixins that give torch.ao's observers and fake quantizers, and torchao's copies of them,
+ghnq-quant's arithmetic."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from ghnq_quant.quantization.tracing import traced_with_statistics
 
 
 def observer_settings(quantizer: Quantizer) -> dict[str, Any]:
-    """What an observer is made with but for the ``dtype``, whose names the toolkits have parted."""
+    """Arguments of an observer except ``dtype``, whose names differ between the toolkits."""
     lowest, highest = quantizer.levels
     settings = {"quantizer": quantizer, "quant_min": lowest, "quant_max": highest}
     if quantizer.per_channel:
         scheme = torch.per_channel_symmetric if quantizer.signed else torch.per_channel_affine
         return {**settings, "qscheme": scheme, "ch_axis": 0}
-    # torch's symmetric scheme of unsigned levels has its zero point in their middle
+    # torch's symmetric scheme with unsigned levels has its zero point in the middle
     scheme = torch.per_tensor_symmetric if quantizer.signed else torch.per_tensor_affine
     return {**settings, "qscheme": scheme}
 
 
 class AffineObserver:
-    """Mixin of a ``MinMaxObserver``: the range always holds zero, and any quantizer.
+    """Mixin of a ``MinMaxObserver`` for any quantizer, with a range that always holds zero.
 
     Args:
-        quantizer: what the range is for; ``quant_min`` and so on are those of
+        quantizer: what the range is for; ``quant_min`` and so on come from
             :func:`observer_settings`.
     """
 
@@ -53,20 +53,20 @@ class AffineObserver:
     def __init__(self, *args: Any, quantizer: Quantizer, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.quantizer = quantizer
-        for value in (self.min_val, self.max_val):  # infinite: no average of models could leave it
+        for value in (self.min_val, self.max_val):  # infinities would stay in averages of models
             value.zero_()
 
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Record the range of ``x`` as far as the mode allows; the range to quantize ``x`` over."""
+        """Record the range of ``x`` if the mode allows it; returns the range to quantize ``x`` over."""
         raise NotImplementedError
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Observe ``x``; x̂, scale and zero point."""
+        """Observe ``x``; returns x̂, scale and zero point."""
         qparams = affine_parameters(*self.observe(x), self.quantizer)
         return quantize_dequantize(x, *qparams, self.quantizer), *qparams
 
     def qparams(self, x: Tensor) -> QuantParams:
-        """What ``x`` alone is quantized with in eval; records nothing."""
+        """Parameters with which eval quantizes ``x``; records nothing."""
         return qparams_of(x, self.quantizer)
 
     def forward(self, x_orig: Tensor) -> Tensor:
@@ -84,11 +84,11 @@ class AffineObserver:
 
 
 class BatchObserver(AffineObserver):
-    """The range of each tensor at hand, in train and in eval, or one of
-    :mod:`~ghnq_quant.quantization.ranges` that is searched or learned.
+    """The range of each tensor, in train and in eval, or a searched or learned one of
+    :mod:`~ghnq_quant.quantization.ranges`.
 
     Args:
-        channels: of a weight's output; None for an activation.
+        channels: output channels of a weight; None for an activation.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class BatchObserver(AffineObserver):
 
 
 def _keep(buffer: Tensor, value: Tensor) -> None:
-    """Copy into a buffer that torch.ao makes before it knows how many channels there are."""
+    """Copy into a buffer that torch.ao creates before the number of channels is known."""
     if buffer.numel() != value.numel():
         buffer.resize_(value.shape)
     buffer.copy_(value)
@@ -131,8 +131,8 @@ def _keep(buffer: Tensor, value: Tensor) -> None:
 class EmaObserver(AffineObserver):
     """A moving average of the tensors' ranges, frozen in eval.
 
-    It starts at the first tensor's range; before that, eval takes the range of the tensor at hand
-    and records nothing. Of a quantizer whose range is to be calibrated, training does not move it.
+    It starts at the first tensor's range; before that, eval uses the range of each tensor and records
+    nothing. Training does not move it if the quantizer's range is to be calibrated.
     """
 
     averaging_constant: float
@@ -152,14 +152,14 @@ class EmaObserver(AffineObserver):
         return int(self.num_batches_tracked) > 0
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Start again."""
         for value in (self.min_val, self.max_val, self.num_batches_tracked):
             value.zero_()
 
     reset_min_max_vals = reset
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
-        """Begin with this range."""
+        """Start from this range."""
         self.min_val.copy_(low)
         self.max_val.copy_(high)
         self.num_batches_tracked.fill_(1)
@@ -173,7 +173,7 @@ class EmaObserver(AffineObserver):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         count, low, high = (f"{prefix}{n}" for n in ("num_batches_tracked", "min_val", "max_val"))
-        if count not in state and low in state and high in state:  # of versions without a count
+        if count not in state and low in state and high in state:  # versions without a count
             begun = state[low] <= state[high]
             state[count] = begun.long()
             if not begun:
@@ -182,10 +182,10 @@ class EmaObserver(AffineObserver):
 
 
 class AffineFakeQuantization:
-    """Mixin of a ``FakeQuantize`` over an :class:`AffineObserver`: the gradient is straight-through.
+    """Mixin of a ``FakeQuantize`` with an :class:`AffineObserver` and a straight-through gradient.
 
-    torch's own fake quantization gives no gradient to values outside of the range. ``scale`` and
-    ``zero_point`` are those of the last tensor; with the observer disabled they stay.
+    torch's own fake quantization gives values outside of the range no gradient. ``scale`` and
+    ``zero_point`` are those of the last tensor; they stay if the observer is disabled.
     """
 
     activation_post_process: AffineObserver
@@ -196,19 +196,19 @@ class AffineFakeQuantization:
 
     @property
     def quantizer(self) -> Quantizer:
-        """What it quantizes with."""
+        """The quantizer that it applies."""
         return self.activation_post_process.quantizer
 
     def set_channels(self, count: int) -> None:
-        """Give a new quantizer per channel its buffers, which a compiler could not."""
+        """Create a new quantizer's per-channel buffers, which a compiler could not."""
         observer = self.activation_post_process
         buffers = (observer.min_val, observer.max_val, self.scale, self.zero_point)
         for buffer, value in zip(buffers, (0, 0, 1, 0), strict=True):
             buffer.resize_(count).fill_(value)
 
     def quantized(self, x: Tensor) -> Tensor:
-        """What a tensor becomes that is quantized over its own range, or over the frozen one where
-        the observer is disabled; records nothing."""
+        """A tensor quantized over its own range, or over the frozen one if the observer is disabled;
+        records nothing."""
         if not self.fake_quant_enabled[0] or x.numel() == 0:
             return x
         if not self.observer_enabled[0]:
@@ -216,7 +216,7 @@ class AffineFakeQuantization:
         qparams = self.activation_post_process.qparams(x)
         return self._quantize(x, qparams.scale, qparams.zero_point)
 
-    def forward(self, X: Tensor) -> Tensor:  # noqa: N803 (the name that torch.ao gives it)
+    def forward(self, X: Tensor) -> Tensor:  # noqa: N803 (torch.ao's name)
         if X.numel() == 0:
             return X
         if torch.compiler.is_compiling():
@@ -230,7 +230,7 @@ class AffineFakeQuantization:
         return y if self.fake_quant_enabled[0] else X
 
     def _without_branches(self, x: Tensor) -> Tensor:
-        """The same where the values of the switches are not known yet."""
+        """The same if the values of the switches are not known yet."""
         observing, observer = self.observer_enabled[0] != 0, self.activation_post_process
         kept = [observer.min_val, observer.max_val]
         if isinstance(observer, EmaObserver):

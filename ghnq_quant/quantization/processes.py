@@ -1,4 +1,4 @@
-"""Ranges and batch statistics of several training processes (``torch.distributed``)."""
+"""Ranges and batch statistics across several training processes (``torch.distributed``)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def in_processes(group: Any = None) -> bool:
-    """Whether this process trains together with others, as a group."""
+    """Whether this process trains in a group with others."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
 
 def of_all_processes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The widest of the processes' ranges, as if they were one with all their images.
+    """The widest of the processes' ranges, as if one process had all images.
 
-    Without gradients it is the process's own: a calibration need not run in all of them.
+    With gradients disabled it is the process's own, so calibration need not run in all of them.
     """
     if not (in_processes() and torch.is_grad_enabled()):
         return low, high
@@ -27,8 +27,8 @@ def of_all_processes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shared_statistics(z: Tensor, group: Any) -> tuple[Tensor, Tensor, int]:
-    """What ``nn.SyncBatchNorm`` normalizes with: the variance (biased) and the mean of each channel
-    of z (N, C, H, W) in all processes of a group, with gradient, and the number of values."""
+    """What ``nn.SyncBatchNorm`` normalizes with: the (biased) variance and mean of each channel of
+    z (N, C, H, W) over all processes of a group, with gradient, and the number of values."""
     count = z.numel() // z.shape[1]
     variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
     total: Tensor = _Sum.apply(torch.cat((mean * count, mean.new_tensor([count]))), group)
@@ -39,7 +39,7 @@ def shared_statistics(z: Tensor, group: Any) -> tuple[Tensor, Tensor, int]:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over a group's processes; so the gradient is the sum of their gradients."""
+    """The sum over a group's processes; the gradient is then the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, group: Any) -> Tensor:

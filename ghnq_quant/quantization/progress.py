@@ -1,4 +1,4 @@
-"""How far a loop over batches is, on a terminal."""
+"""Progress of a loop over batches, on a terminal."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _DELAY, _WIDTH = 2.0, 30
 
 
 def with_bar(batches: Iterable[_T], what: str) -> Iterator[_T]:
-    """The batches themselves, with a bar on standard error once they take more than two seconds, if
-    that is a terminal; the bar is gone at the end.
+    """Yield the batches, with a bar on standard error once they take more than two seconds, if that
+    is a terminal; the bar disappears at the end.
 
     Example:
         >>> list(with_bar([1, 2], "calibrate"))

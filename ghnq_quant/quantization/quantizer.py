@@ -1,4 +1,4 @@
-"""What a quantizer is: bits, symmetry, granularity and where its range comes from."""
+"""The quantizer: bits, symmetry, granularity and the source of its range."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ WeightRange = Literal["minmax", "mse", "learned"]
 ActRange = Literal["ema", "batch", "percentile", "mse", "learned"]
 Range = WeightRange | ActRange
 
-#: Bit width that stands for no quantization.
+#: Bit width that means no quantization.
 FLOAT_BITS = 32
 
-#: How each setting that is not the default is written, as in ``4-symmetric-channel``.
+#: How each non-default setting is written, as in ``4-symmetric-channel``.
 _WORDS: dict[str, tuple[str, Any]] = {
     "symmetric": ("symmetric", True),
     "channel": ("granularity", "channel"),
@@ -53,11 +53,11 @@ class Quantizer:
             the usual one: ``"minmax"``, and the scheme's ``act_range``.
         never_negative: the tensor of a symmetric quantizer has no negative values, so its levels
             are 0 … 2^bits − 1. The plan sets it for activations; you never need to.
-        always_signed: a symmetric quantizer has signed levels even then, for runtimes whose
-            integers are signed.
+        always_signed: a symmetric quantizer has signed levels even then, for runtimes with only
+            signed integers.
 
     Raises:
-        SchemeError: a bit width or another setting that does not exist.
+        SchemeError: an invalid bit width or other setting.
 
     Example:
         >>> str(Quantizer(4, symmetric=True, granularity="channel"))
@@ -91,12 +91,12 @@ class Quantizer:
 
     @property
     def is_float(self) -> bool:
-        """Whether it leaves a tensor as it is."""
+        """Whether it leaves tensors unchanged."""
         return self.bits == FLOAT_BITS
 
     @property
     def per_channel(self) -> bool:
-        """Whether each output channel has a scale of its own."""
+        """Whether each output channel has its own scale."""
         return self.granularity == "channel"
 
     @property
@@ -106,7 +106,7 @@ class Quantizer:
 
     @property
     def calibrated(self) -> bool:
-        """Whether calibration alone gives an activation its range."""
+        """Whether only calibration sets an activation's range."""
         return self.range in ("percentile", "mse")
 
     @property
@@ -133,10 +133,10 @@ class Quantizer:
 
     @staticmethod
     def parse(text: str) -> Quantizer:
-        """The quantizer that ``str`` made the text of.
+        """Parse the text made by ``str``.
 
         Raises:
-            SchemeError: another form.
+            SchemeError: another format.
 
         Example:
             >>> Quantizer.parse("8-symmetric").symmetric
@@ -152,14 +152,14 @@ class Quantizer:
 
 
 def check_one_of(value: object, known: tuple[object, ...], what: str) -> None:
-    """Raise SchemeError unless ``value`` is one of those that are known."""
+    """Raise SchemeError unless ``value`` is one of the known ones."""
     if value not in known:
         names = ", ".join(map(str, known))
         raise SchemeError(f"{what}={value!r}: expected one of {names}")
 
 
 def check_bits(bits: object, what: str = "bits") -> int:
-    """``bits`` itself where it is a bit width; raises SchemeError where it is none."""
+    """``bits`` itself; raises SchemeError if it is not a bit width."""
     if (
         isinstance(bits, int)
         and not isinstance(bits, bool)

@@ -1,4 +1,4 @@
-"""Ranges that are searched for: those with the smallest squared error, and percentiles."""
+"""Searched ranges: those with the smallest squared error, and percentiles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ghnq_quant.quantization.quantizer import Quantizer
 
 #: How many shrunk versions of a range are tried: its hundredths.
 CANDIDATES = 100
-#: Of a histogram, half of them below zero.
+#: Bins of a histogram, half of them below zero.
 BINS = 8192
 
 Range = tuple[Tensor, Tensor]
@@ -29,7 +29,7 @@ Range = tuple[Tensor, Tensor]
 def best_share(x: Tensor, quantizer: Quantizer) -> Tensor:
     """The share of [min(x, 0), max(x, 0)] over which quantization has the smallest squared error.
 
-    Of 0.01, 0.02 … 1, the largest of equally good ones. It takes a hundred quantizations.
+    One of 0.01, 0.02 … 1; the largest of equally good ones. Takes a hundred quantizations.
 
     Args:
         x: of any shape; (C, …) per channel.
@@ -49,7 +49,7 @@ def best_share(x: Tensor, quantizer: Quantizer) -> Tensor:
 
     def error(low: Tensor, high: Tensor) -> Tensor:
         y = quantize_dequantize(x, *affine_parameters(low, high, quantizer), quantizer)
-        # divided, so that squares neither overflow nor vanish
+        # normalized, so that squares neither overflow nor vanish
         return torch.linalg.vector_norm(y.sub_(x).div_(size), dim=dims)
 
     return _share_of_least(error, low, high)
@@ -67,11 +67,11 @@ def _share_of_least(error: Callable[[Tensor, Tensor], Tensor], low: Tensor, high
 
 
 class Histogram:
-    """How often which values occur in tensors that come one after the other.
+    """Counts how often values occur in a sequence of tensors.
 
-    Its bins divide [−bound, bound] evenly. A value beyond it doubles the bound, which merges bins in
-    pairs, so that no count is ever spread; no bin is wider than a 2,048th of the largest magnitude.
-    It takes 64 KiB of memory on the tensors' device, however many values there are.
+    Its bins divide [−bound, bound] evenly. A value beyond it doubles the bound and merges bins in
+    pairs, so no count is ever split; no bin is wider than a 2,048th of the largest magnitude. It
+    takes 64 KiB on the tensors' device, however many values there are.
 
     Example:
         >>> histogram = Histogram()
@@ -99,13 +99,13 @@ class Histogram:
             self._counts = F.pad(pairs, (BINS // 4, BINS // 4))
             self._bound *= 2
         if self._bound > 0:
-            # torch multiplies by the reciprocal, which at the ends of float32 is no normal number
+            # torch multiplies by the reciprocal, which is denormal or infinite at the ends of float32
             values = x.detach() if 1e-30 < self._bound < 1e30 else x.detach().double()
             self._counts += torch.histc((values / self._bound).float().clamp_(-1, 1), BINS, -1, 1)
 
     def percentile_range(self, percentile: float) -> Range:
-        """From the (100 − percentile)th to the ``percentile``-th percentile, zero included; minimum
-        and maximum where that is zero alone.
+        """From the (100 − percentile)th to the ``percentile``-th percentile, including zero; minimum
+        and maximum if that is only zero.
 
         Args:
             percentile: above 50, up to 100.
@@ -116,7 +116,7 @@ class Histogram:
         return torch.where(empty, self._low, low), torch.where(empty, self._high, high)
 
     def _quantile(self, share: float) -> Tensor:
-        """Interpolated within a bin, and within the range of the values."""
+        """Interpolated within a bin, and clamped to the range of the values."""
         below = F.pad(self._counts.cumsum(0), (1, 0))
         target = share * below[-1]
         i = torch.searchsorted(below, target).clamp(1, BINS)

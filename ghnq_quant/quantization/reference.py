@@ -1,4 +1,4 @@
-"""The reference simulation: quantized layers as plain PyTorch, the yardstick of backends."""
+"""The reference simulation: quantized layers in plain PyTorch, which backends are measured against."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FakeQuantizer(nn.Module):
 
     @property
     def quantizer(self) -> Quantizer:
-        """What it quantizes with."""
+        """The quantizer that it applies."""
         return self.range.quantizer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class FakeQuantizer(nn.Module):
 
 
 class FakeQuantConv2d(nn.Conv2d):
-    """A convolution with quantized weight and float bias."""
+    """A convolution with a quantized weight and a float bias."""
 
     weight_quant: FakeQuantizer | nn.Identity
 
@@ -51,10 +51,10 @@ class FakeQuantConv2d(nn.Conv2d):
 
 
 class FakeQuantConvBatchNorm2d(FoldsBatchNorm, FakeQuantConv2d):
-    """A convolution that folds a batch norm into its weight before it is quantized."""
+    """A convolution that folds a batch norm into its weight before quantizing it."""
 
     def quant_weight(self) -> Tensor:
-        """The values of the quantized weight, folded with the running statistics, if any."""
+        """The values of the quantized weight, folded with the running statistics if there are any."""
         quantized: Tensor = self.weight_quant(self.folded_weight())
         return quantized
 
@@ -67,7 +67,7 @@ class FakeQuantConvBatchNorm2d(FoldsBatchNorm, FakeQuantConv2d):
 
 
 class FakeQuantLinear(nn.Linear):
-    """A linear layer with quantized weight and float bias."""
+    """A linear layer with a quantized weight and a float bias."""
 
     weight_quant: FakeQuantizer | nn.Identity
 
@@ -111,7 +111,7 @@ class ReferenceBackend:
 def with_weight_quantizer(
     layer: FakeQuantConv2d | FakeQuantLinear, quantizer: Quantizer
 ) -> nn.Module:
-    """``layer`` with a quantizer of its weight."""
+    """``layer`` with a weight quantizer."""
     weight = layer.weight
     layer.weight_quant = nn.Identity()
     if not quantizer.is_float:

@@ -1,4 +1,4 @@
-"""Which quantizer is where in a model."""
+"""The quantizers of a model, by layer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ghnq_quant.quantization.quantizer import (
 from ghnq_quant.quantization.targets import find_target
 
 BatchNormMode = Literal["running", "batch"]
-#: A quantizer, or the bits of one.
+#: A quantizer, or just its bits.
 Bits = int | Quantizer
 #: (weights, activations)
 Quantizers = tuple[Quantizer, Quantizer]
@@ -49,8 +49,8 @@ class QuantScheme:
         bn: statistics that batch norm folds in eval: ``"running"`` or those of the ``"batch"``.
 
     Raises:
-        SchemeError: a bit width or a mode that does not exist, or a quantizer that weights or
-            activations cannot have.
+        SchemeError: an invalid bit width or mode, or a quantizer that weights or activations cannot
+            have.
 
     Example:
         >>> scheme = QuantScheme(Quantizer(4, symmetric=True), 4, overrides={"features.0.*": 8})
@@ -64,7 +64,7 @@ class QuantScheme:
     act_range: ActRange = "ema"
     bn: BatchNormMode = "running"
 
-    # What is given may be shorter than what is kept.
+    # The arguments accept shorter forms than the attributes.
     def __init__(
         self,
         weights: Bits,
@@ -86,15 +86,15 @@ class QuantScheme:
 
     @classmethod
     def for_target(cls, name: str, bits: int | Precision = 8) -> QuantScheme:
-        """What a runtime executes on integers (docs/how-to/export.md has the table).
+        """What a runtime executes in integers (docs/how-to/export.md has the table).
 
         Args:
             name: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"``, ``"xnnpack"``, ``"qnn"``,
                 ``"finn"`` or ``"hls4ml"``.
-            bits: of both, or as (weights, activations).
+            bits: for both, or as (weights, activations).
 
         Raises:
-            SchemeError: another runtime, or bits that it has no integer kernels for.
+            SchemeError: an unknown runtime, or bits for which it has no integer kernels.
 
         Example:
             >>> str(QuantScheme.for_target("openvino", (4, 8)))
@@ -107,7 +107,7 @@ class QuantScheme:
         return self._quantizers_of(name)[0]
 
     def activations_of(self, point: QuantPoint) -> Quantizer:
-        """The quantizer of an activation, with all that the plan and the scheme know of it."""
+        """The quantizer of an activation, with everything the plan and the scheme know about it."""
         quantizer = self._quantizers_of(point.name)[1]
         return replace(
             quantizer,
@@ -124,7 +124,7 @@ class QuantScheme:
         return found
 
     def over_each_batch(self) -> QuantScheme:
-        """The same, with all activations over the range of the tensor at hand."""
+        """The same scheme with all activations over the range of each tensor."""
         others = {p: (w, replace(a, range="batch")) for p, (w, a) in self.overrides.items()}
         return replace(self, activations=replace(self.activations, range="batch"), overrides=others)
 
@@ -152,10 +152,10 @@ def _override(own: Quantizers, other: Any, pattern: str) -> Quantizers:
 
 
 def check_weights(quantizer: Quantizer, what: str) -> Quantizer:
-    """A quantizer that weights can have; raises SchemeError for another."""
+    """``quantizer`` itself; raises SchemeError if weights cannot have it."""
     if quantizer.range not in (None, *get_args(WeightRange)):
         raise SchemeError(
-            f"{what}={quantizer}: range {quantizer.range!r} is one of activations; weights have "
+            f"{what}={quantizer}: range {quantizer.range!r} is for activations; weights have "
             + ", ".join(get_args(WeightRange))
         )
     if quantizer.never_negative:
@@ -164,15 +164,15 @@ def check_weights(quantizer: Quantizer, what: str) -> Quantizer:
 
 
 def check_activations(quantizer: Quantizer, what: str) -> Quantizer:
-    """A quantizer that activations can have; raises SchemeError for another."""
+    """``quantizer`` itself; raises SchemeError if activations cannot have it."""
     if quantizer.per_channel:
         raise SchemeError(
             f"{what}={quantizer}: activations are quantized per tensor; give weights and "
-            "activations a quantizer each, as (weights, activations)"
+            "activations separate quantizers, as (weights, activations)"
         )
     if quantizer.range not in (None, *get_args(ActRange)):
         raise SchemeError(
-            f"{what}={quantizer}: range {quantizer.range!r} is one of weights; activations have "
+            f"{what}={quantizer}: range {quantizer.range!r} is for weights; activations have "
             + ", ".join(get_args(ActRange))
         )
     return quantizer
@@ -202,14 +202,14 @@ def as_quantizers(bits: Bits | tuple[Bits, Bits], what: str = "bits") -> Quantiz
 def parse_quantizers(
     text: str, weights: str | None = None, activations: str | None = None
 ) -> Quantizers:
-    """(weights, activations) as people write them: as for :func:`parse_precision`, or with words.
+    """(weights, activations) as users write them: as for :func:`parse_precision`, or with words.
 
     Args:
-        text: of both.
-        weights, activations: of one of them, in place of what ``text`` says of it.
+        text: for both.
+        weights, activations: for one of them, instead of ``text``.
 
     Raises:
-        SchemeError: another form, or a quantizer that does not exist.
+        SchemeError: another format, or an invalid quantizer.
 
     Example:
         >>> both = parse_quantizers("4-symmetric-channel/8")
@@ -227,10 +227,10 @@ def parse_quantizers(
 
 
 def parse_precision(text: str) -> tuple[int, int]:
-    """(weight, activation) bits as people write them: ``float``, ``4``, ``4/8`` or ``W4/A8``.
+    """(weight, activation) bits as users write them: ``float``, ``4``, ``4/8`` or ``W4/A8``.
 
     Raises:
-        SchemeError: another form, or a bit width that does not exist.
+        SchemeError: another format, or an invalid bit width.
 
     Example:
         >>> parse_precision("W4/A8"), parse_precision("4"), parse_precision("float")

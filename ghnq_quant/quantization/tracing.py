@@ -1,4 +1,4 @@
-"""What a compiler or an export, which see no values, are told of a model's statistics."""
+"""Tells a compiler or an export, which see no values, about a model's statistics."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import nn
 
 from ghnq_quant.errors import GhnqError
 
-#: Attribute of a module that had no running statistics when it was last looked at.
+#: Attribute of a module that had no running statistics when it was last checked.
 _LACKS = "lacks_statistics"
 
 
 def note_statistics(modules: dict[str, nn.Module], missing: Collection[str]) -> None:
-    """Note down which of ``modules`` have running statistics: all but the ``missing``."""
+    """Record which of ``modules`` have running statistics: all except the ``missing``."""
     for name, module in modules.items():
         setattr(module, _LACKS, name in missing)
 
 
 def traced_with_statistics(module: nn.Module) -> bool:
-    """Whether a graph that is being made may use the running statistics of ``module``: always.
+    """Whether a graph that is being traced may use the running statistics of ``module``: always.
 
     Raises:
         GhnqError: it had none when the model was last put into train or eval.

@@ -147,7 +147,7 @@ def test_the_first_layers_bits_keep_the_kind() -> None:
         ((Quantizer(4, True, never_negative=True), 4), "never_negative is for activations"),
         (
             (4, 4, {"head": Quantizer(4, granularity="channel")}),
-            r"overrides\['head'\]=4-channel: .*give weights and activations a quantizer each",
+            r"overrides\['head'\]=4-channel: .*give weights and activations separate quantizers",
         ),
     ],
 )
