@@ -1,1 +1,1 @@
-"""How many models of the zoos the library takes."""
+"""How many models of the zoos the library supports."""

@@ -30,7 +30,7 @@ compared with their graph.
 def coverage_page(
     results: Sequence[ModelCoverage], measurement: Measurement, command: str = ""
 ) -> str:
-    """Markdown: the totals, a table by family, the failures with reasons, what keeps its own
+    """Markdown: totals, a table by family, failures with reasons, and parameters that keep their own
     initialization."""
     introduction = _INTRODUCTION.format(
         bits="W{}/A{}".format(*measurement.bits),

@@ -1,4 +1,4 @@
-"""The models that are measured: those of the installed adapters' zoos."""
+"""The models that are measured, from the zoos of the installed adapters."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def zoo_models(library: str | None = None, pattern: str | None = None) -> list[M
     """The models of the installed adapters' zoos.
 
     Args:
-        library: one adapter's name, by default all.
-        pattern: glob over all names; by default the convolutional models.
+        library: name of one adapter; all by default.
+        pattern: glob pattern for all names; the convolutional models by default.
 
     Raises:
-        GhnqError: no such adapter, or no model matches.
+        GhnqError: there is no such adapter, or no model matches.
 
     Example:
         >>> zoo_models("torchvision", "resnet18")

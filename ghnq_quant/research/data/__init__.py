@@ -1,4 +1,4 @@
-"""Images of classes, and the batches that trainings and evaluations take of them."""
+"""Labeled images, and the batches that trainings and evaluations take from them."""
 
 from ghnq_quant.research.data.batches import (
     Augmentation,

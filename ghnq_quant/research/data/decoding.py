@@ -1,4 +1,4 @@
-"""Folders of image files as arrays of 8 bits a channel."""
+"""Read folders of image files into arrays with 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _IMAGE_SUFFIXES = frozenset(
 
 
 def decode_folder(folder: Path, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """All images, N × 3 × H × W, and labels of ``folder/CLASS/*``."""
+    """All images, N × 3 × H × W, and labels from ``folder/CLASS/*``."""
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -37,11 +37,11 @@ def decode_folder(folder: Path, classes: tuple[str, ...]) -> tuple[np.ndarray, n
         if image.shape != first.shape:
             raise DataError(
                 f"{files[index]} has {image.shape[1]}×{image.shape[0]} pixels, {files[0]} has "
-                f"{first.shape[1]}×{first.shape[0]}: bring all images to one size"
+                f"{first.shape[1]}×{first.shape[0]}: resize all images to one size"
             )
         images[index] = image
 
-    # Pillow decodes outside of Python's global lock, so threads use all cores.
+    # Pillow decodes without holding Python's global lock, so threads use all cores.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(decode_into_place, range(len(files)), chunksize=64):
             pass
@@ -57,12 +57,12 @@ def _decode(file: Path) -> np.ndarray:
             mode, pixels, alpha = image.mode, _eight_bit(image), None
             if image.has_transparency_data:
                 alpha = np.asarray(image.convert("RGBA"))[..., 3]
-    except Exception as error:  # what a damaged file raises depends on its format
+    except Exception as error:  # which one depends on the damage and the format
         raise DataError(f"{file} cannot be read as an image: {error}") from error
     if pixels is None:
         raise DataError(
             f"{file} has pixels of the kind {mode!r}, whose black and white are not known: save it "
-            "with 8 bits a channel"
+            "with 8 bits per channel"
         )
     if alpha is not None and alpha.min() < 255:
         raise DataError(
@@ -73,8 +73,8 @@ def _decode(file: Path) -> np.ndarray:
 
 
 def _eight_bit(image: Image.Image) -> np.ndarray | None:
-    """The image in red, green and blue; None where its numbers mean no shade."""
-    if image.mode.startswith("I;16"):  # of 16 bits, of which Pillow would clip all above 255
+    """The image in red, green and blue; None if its numbers are not shades."""
+    if image.mode.startswith("I;16"):  # 16 bits, where Pillow would clip everything above 255
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in {"I", "F"}:

@@ -1,4 +1,4 @@
-"""A task that the hypernetwork has not seen, made of the images that it has."""
+"""A task that the hypernetwork has not seen, made from the images that it has."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 from ghnq_quant.research.data import Images, ImageSet
 from ghnq_quant.research.data.images import channel_moments
 
-#: Shares of red, green and blue in a grey value (ITU-R BT.601).
+#: Weights of red, green and blue in a grey value (ITU-R BT.601).
 _GREY = (0.299, 0.587, 0.114)
 _IMAGES_AT_ONCE = 4096
 
 
 def foreign(images: ImageSet) -> ImageSet:
-    """The images in grey, inverted and blurred, with two neighbouring classes in one.
+    """The images in grey, inverted and blurred, with pairs of neighboring classes merged.
 
-    Blurred by the binomial 3×3 kernel. Of an odd number of classes the last one stays alone.
+    Blurred by the binomial 3×3 kernel. If the number of classes is odd, the last one stays alone.
 
     Example:
         >>> from ghnq_quant.research.data import load_images

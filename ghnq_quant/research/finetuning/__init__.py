@@ -1,4 +1,4 @@
-"""Training of the hypernetwork, and what it keeps on disk."""
+"""Training the hypernetwork, and the files of a run."""
 
 from ghnq_quant.research.finetuning.loop import finetune
 from ghnq_quant.research.finetuning.settings import FinetuneSettings

@@ -1,8 +1,8 @@
 """A network of the design space as a function of its parameters.
 
-A step of finetuning meets networks that it never sees again, so it runs them without making modules
-that hold parameters. What is computed is what ``SampledNetwork.build`` and the reference simulation
-compute in train mode.
+A finetuning step meets networks that it never sees again, so it runs them without creating modules
+with parameters. It computes what ``SampledNetwork.build`` and the reference simulation compute in
+train mode.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from ghnq_quant.research.networks.program import Instruction, Program
 Parameters = Mapping[str, Tensor]
 
 _WITH_PARAMETERS = (*WEIGHTED, Kind.BATCH_NORM)
-#: ε of ``nn.BatchNorm2d``.
+#: Default ε of ``nn.BatchNorm2d``.
 _EPS = 1e-5
 
 
 class FunctionalNetwork:
-    """A network of ConvNets-250K as it trains, with the statistics and ranges of the batch.
+    """A network of ConvNets-250K in training, with the statistics and ranges of the batch.
 
     Args:
         program: its instructions.
-        bits: (weight, activation) precision; at other ones than float it is the reference
+        bits: (weight, activation) precision; unless it is float, the network is the reference
             simulation, with batch norm folded on every batch.
 
     Example:
@@ -54,7 +54,7 @@ class FunctionalNetwork:
         self._instructions = program.instructions
         self._last_reads = program.last_reads()
         self._weight_bits, self._act_bits = bits
-        #: the layers without parameters, by position
+        #: layers without parameters, by position
         self._layers = {
             position: _layer(
                 instruction.kind, instruction.kernel, instruction.stride, instruction.function
@@ -80,7 +80,7 @@ class FunctionalNetwork:
         """Logits (N, classes) of images (N, 3, H, W).
 
         Args:
-            parameters: by the names they have in ``SampledNetwork.build()``.
+            parameters: by the names used in ``SampledNetwork.build()``.
         """
         values: list[Tensor | None] = []
         norms = set(self._folded.values())
@@ -88,7 +88,7 @@ class FunctionalNetwork:
         for position, instruction in enumerate(self._instructions):
             terms: list[Tensor] = [values[i] for i in instruction.inputs]  # type: ignore[misc]
             if position in norms:
-                (x,) = terms  # the convolution has folded it
+                (x,) = terms  # already folded into the convolution
             elif instruction.kind is not Kind.INPUT:
                 x = self._run(position, instruction, terms, parameters)
             if position in self._quantized:
@@ -141,6 +141,6 @@ class FunctionalNetwork:
 
 @cache
 def _layer(kind: Kind, kernel: int, stride: int, function: str) -> nn.Module:
-    """A layer without parameters, which all networks share."""
+    """A layer without parameters, shared by all networks."""
     instruction = Instruction(kind, (), 0, 0, 0, "", kernel, stride, function=function)
     return make_layer(instruction)

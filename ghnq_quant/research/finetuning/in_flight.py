@@ -1,8 +1,8 @@
-"""Several small networks at once, each on a thread of its own.
+"""Several small networks at once, each on its own thread.
 
-A network of a few channels leaves a core idle half of the time where its operations are split
-between cores, so each takes one core from end to end. Its result does not depend on how many there
-are.
+A network of a few channels leaves a core idle half of the time if its operations are split between
+cores, so each network runs on one core from start to end. Results do not depend on the number of
+cores.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _Result = TypeVar("_Result")
 def map_in_flight(
     work: Callable[[_Item], _Result], items: Iterable[_Item], device: torch.device
 ) -> list[_Result]:
-    """``work`` of each item, in order; on CPU as many at a time as PyTorch may use threads.
+    """``work`` for each item, in order; on CPU, as many at a time as PyTorch may use threads.
 
-    The caller's autocast holds in ``work``. An exception of any item is raised when all have ended.
+    ``work`` runs under the caller's autocast. An exception of any item is raised once all have ended.
 
     Example:
         >>> map_in_flight(lambda x: x + 1, [1, 2, 3], torch.device("cpu"))
@@ -40,11 +40,11 @@ def map_in_flight(
             return work(item)
 
     futures = [_pool(threads).submit(run, item) for item in items]
-    torch.set_num_threads(threads)  # a pool's new threads set what later ones begin with
+    torch.set_num_threads(threads)  # a pool's new threads change the default of later ones
     return [future.result() for future in futures]
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Kept, as are the buffers that PyTorch's kernels allot to each thread."""
+    """Cached, because PyTorch's kernels allocate buffers for each thread."""
     return ThreadPoolExecutor(threads, "network", initializer=torch.set_num_threads, initargs=(1,))

@@ -1,4 +1,4 @@
-"""A training run from names, as the command line has them, in one or several processes."""
+"""Start a training run from names, as on the command line, in one or several processes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def train_from_names(
     bf16: bool = False,
     processes: int = 1,
 ) -> None:
-    """Load what is named and train.
+    """Load what the names refer to, and train.
 
     Args:
         start: see :func:`ghnq_quant.research.finetuning.state.starting_point`.
         data, data_name, download: see :func:`ghnq_quant.research.data.load_images`.
         settings, output, resume, bf16: see :func:`ghnq_quant.research.finetuning.finetune`.
-        processes: how many of one thread are started; 1 for this one alone, or for those that
-            torchrun or accelerate started.
+        processes: number of processes to start, with one thread each; 1 for this process only, or
+            for those that torchrun or accelerate started.
     """
     if download:  # once, before several processes read it
         load_images(data, name=data_name, download=True)
@@ -39,7 +39,7 @@ def train_from_names(
     if processes == 1:
         _train(*arguments)
     else:
-        os.environ["OMP_NUM_THREADS"] = "1"  # read by each when it starts
+        os.environ["OMP_NUM_THREADS"] = "1"  # each process reads it at startup
         start_group(processes, _train, *arguments)
 
 

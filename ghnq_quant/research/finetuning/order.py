@@ -1,4 +1,4 @@
-"""Which networks and which precision a step takes, as a pure function of (seed, step)."""
+"""The networks and the precision of each step, as a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ class TrainingNetworks:
 
     Args:
         num_classes: of the networks.
-        architectures: how many there are, the first of the split within the limits of a step; as
-            many as the split has come once an epoch, and nothing of them is kept.
-        seed: of what is drawn.
-        rank, processes: which of a run's processes draws. Fixed architectures are dealt out, so that
-            each one's graph and kernels are kept once.
+        architectures: number of fixed architectures, the first of the split within the limits of a
+            step. The size of the whole split means no fixed ones: each comes once an epoch, and
+            nothing is kept.
+        seed: random seed.
+        rank, processes: which of a run's processes draws. Fixed architectures are divided among the
+            processes, so that each one's graph and kernels are kept only once.
 
     Example:
         >>> networks = TrainingNetworks(10, architectures=20, seed=0)
@@ -39,20 +40,20 @@ class TrainingNetworks:
         self._rank, self._processes = rank, processes
         self._kept: dict[tuple[int | None, bool], list[SampledNetwork]] = {}
         self._are_fixed = architectures < len(self._split)
-        if self._are_fixed:  # the same ones come again
+        if self._are_fixed:  # the same networks come again
             self.runner = cache(self.runner)  # type: ignore[method-assign]
 
     def draw(
         self, step: int, count: int, known: int, max_macs: int | None, any_size: bool
     ) -> list[SampledNetwork]:
-        """The process's networks of a step.
+        """The networks that this process takes in a step.
 
         Args:
             step: from 0.
-            count: how many for each process.
-            known: of fixed architectures, how many of the smallest to draw from.
-            max_macs: the largest that is taken; None for no limit.
-            any_size: of fixed architectures, whether those with a flattened head are left out.
+            count: number of networks per process.
+            known: for fixed architectures, how many of the smallest to draw from.
+            max_macs: the largest network; None for no limit.
+            any_size: for fixed architectures, leave out those with a flattened head.
         """
         if self._are_fixed:
             fixed = self.fixed(max_macs, any_size)[:known]
@@ -70,7 +71,7 @@ class TrainingNetworks:
         return items
 
     def runner(self, item: SampledNetwork, bits: Precision) -> FunctionalNetwork:
-        """The network as a function of its parameters, kept where it comes again."""
+        """The network as a function of its parameters; cached if networks come again."""
         return FunctionalNetwork(item.program, bits)
 
     def fixed(self, max_macs: int | None, any_size: bool) -> list[SampledNetwork]:
@@ -88,7 +89,7 @@ class TrainingNetworks:
 
 
 def network_indices(count: int, step: int, batch_size: int, seed: int) -> list[int]:
-    """Positions of a step's networks: each of ``count`` once an epoch, in an order of each epoch's own.
+    """Positions of a step's networks: each of ``count`` once per epoch, in a new order each epoch.
 
     Example:
         >>> sorted(network_indices(8, 0, 4, seed=0) + network_indices(8, 1, 4, seed=0))
@@ -99,7 +100,7 @@ def network_indices(count: int, step: int, batch_size: int, seed: int) -> list[i
 
 
 def _other_networks(count: int, index: int, seed: int) -> Iterator[int]:
-    """An endless row of positions to take in place of ``index``, drawn at random."""
+    """An endless sequence of random positions to use instead of ``index``."""
     rng = generator(seed, Stream.REPLACEMENT_NETWORKS, index)
     while True:
         yield int(rng.integers(count))
@@ -111,5 +112,5 @@ def _order(count: int, epoch: int, seed: int) -> np.ndarray:
 
 
 def precision_index(count: int, step: int, seed: int) -> int:
-    """Which of ``count`` precisions a step takes, drawn at random."""
+    """Which of ``count`` precisions a step uses, at random."""
     return int(generator(seed, Stream.PRECISION, step).integers(count))

@@ -1,4 +1,4 @@
-"""Several processes that train together: their group, their start, and how they are stopped."""
+"""Several processes that train together: their group, how they start and how they stop."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ghnq_quant.errors import GhnqError
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run, of which this is number ``rank`` (from 0) of ``size``.
+    """The processes of a run; this one is number ``rank`` (from 0) of ``size``.
 
     Attributes:
-        device: what its networks run on: with GPUs one of them, which several processes may share.
+        device: device for its networks: a GPU if there is one, which several processes may share.
     """
 
     rank: int
@@ -37,23 +37,23 @@ class Group:
         return self.rank == 0
 
     def average(self, values: Tensor) -> Tensor:
-        """The mean of a tensor of the host over all processes, in its place."""
+        """Average a tensor in host memory over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
             values /= self.size
         return values
 
     def wait(self) -> None:
-        """Until all processes have come here."""
+        """Wait until all processes get here."""
         if self.size > 1:
             dist.barrier()
 
 
 @contextmanager
 def joined_group() -> Iterator[Group]:
-    """The group that the environment tells of: torchrun's, accelerate's, or this process alone.
+    """The group given by the environment: torchrun's, accelerate's, or this process alone.
 
-    What is exchanged lies in the host's memory, so that several processes may share a GPU.
+    Exchanged tensors are in host memory, so that several processes may share a GPU.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device("cpu")
@@ -73,9 +73,9 @@ def joined_group() -> Iterator[Group]:
 
 
 def average_gradients(ghn: nn.Module, told: Tensor, group: Group) -> list[float]:
-    """Put the mean over all processes in the place of each one's gradients; the mean of ``told``.
+    """Replace each process's gradients by the mean over all processes; returns the mean of ``told``.
 
-    One exchange for all of it; a meta-batch need not reach every parameter, as one without biases
+    All in one exchange. A meta-batch may not reach every parameter: without biases, for example, it
     does not.
     """
     parameters = list(ghn.parameters())
@@ -92,7 +92,7 @@ def average_gradients(ghn: nn.Module, told: Tensor, group: Group) -> list[float]
 class StopRequest:
     """Whether the process was asked to stop (SIGTERM, or Ctrl-C once) since the block began.
 
-    A second Ctrl-C interrupts as usual. Outside of the main thread nothing is listened to.
+    A second Ctrl-C interrupts as usual. Outside the main thread, signals are ignored.
     """
 
     def __init__(self) -> None:
@@ -115,13 +115,13 @@ class StopRequest:
 
 
 def start_group(count: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Call ``work(*arguments)`` in ``count`` new processes of one thread that form a group.
+    """Call ``work(*arguments)`` in a group of ``count`` new processes with one thread each.
 
-    Signals to stop are passed on to them. If one fails, the others are ended.
+    Signals to stop are passed on to them. If one fails, the others are terminated.
 
     Raises:
-        GhnqError: what one of them raised of this kind.
-        ProcessException: one of them ended otherwise.
+        GhnqError: one of them raised it.
+        ProcessException: one of them ended in another way.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

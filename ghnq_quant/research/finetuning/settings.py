@@ -1,4 +1,4 @@
-"""What a training run is, as data: everything that decides its result."""
+"""A training run as data: everything that determines its result."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, Literal
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.quantization.scheme import FLOAT, as_pair, parse_precision
 
-#: (value, until which fraction of the run), in rising order up to the whole run.
+#: (value, up to which fraction of the run), in ascending order, up to the whole run.
 Phases = tuple[tuple[Any, float], ...]
-#: Of the split ``train``; as many are drawn anew, each once an epoch.
+#: All of the split ``train``: no fixed ones, each drawn once an epoch.
 ALL_ARCHITECTURES = 250_000
 _LENGTHS = ("steps", "epochs", "minutes")
-#: Multiply-accumulates of the least limit; one network of eight is within it.
+#: Multiply-accumulates of the smallest limit; one network in eight is below it.
 _LEAST_MACS = 1_000_000
 
 
@@ -28,42 +28,42 @@ class FinetuneSettings:
         steps, epochs, minutes: length of the run, exactly one of them; an epoch is one pass over the
             training images.
         bits: precisions as (weight, activation) pairs, one of which is drawn for each meta-batch.
-        meta_batch_size: networks a step and process.
-        image_batch_size: images that each of them sees in a step.
-        balanced: the images of a batch are drawn with as many of each class, with replacement, in
-            place of passes over all images.
-        crop: black pixels added on each side of a training image before a crop of the old size is
-            taken at random.
-        architectures: how many networks of the split ``train`` there are to draw from, the first
-            that are not too large: their graphs and kernels stay in caches. All 250,000 come once an
-            epoch instead, and nothing of them is kept.
-        first_architectures, steps_per_architecture: smaller networks first: a run begins with that
-            many of the smallest, and every so many steps the next larger one joins them.
-        max_macs: (multiply-accumulates for a 3×32×32 image, until which fraction of the run): larger
+        meta_batch_size: networks per step and process.
+        image_batch_size: images per network and step.
+        balanced: draw the images of a batch with equally many of each class, with replacement,
+            instead of passes over all images.
+        crop: black pixels added on each side of a training image before a random crop of the
+            original size.
+        architectures: number of networks of the split ``train`` to draw from, the first that are
+            not too large: their graphs and kernels stay in caches. All 250,000 come once an epoch
+            instead, and nothing is kept.
+        first_architectures, steps_per_architecture: smaller networks first: a run starts with this
+            many of the smallest, and after each so many steps the next larger one is added.
+        max_macs: (multiply-accumulates for a 3×32×32 image, up to which fraction of the run): larger
             networks are left out; None for no limit.
-        image_sizes: (side, until which fraction of the run) of the images. Where they are smaller
-            than the data set's, fixed networks with a flattened head are left out.
-        optimizer: ``"adamw"``, or ``"adam"`` whose weight decay is a part of the gradient.
+        image_sizes: (side, up to which fraction of the run) of the images. If they are smaller than
+            the data set's, fixed networks with a flattened head are left out.
+        optimizer: ``"adamw"``, or ``"adam"``, whose weight decay is part of the gradient.
         lr, betas, weight_decay: of the optimizer.
         warmup: steps over which the learning rate rises from zero.
         schedule: ``"constant"``, ``"linear"`` down to zero from ``decay_at`` (a fraction of the run)
             on, or a ``"step"`` to a tenth there.
-        average: decay of the exponential average of the weights, which is what is validated and
-            saved as a checkpoint; 0 for the weights themselves.
+        average: decay of the exponential average of the weights, which is validated and saved as a
+            checkpoint; 0 for the weights themselves.
         clip: largest norm of the gradient.
-        network_clip: largest norm of each network's gradient of its parameters, so that none of a
-            meta-batch outweighs the others: the median is about 3, but a channel of hardly any
-            variance makes it huge.
-        inner_steps: steps of SGD that each network takes from its predicted parameters; the
-            hypernetwork gets the mean gradient of the losses before each of them and after the last,
-            to first order (as first-order MAML, Finn et al. 2017, rewards the last alone), so that
-            what is rewarded are parameters to train from.
-        inner_lr: their learning rate.
+        network_clip: largest norm of each network's gradient of its parameters, so that no network
+            of a meta-batch outweighs the others: the median is about 3, but a channel with hardly
+            any variance makes it huge.
+        inner_steps: SGD steps that each network takes from its predicted parameters. The
+            hypernetwork gets the mean gradient of the losses before each step and after the last,
+            to first order, so it learns parameters to train from. (First-order MAML, Finn et al.
+            2017, uses only the last.)
+        inner_lr: learning rate of these steps.
         precision_embedding: tell the hypernetwork the precision.
-        new_batch_norms: train it for networks whose batch norms are new, as ``init_quantized`` makes
-            them, instead of predicting these too.
-        seed: of the order of networks and images.
-        log_every, checkpoint_every, validate_every: in steps; the latter two are multiples of the first.
+        new_batch_norms: train for networks with new batch norms, as ``init_quantized`` makes them,
+            instead of predicting these too.
+        seed: for the order of networks and images.
+        log_every, checkpoint_every, validate_every: in steps; the last two are multiples of the first.
         val_networks, val_images: of the split ``val`` and of the held-out training images.
     """
 
@@ -104,7 +104,7 @@ class FinetuneSettings:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not _is_finite(value):
-                raise GhnqError(f"{name}={value}: give numbers that are finite")
+                raise GhnqError(f"{name}={value}: give finite numbers")
         lengths = [v for v in map(self.__getattribute__, _LENGTHS) if v is not None]
         if len(lengths) != 1 or lengths[0] <= 0:
             raise GhnqError(
@@ -164,7 +164,7 @@ class FinetuneSettings:
         return cls(**{**settings, **changes})
 
     def total_steps(self, num_images: int) -> int | None:
-        """How many steps the run has; None where only its time is set."""
+        """Number of steps of the run; None if only its time is set."""
         if self.epochs is not None:
             return math.ceil(self.epochs * num_images / self.image_batch_size)
         return self.steps
@@ -184,7 +184,7 @@ class FinetuneSettings:
         return size
 
     def max_macs_at(self, progress: float) -> int | None:
-        """The largest networks at a fraction of the run."""
+        """Limit of the networks' size at a fraction of the run."""
         limit: int | None = _value_at(self.max_macs, progress)
         return limit
 
@@ -195,16 +195,16 @@ class FinetuneSettings:
 
     @property
     def has_open_end(self) -> bool:
-        """Whether nothing but the end depends on the run's length, so that it may be made longer."""
+        """Whether only the end depends on the run's length, so that it may be extended."""
         return self.schedule == "constant" and len(self.image_sizes) == len(self.max_macs) == 1
 
     def open_ended(self) -> dict[str, Any]:
-        """Its settings as plain lists, numbers and texts, without its length where that is open."""
+        """Its settings as plain lists, numbers and strings, without the length if that is open."""
         content = self.to_json()
         return {k: v for k, v in content.items() if not (self.has_open_end and k in _LENGTHS)}
 
     def to_json(self) -> dict[str, Any]:
-        """As plain lists, numbers and texts."""
+        """As plain lists, numbers and strings."""
         return {k: _plain(v) for k, v in asdict(self).items()}
 
 
@@ -222,7 +222,7 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
-#: Settings by the name that the command line knows them by.
+#: Settings by their name on the command line.
 RECIPES: dict[str, Callable[..., FinetuneSettings]] = {
     "ghnq": FinetuneSettings,
     "paper": FinetuneSettings.paper,
@@ -230,10 +230,10 @@ RECIPES: dict[str, Callable[..., FinetuneSettings]] = {
 
 
 def parse_bits(text: str) -> tuple[tuple[int, int], ...]:
-    """Precisions as the command line writes them.
+    """Precisions as written on the command line.
 
     Raises:
-        SchemeError: a bit width that does not exist.
+        SchemeError: an invalid bit width.
 
     Example:
         >>> parse_bits("float,8,4/8")
@@ -243,10 +243,10 @@ def parse_bits(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def parse_architectures(text: str) -> int:
-    """How many architectures, or ``all``.
+    """Number of architectures, or ``all``.
 
     Raises:
-        GhnqError: it is written in another way.
+        GhnqError: another format.
 
     Example:
         >>> parse_architectures("3000")
@@ -260,10 +260,10 @@ def parse_architectures(text: str) -> int:
 
 
 def parse_macs(text: str) -> Phases:
-    """Limits in millions of multiply-accumulates, and until when each holds.
+    """Limits in millions of multiply-accumulates, and how long each holds.
 
     Raises:
-        GhnqError: it is written in another way.
+        GhnqError: another format.
 
     Example:
         >>> parse_macs("6M@0.7,10M")
@@ -284,10 +284,10 @@ def parse_macs(text: str) -> Phases:
 
 
 def parse_image_sizes(text: str) -> Phases:
-    """Progressive image sizes as the command line writes them.
+    """Progressive image sizes as written on the command line.
 
     Raises:
-        GhnqError: it is written in another way.
+        GhnqError: another format.
 
     Example:
         >>> parse_image_sizes("16@0.5,32")

@@ -1,8 +1,8 @@
-"""Convolutions whose maps are small beside their kernels, in forms that CPUs compute fast.
+"""Convolutions with maps that are small relative to their kernels, in forms that are fast on CPUs.
 
-oneDNN has no kernel of its own for a map smaller than the kernel's reach, nor for the weight's gradient
-of a dilated convolution; it multiplies matrices instead, one for each image and group. In networks for
-small images those few layers took a quarter of a training step.
+oneDNN has no kernel for a map smaller than the convolution's reach, nor for the weight gradient of a
+dilated convolution; it multiplies matrices instead, one for each image and group. In networks for
+small images these few layers took a quarter of a training step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ghnq_quant.quantization.convolution import Geometry
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """``conv2d`` of a kernel of odd sides with «same» padding: the same sums in another order.
+    """``conv2d`` with an odd kernel and "same" padding: the same sums in another order.
 
     Args:
         x: (N, C, H, W).
@@ -37,7 +37,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
         return y if bias is None else y + bias.view(1, -1, 1, 1)
     padding = side // 2
     if dilation == 2 and side > 1 and not (x.shape[2] % 2 or x.shape[3] % 2):
-        if geometry.stride == (2, 2):  # of every other row and column
+        if geometry.stride == (2, 2):  # every other row and column
             return F.conv2d(x[:, :, ::2, ::2], weight, bias, 1, padding, 1, geometry.groups)
         if geometry.stride == (1, 1):
             y = F.conv2d(_apart(x), weight, bias, 1, padding, 1, geometry.groups)
@@ -47,14 +47,14 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
 
 
 def _taps_that_reach(weight: Tensor, x: Tensor, dilation: int) -> Tensor:
-    """Without the outer taps that meet nothing but padding wherever the kernel lies."""
+    """The weight without outer taps that meet only padding at every position."""
     half = weight.shape[2] // 2
     kept = min(half, (max(x.shape[2:]) - 1) // dilation)
     return weight[:, :, half - kept : half + kept + 1, half - kept : half + kept + 1]
 
 
 def _apart(x: Tensor) -> Tensor:
-    """Even and odd rows and columns as images of their own: (N, C, H, W) to (4N, C, H / 2, W / 2)."""
+    """Even and odd rows and columns as separate images: (N, C, H, W) to (4N, C, H / 2, W / 2)."""
     n, c, h, w = x.shape
     parts = x.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c).permute(0, 2, 4, 1, 3, 5)
     return parts.reshape(4 * n, h // 2, w // 2, c).permute(0, 3, 1, 2)

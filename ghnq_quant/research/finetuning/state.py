@@ -1,4 +1,4 @@
-"""Where a run begins: a hypernetwork and, where another run goes on, its optimizer and average."""
+"""Where a run starts: a hypernetwork and, if it continues another run, its optimizer and average."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from ghnq_quant.errors import CheckpointError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.ghn.checkpoints import check_shapes
 
-#: New hypernetworks by the name that a run gives them: GHN-2's encoder, and a small GHN-3.
+#: New hypernetworks by the name of their start: GHN-2's encoder, and a small GHN-3.
 SCRATCH: dict[str, dict[str, Any]] = {
     "scratch": {},
     "scratch-ghn3": {"encoder": "graphormer", "hid": 64, "layers": 3, "heads": 8},
 }
-#: A run's whole state.
+#: A run's complete state.
 STATE_FILE = "state.safetensors"
-#: One that was written by ``torch.save``: a dict of ``ghn``, ``opt``, ``ema``, ``step``, ``spent``.
+#: An older state, written by ``torch.save``: a dict of ``ghn``, ``opt``, ``ema``, ``step``, ``spent``.
 _PICKLED_STATE_FILE = "state.pt"
 
 
 @dataclass
 class TrainingState:
-    """What training goes on from.
+    """The state that training continues from.
 
     Attributes:
         ghn: the hypernetwork, not averaged.
         moments: of the optimizer, by the parameter's position and their names.
-        average: averaged parameters by name; empty of a run that begins.
-        step: steps done.
-        seconds: spent on them.
+        average: averaged parameters by name; empty for a new run.
+        step: number of completed steps.
+        seconds: time spent on them.
     """
 
     ghn: GHN
@@ -45,7 +45,7 @@ class TrainingState:
     seconds: float = 0.0
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of its tensors under one name each."""
+        """All of its tensors, each under its own name."""
         tensors = {f"ghn.{k}": v for k, v in self.ghn.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         for index, moments in self.moments.items():
@@ -57,7 +57,7 @@ class TrainingState:
     def of(
         cls, ghn_settings: dict[str, Any], tensors: dict[str, Tensor], step: int, seconds: float
     ) -> TrainingState:
-        """The reverse of :meth:`tensors`."""
+        """The inverse of :meth:`tensors`."""
         parts: dict[str, dict[str, Tensor]] = {"ghn": {}, "average": {}, "optimizer": {}}
         for key, value in tensors.items():
             part, _, name = key.partition(".")
@@ -73,7 +73,7 @@ class TrainingState:
 
 
 def read_run_state(path: Path) -> tuple[TrainingState, dict[str, str]]:
-    """A run's state file and its metadata.
+    """Read a run's state file and its metadata.
 
     Raises:
         CheckpointError: it is damaged.
@@ -91,17 +91,17 @@ def read_run_state(path: Path) -> tuple[TrainingState, dict[str, str]]:
 
 
 def starting_point(start: str, num_classes: int, seed: int = 0) -> TrainingState:
-    """What ``ghnq finetune --from`` names.
+    """Load what ``ghnq finetune --from`` names.
 
     Args:
-        start: ``"scratch"``, or ``"scratch-ghn3"`` for a small GHN-3; the folder of a run, which is
-            gone on with, its optimizer and average with it; a checkpoint's folder or name; or a public
+        start: ``"scratch"``, or ``"scratch-ghn3"`` for a small GHN-3; the folder of a run, which
+            continues with its optimizer and average; a checkpoint's folder or name; or a public
             GHN-2 or GHN-3 file (``*.pt``).
-        num_classes: of a hypernetwork from scratch.
-        seed: of a hypernetwork from scratch.
+        num_classes: for a hypernetwork from scratch.
+        seed: for a hypernetwork from scratch.
 
     Raises:
-        CheckpointError: there is no such thing, or it is damaged.
+        CheckpointError: it does not exist or is damaged.
 
     Example:
         >>> starting_point("scratch", num_classes=10).step

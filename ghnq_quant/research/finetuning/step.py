@@ -1,4 +1,4 @@
-"""One step of training: a meta-batch of networks with predicted parameters, and the gradient of their
+"""One training step: a meta-batch of networks with predicted parameters, and the gradient of their
 loss on one batch of images."""
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Network = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of one meta-batch.
+    """The result of one meta-batch.
 
     Attributes:
-        losses, top1: cross-entropy and accuracy of each network that ran to its end.
-        failed: how many did not, for want of memory or because their loss or gradient was not finite.
+        losses, top1: cross-entropy and accuracy of each network that succeeded.
+        failed: number of others, which ran out of memory or had a loss or gradient that is not finite.
     """
 
     losses: tuple[float, ...]
@@ -45,20 +45,20 @@ def backward_meta_batch(
 ) -> StepResult:
     """Add the gradient of the networks' mean loss to the hypernetwork's parameters.
 
-    A network with several batches takes a step of SGD between one and the next; its loss is then the
-    mean over them, and its gradient of first order: the mean of the gradients along the way.
+    A network with several batches takes an SGD step between them; its loss is then the mean over
+    them, and its gradient, to first order, is the mean of the gradients along the way.
 
-    Each network runs and is differentiated on its own, down to its predicted parameters, on the
-    images' device; the hypernetwork's backward then runs once for all, on its own. So the memory is
-    that of the networks in flight (one a core; on a GPU one), a network that fails costs its own
-    part of the gradient alone, and a GPU is waited for once a step.
+    Each network is run and differentiated by itself, down to its predicted parameters, on the images'
+    device; the hypernetwork's backward then runs once for all, on its own device. So the memory is
+    that of the networks in flight (one per core, or one on a GPU), a network that fails costs only its
+    own part of the gradient, and the GPU is synchronized only once a step.
 
     Args:
         predict: the hypernetwork.
         graphs: M graphs.
         networks: their M networks, each a function of its parameters and of images.
-        bits: (weight, activation) precision that the networks run at.
-        batches: for each network one or more of images (N, C, H, W) and labels (N,).
+        bits: (weight, activation) precision of the networks.
+        batches: for each network, one or more batches of images (N, C, H, W) and labels (N,).
         network_clip: largest norm of a network's gradient.
         inner_lr: learning rate of the steps between a network's batches.
     """
@@ -83,10 +83,10 @@ def backward_meta_batch(
 
 
 class _NetworkGradient(NamedTuple):
-    """Of one network, on its device; without use its gradient is zero.
+    """The gradient of one network, on its device; zero if it is unusable.
 
     Attributes:
-        gradient: of all its parameters, one behind the other.
+        gradient: of all its parameters, concatenated.
         usable, loss, top1: scalars.
     """
 
@@ -105,7 +105,7 @@ def _network_gradient(
 ) -> _NetworkGradient:
     """The loss before the first inner step, and the mean gradient.
 
-    Nothing here reads a value back from the device, so that a GPU is never waited for.
+    Nothing here reads a value back from the device, so a GPU never has to wait.
     """
     device = batches[0][0].device
     values = torch.cat([p.detach().flatten() for p in predicted.values()]).to(device)
@@ -125,7 +125,7 @@ def _network_gradient(
         usable = usable & loss.isfinite() & norm.isfinite()
         total += gradient * (network_clip / norm.clamp(min=network_clip))
         if inner_lr:
-            # as users clip in training, so that a steep start does not throw a network away
+            # clipped as in users' training, so that a steep start does not lose a network
             values = values - gradient * (inner_lr / norm.clamp(min=1.0))
     assert first is not None
     return _NetworkGradient(torch.where(usable, total / len(batches), 0.0), usable, *first)
@@ -138,7 +138,7 @@ def _differentiated(
     images: Tensor,
     labels: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, accuracy and the gradient of ``values``, which are in the order of ``predicted``."""
+    """Loss, accuracy and gradient of ``values``, which are in the order of ``predicted``."""
     leaf = values.detach().requires_grad_()
     parts = leaf.split([p.numel() for p in predicted.values()])
     parameters = {

@@ -1,4 +1,4 @@
-"""Accuracy on held-out networks and held-out training images, to choose the best checkpoint of a run."""
+"""Accuracy on held-out networks and held-out training images, to choose a run's best checkpoint."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def validate(
     precisions: Sequence[tuple[int, int]],
     limit: int,
 ) -> float:
-    """Mean top-1 accuracy, in [0, 1], over networks and precisions, with the statistics of batches of 64.
+    """Mean top-1 accuracy in [0, 1] over networks and precisions, with statistics of batches of 64.
 
     Args:
         ghn: predicts each network's parameters for each precision.
         networks: of the design space.
-        images: validation images; the first ``limit`` are taken, in their order.
+        images: validation images; the first ``limit`` are used, in order.
         precisions: (weight, activation) bits.
-        limit: how many images are used.
+        limit: number of images to use.
     """
     images = images.select(torch.arange(min(limit, len(images))))
     batches = list(

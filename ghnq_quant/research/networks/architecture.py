@@ -1,4 +1,4 @@
-"""The description of a network, a few numbers that everything else is made from."""
+"""The description of a network: a few numbers that determine everything else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ghnq_quant.errors import DataError
 
 @dataclass(frozen=True)
 class Stem:
-    """The first convolution, and where ``pool`` is set a 3×3 max pooling of stride 2 behind it."""
+    """The first convolution, followed by a 3×3 max pooling of stride 2 if ``pool`` is set."""
 
     channels: int
     kernel: int
@@ -24,8 +24,8 @@ class Edge:
     """An operation inside a cell, from a state to a node.
 
     Attributes:
-        source: 0 is the previous cell's result; where the wiring has two inputs, 1 is that of the
-            cell before it; then the nodes in their order.
+        source: 0 is the previous cell's result; if the wiring has two inputs, 1 is that of the cell
+            before it; then come the nodes in order.
         operation: ``skip``, ``max_pool``, ``avg_pool``, ``conv``, ``group_conv`` (4 groups),
             ``dil_conv`` (dilation 2), ``sep_conv`` (depthwise, then pointwise), ``dil_sep_conv`` or
             ``res_conv`` (two convolutions with a skip around them).
@@ -55,14 +55,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellBody:
-    """Cells wired as in DARTS and DeepNets-1M: all normal cells alike, all reduction cells alike.
+    """Cells wired as in DARTS and DeepNets-1M: all normal cells equal, all reduction cells equal.
 
     Attributes:
         normal, reduction: the two wirings.
-        cells: in the order of execution.
-        output: a cell's result is the ``concat`` or the ``sum`` of its nodes.
-        residual: add the previous cell's result to a cell's own where the shapes agree.
-        preactivation: activation, convolution, norm in place of convolution, norm, activation.
+        cells: in order of execution.
+        output: whether a cell's result is the ``concat`` or the ``sum`` of its nodes.
+        residual: add the previous cell's result to a cell's own if the shapes agree.
+        preactivation: activation, convolution, norm instead of convolution, norm, activation.
     """
 
     normal: Wiring
@@ -75,7 +75,7 @@ class CellBody:
 
 @dataclass(frozen=True)
 class PlainBlock:
-    """A convolution as in VGG, and where ``pool`` is set a 2×2 max pooling behind it."""
+    """A convolution as in VGG, followed by a 2×2 max pooling if ``pool`` is set."""
 
     channels: int
     kernel: int
@@ -95,7 +95,7 @@ class PlainBody:
 class ResidualBlock:
     """Convolutions with a shortcut around them, as in ResNet.
 
-    ``inner`` 0 is the basic block (two convolutions of ``channels``), otherwise it is the
+    ``inner`` 0 means the basic block (two convolutions of ``channels``); otherwise it is the
     bottleneck's width.
     """
 
@@ -118,9 +118,9 @@ class ResidualBody:
 class MobileBlock:
     """A depthwise convolution between pointwise ones.
 
-    ``expansion`` 0 is MobileNetV1's block (depthwise, pointwise, both activated), otherwise the
-    block is MobileNetV2's inverted residual, whose depthwise convolution has ``expansion`` times
-    the input's channels.
+    ``expansion`` 0 means MobileNetV1's block (depthwise, pointwise, both activated); otherwise it is
+    MobileNetV2's inverted residual, whose depthwise convolution has ``expansion`` times the input's
+    channels.
     """
 
     channels: int
@@ -150,7 +150,7 @@ _BODIES: dict[str, type[Any]] = {
 class Head:
     """Pooling to ``grid`` × ``grid`` (0: none), flattening and the linear layers.
 
-    ``hidden`` is the width of a first linear layer, 0 where there is the classifier alone.
+    ``hidden`` is the width of a first linear layer, 0 if there is only the classifier.
     """
 
     grid: int
@@ -164,7 +164,7 @@ class Architecture:
     Attributes:
         stem, body, head: its three parts.
         norm: whether each convolution is followed by a BatchNorm2d.
-        conv_bias: whether convolutions have a bias; always so without norm.
+        conv_bias: whether convolutions have a bias; always so without norms.
         activation: ``relu``, ``relu6`` or ``leaky_relu``.
 
     Example:
@@ -193,7 +193,7 @@ class Architecture:
 
     @property
     def any_size(self) -> bool:
-        """Whether the network takes images of any size; otherwise 32×32 alone."""
+        """Whether the network takes images of any size; otherwise only 32×32."""
         return self.head.grid > 0
 
     def to_json(self) -> str:

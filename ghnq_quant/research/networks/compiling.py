@@ -1,4 +1,4 @@
-"""From a description to the program of the network that it describes."""
+"""From a description to the program of the network."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _plain_body(builder: ProgramBuilder, body: PlainBody, x: int) -> int:
 
 
 def _residual_block(builder: ProgramBuilder, block: ResidualBlock, name: str, x: int) -> int:
-    """Basic block or bottleneck; its shortcut is a 1×1 layer where shapes differ."""
+    """Basic block or bottleneck; its shortcut has a 1×1 layer if the shapes differ."""
     wide = (block.kernel, block.stride, block.groups, block.dilation)
     if block.inner:
         y = builder.layer(x, f"{name}.reduce", block.inner)
@@ -104,7 +104,7 @@ def _inverted_residual(builder: ProgramBuilder, block: MobileBlock, name: str, x
 
 
 class _CellCompiler:
-    """Compiles cells; an operation keeps the number of channels that its input was projected to."""
+    """Compiles cells; operations keep the number of channels of their projected input."""
 
     def __init__(self, builder: ProgramBuilder, body: CellBody) -> None:
         self.builder = builder
@@ -146,7 +146,7 @@ class _CellCompiler:
         return builder.add(x, previous) if self.body.residual and same_shape else x
 
     def _project(self, x: int, name: str, channels: int, size: int) -> int:
-        """To the cell's width and, for the cell before a reduction, to the reduced size."""
+        """Project to the cell's width and, for the cell before a reduction, to the reduced size."""
         stride = self.builder.size(x) // size
         if stride == 1 and self.builder.channels(x) == channels:
             return x
@@ -189,7 +189,7 @@ class _CellCompiler:
         )
 
     def _separable(self, x: int, name: str, kernel: int, stride: int, dilation: int) -> int:
-        """Depthwise and pointwise without a norm in between, as DARTS has it."""
+        """Depthwise and pointwise without a norm in between, as in DARTS."""
         channels = self.builder.channels(x)
         prefix = name.removesuffix(".conv")
         x = self.builder.conv(

@@ -1,4 +1,4 @@
-"""ConvNets-250K: a quarter of a million networks that take no disk."""
+"""ConvNets-250K: a quarter of a million networks that take no disk space."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ghnq_quant.research.networks.program import Program
 from ghnq_quant.research.networks.sampling import sample_architecture
 from ghnq_quant.research.networks.splits import MAX_PARAMETERS, NUM_SIDES, Split, find_split
 
-#: Number of the space. Whatever changes any network of any split needs a new one: the draws, the
-#: sampling, the compilation and the hash all decide what «network 17 of test» is.
+#: Version of the space. A change to any network of any split needs a new one: the draws, the
+#: sampling, the compilation and the hash all decide what "network 17 of test" is.
 SCHEMA = 1
 
 
 @dataclass(frozen=True, eq=False)
 class SampledNetwork:
-    """One network: its description, and what is made of it when asked for.
+    """One network: its description, and what is made from it on demand.
 
     Attributes:
         split, index: its place in ConvNets-250K.
         description: equal descriptions make equal networks.
-        num_classes: outputs; no part of the description.
+        num_classes: outputs; not a part of the description.
     """
 
     split: str
@@ -38,7 +38,7 @@ class SampledNetwork:
 
     @cached_property
     def program(self) -> Program:
-        """The instructions in the order of execution, with parameters, MACs and depth."""
+        """The instructions in order of execution, with parameters, MACs and depth."""
         return compile_program(self.description, self.num_classes)
 
     @cached_property
@@ -50,8 +50,8 @@ class SampledNetwork:
         """A new module: (N, 3, H, W) → (N, num_classes).
 
         Args:
-            initialize: with PyTorch's own initialization, from its global generator; with False,
-                weights are uninitialized memory, for those who overwrite them with a prediction.
+            initialize: use PyTorch's own initialization, with its global generator; if False,
+                weights are uninitialized memory, to be overwritten with a prediction.
         """
         return ConvNet(self.program, initialize)
 
@@ -59,13 +59,13 @@ class SampledNetwork:
 class ConvNets250K:
     """A split of ConvNets-250K, as a map-style dataset.
 
-    Item i depends on the split's name and i alone: it is the same network on every machine, in
-    every process and order.
+    Item i depends only on the split's name and i: it is the same network on every machine, in every
+    process and order.
 
     Args:
         split: ``train``, ``val``, ``test``, ``wide``, ``deep``, ``bn_free`` or ``mobile``.
-        num_classes: outputs of the networks. ConvNets-250K's have ten, which alone its limits and the
-            difference between its splits are about; with another number everything else is the same.
+        num_classes: outputs of the networks. ConvNets-250K's networks have ten, which its limits and
+            the difference between its splits assume; with another number everything else is the same.
 
     Raises:
         DataError: there is no such split.
@@ -105,7 +105,7 @@ class ConvNets250K:
         return (self[index] for index in range(len(self)))
 
     def _draw(self, index: int) -> tuple[Architecture, Program, ArchGraph]:
-        """Draw until a network fits the limits and lies on one of the split's sides."""
+        """Draw until a network meets the limits and lies on one of the split's sides."""
         attempt = 0
         while True:
             draws = Draws(SCHEMA, self.split, index, attempt)

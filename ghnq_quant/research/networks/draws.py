@@ -1,4 +1,4 @@
-"""Random choices that are a function of a key alone, the same everywhere and always."""
+"""Random choices that depend only on a key, the same everywhere and always."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 class Draws:
-    """A sequence of choices that depends on ``key`` and on nothing else.
+    """A sequence of choices that depends only on ``key``.
 
-    numpy's and Python's generators may change what they draw between versions. Here the n-th block
-    of eight 64-bit words is the BLAKE2b hash of the key and n, and a choice is a word modulo the
-    number of options, whose bias is below 2^-50.
+    Generators of NumPy and Python may change their draws between versions. Here the n-th block of
+    eight 64-bit words is the BLAKE2b hash of the key and n, and a choice is a word modulo the number
+    of options, with a bias below 2^-50.
 
     Example:
         >>> [Draws("train", 17).below(10) for _ in range(2)]
@@ -28,7 +28,7 @@ class Draws:
         self._words: list[int] = []
 
     def below(self, limit: int) -> int:
-        """A whole number from 0 to ``limit - 1``."""
+        """An integer from 0 to ``limit - 1``."""
         if not self._words:
             digest = blake2b(f"{self._key}/{self._block}".encode()).digest()
             self._words = list(struct.unpack("<8Q", digest))
@@ -36,7 +36,7 @@ class Draws:
         return self._words.pop() % limit
 
     def between(self, low: int, high: int) -> int:
-        """A whole number from ``low`` to ``high``, both included."""
+        """An integer from ``low`` to ``high``, both included."""
         return low + self.below(high - low + 1)
 
     def chance(self, percent: int) -> bool:
@@ -44,11 +44,11 @@ class Draws:
         return self.below(100) < percent
 
     def choice(self, options: Sequence[T]) -> T:
-        """One of ``options``, all alike."""
+        """One of ``options``, with equal probability."""
         return options[self.below(len(options))]
 
     def weighted(self, weights: Mapping[T, int]) -> T:
-        """One of the keys, each as often as its weight, a whole number, says."""
+        """One of the keys, with probability proportional to its weight, an integer."""
         position = self.below(sum(weights.values()))
         for option, weight in weights.items():
             position -= weight
@@ -57,7 +57,7 @@ class Draws:
         raise AssertionError("the weights changed while drawing")
 
     def subset(self, options: Sequence[T], size: int) -> list[T]:
-        """``size`` different ones of ``options``, in their order."""
+        """``size`` different ``options``, in their order."""
         left = list(range(len(options)))
         picked = sorted(left.pop(self.below(len(left))) for _ in range(size))
         return [options[position] for position in picked]

@@ -1,4 +1,4 @@
-"""From a program to the graph that the hypernetwork reads, and from a graph to its hash."""
+"""From a program to the graph that the hypernetwork reads, and from the graph to its hash."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ghnq_quant.research.networks.program import Instruction, Program
 
 
 def build_graph(program: Program) -> ArchGraph:
-    """What :func:`ghnq_quant.capture.capture` reads off the network's module."""
+    """The same graph that :func:`ghnq_quant.capture.capture` finds for the network's module."""
     chains = [*map(_nodes, program.instructions), ()]
     return assemble_graph(program.kinds, program.inputs, chains)
 
@@ -38,11 +38,11 @@ def _nodes(instruction: Instruction) -> tuple[Node, ...]:
 
 
 def canonical_hash(graph: ArchGraph) -> str:
-    """16 hexadecimal digits, equal for isomorphic graphs whatever their nodes' order and names.
+    """16 hexadecimal digits, equal for isomorphic graphs whatever the order and names of their nodes.
 
-    Primitives, shapes and edges count; what a graph doesn't tell (strides, activation functions)
-    does not, so that networks which differ in nothing else are one architecture. A node's hash is
-    made of its primitive, its shape and its predecessors' hashes.
+    Primitives, shapes and edges count. What a graph does not show (strides, activation functions)
+    does not, so networks that differ only in that are one architecture. A node's hash combines its
+    primitive, its shape and its predecessors' hashes.
 
     Example:
         >>> import numpy as np

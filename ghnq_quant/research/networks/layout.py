@@ -1,4 +1,4 @@
-"""Where the nodes of a drawn graph lie: in layers from left to right (Sugiyama et al. 1981)."""
+"""Positions of the nodes of a drawn graph: in layers from left to right (Sugiyama et al. 1981)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SWEEPS = 8
 
 @dataclass(frozen=True)
 class Layout:
-    """Places of nodes and of the bends of long edges.
+    """Positions of nodes and of the bends of long edges.
 
     Attributes:
         layer: of each node and bend.
-        height: of each node and bend; those of one layer are at least 1 apart.
-        segments: pairs of nodes or bends in neighbouring layers; the graph's nodes come first.
+        height: of each node and bend; at least 1 apart within a layer.
+        segments: pairs of nodes or bends in neighboring layers; the graph's nodes come first.
     """
 
     layer: NDArray[np.int64]
@@ -29,7 +29,7 @@ class Layout:
 
 
 def layered_layout(graph: ArchGraph) -> Layout:
-    """Lay a graph out; an edge over several layers has a bend in each of them."""
+    """Lay out a graph; an edge across several layers has a bend in each of them."""
     layer = graph.levels.tolist()
     segments: list[tuple[int, int]] = []
     for source, target in graph.edges.tolist():
@@ -44,7 +44,7 @@ def layered_layout(graph: ArchGraph) -> Layout:
 
 
 def _heights(layer: list[int], segments: list[tuple[int, int]], num_nodes: int) -> list[float]:
-    """Move each place to the mean of its neighbours', sweep after sweep, and spread them."""
+    """Move each place to the mean of its neighbors', sweep after sweep, and spread them."""
     before, behind = defaultdict(list), defaultdict(list)
     for source, target in segments:
         before[target].append(source)
@@ -52,7 +52,7 @@ def _heights(layer: list[int], segments: list[tuple[int, int]], num_nodes: int) 
     members: dict[int, list[int]] = defaultdict(list)
     for place, k in enumerate(layer):
         members[k].append(place)
-    # Long edges start above, so that chains of operations stay on a straight line.
+    # Long edges start on top, so that chains of operations stay on a straight line.
     bends = range(num_nodes, len(layer))
     height = [0.0] * num_nodes + [1.0 + bend / len(layer) for bend in bends]
     for sweep in range(_SWEEPS):
@@ -67,8 +67,8 @@ def _heights(layer: list[int], segments: list[tuple[int, int]], num_nodes: int) 
 
 
 def _spread(places: list[int], height: list[float], num_nodes: int) -> None:
-    """Push the places of one layer at least 1 apart, in their order, around their mean."""
-    # Of equal heights, nodes lie below bends.
+    """Push the places of one layer at least 1 apart, in order, around their mean."""
+    # At equal heights, nodes lie below bends.
     order = sorted(places, key=lambda place: (height[place], place >= num_nodes, place))
     mean = sum(height[place] for place in order) / len(order)
     pushed: list[float] = []

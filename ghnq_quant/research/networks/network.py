@@ -14,13 +14,13 @@ from ghnq_quant.research.networks.program import Instruction, Program
 class ConvNet(nn.Module):
     """A network of ConvNets-250K: (N, 3, H, W) → (N, number of classes).
 
-    Its layers are ordinary modules named after their place, such as ``stem.conv`` or
+    Its layers are ordinary modules named after their position, such as ``stem.conv`` or
     ``cells.3.node0.op1.norm``; each is called once.
 
     Args:
         program: its instructions.
-        initialize: with False, weights and biases of convolutions and linear layers are
-            uninitialized memory, for those who overwrite them; batch norms are always as new.
+        initialize: if False, weights and biases of convolutions and linear layers are uninitialized
+            memory, to be overwritten; batch norms are always initialized.
     """
 
     def __init__(self, program: Program, initialize: bool = True) -> None:
@@ -89,12 +89,12 @@ def _place(root: nn.Module, name: str, module: nn.Module) -> None:
 
 class _BlankConv2d(nn.Conv2d):
     def reset_parameters(self) -> None:
-        """Leave the memory as it is."""
+        """Leave the memory uninitialized."""
 
 
 class _BlankLinear(nn.Linear):
     def reset_parameters(self) -> None:
-        """Leave the memory as it is."""
+        """Leave the memory uninitialized."""
 
 
 def _conv(instruction: Instruction, initialize: bool) -> nn.Module:
@@ -108,8 +108,8 @@ def _conv(instruction: Instruction, initialize: bool) -> nn.Module:
         groups=instruction.groups,
         bias=instruction.bias,
     )
-    # From here on an ordinary layer, also for those who look at the exact type. (skip_init of
-    # torch.nn.utils goes by way of the meta device, which takes longer than the initialization.)
+    # From here on an ordinary layer, also for checks of the exact type. (torch.nn.utils.skip_init
+    # goes through the meta device, which takes longer than the initialization.)
     conv.__class__ = nn.Conv2d
     return conv
 

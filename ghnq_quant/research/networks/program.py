@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ghnq_quant.capture.operations import WEIGHTED, Kind
 
-#: Of the images that the networks are made for, in pixels.
+#: Side of the images that the networks are made for, in pixels.
 SIDE = 32
 
 
@@ -19,11 +19,11 @@ class Instruction(NamedTuple):
     Attributes:
         kind: what it does; ``RESHAPE`` is flattening.
         inputs: positions of the instructions whose results it reads.
-        in_channels, channels: of its first input and of its result (features of a flat tensor).
-        size: side of its result for a 32×32 image; 0 of a flat tensor.
-        name: of its module; empty of the input, additions and concatenations.
-        kernel: side of the window; of ``GLOBAL_AVG_POOL``, of the result.
-        function: of an activation, the function's name in
+        in_channels, channels: of its first input and of its result (features for a flat tensor).
+        size: side of its result for a 32×32 image; 0 for a flat tensor.
+        name: of its module; empty for the input, additions and concatenations.
+        kernel: side of the window; for ``GLOBAL_AVG_POOL``, of the result.
+        function: for an activation, the function's name in
             :data:`ghnq_quant.capture.operations.OPERATIONS`.
     """
 
@@ -42,21 +42,21 @@ class Instruction(NamedTuple):
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """Of the convolution's or linear layer's weight."""
+        """Shape of the convolution's or linear layer's weight."""
         if self.kind is Kind.LINEAR:
             return self.channels, self.in_channels
         return self.channels, self.in_channels // self.groups, self.kernel, self.kernel
 
     @property
     def padding(self) -> int:
-        """Of the window on each side; an even max pooling has none and rounds its size up."""
+        """Padding of the window on each side; an even max pooling has none and rounds its size up."""
         if self.kind is Kind.MAX_POOL and self.kernel % 2 == 0:
             return 0
         return self.dilation * (self.kernel // 2)
 
     @property
     def num_parameters(self) -> int:
-        """Elements of the layer's weight and bias."""
+        """Number of elements of the layer's weight and bias."""
         if self.kind in WEIGHTED:
             fan_in = self.in_channels // self.groups * self.kernel * self.kernel
             return self.channels * (fan_in + self.bias)
@@ -65,18 +65,18 @@ class Instruction(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """Instructions in the order of execution: the first is the input, the last gives the logits."""
+    """Instructions in order of execution: the first is the input, the last gives the logits."""
 
     instructions: tuple[Instruction, ...]
 
     @property
     def kinds(self) -> list[Kind]:
-        """What each instruction does, and behind them the output."""
+        """What each instruction does, followed by the output."""
         return [*(instruction.kind for instruction in self.instructions), Kind.OUTPUT]
 
     @property
     def inputs(self) -> list[tuple[int, ...]]:
-        """What each instruction reads, and behind them what the output does."""
+        """What each instruction reads, followed by what the output reads."""
         return [
             *(instruction.inputs for instruction in self.instructions),
             (len(self.instructions) - 1,),
@@ -84,7 +84,7 @@ class Program:
 
     @cached_property
     def num_parameters(self) -> int:
-        """Elements of all weights and biases."""
+        """Number of elements of all weights and biases."""
         return sum(instruction.num_parameters for instruction in self.instructions)
 
     @cached_property
@@ -107,7 +107,7 @@ class Program:
         return depths[-1]
 
     def last_reads(self) -> list[list[int]]:
-        """For each instruction the results that nothing reads later: their memory is free again."""
+        """For each instruction, the results that nothing reads later, so their memory can be freed."""
         last = {i: k for k, instruction in enumerate(self.instructions) for i in instruction.inputs}
         reads: list[list[int]] = [[] for _ in self.instructions]
         for result, reader in last.items():
@@ -116,10 +116,10 @@ class Program:
 
 
 class ProgramBuilder:
-    """Appends instructions and works out their shapes; a method returns its result's position.
+    """Appends instructions and computes their shapes; each method returns its result's position.
 
-    All windows are padded so that a stride of 2 turns a side n into ceil(n / 2): whatever the
-    image's size, parallel branches agree.
+    All windows are padded so that a stride of 2 turns a side n into ceil(n / 2), so parallel branches
+    agree whatever the image size.
     """
 
     def __init__(self, norm: bool, conv_bias: bool, activation: str) -> None:
@@ -157,7 +157,7 @@ class ProgramBuilder:
         )
 
     def norm(self, x: int, name: str) -> int:
-        """A batch norm, or nothing in a network without."""
+        """A batch norm, or nothing in a network without them."""
         return self._same_shape(Kind.BATCH_NORM, x, name) if self._norm else x
 
     def act(self, x: int, name: str) -> int:
@@ -210,7 +210,7 @@ class ProgramBuilder:
         return self._append(instruction)
 
     def flatten(self, x: int, name: str) -> int:
-        """All axes but the batch's into one."""
+        """Flatten all axes except the batch's."""
         source = self.instructions[x]
         features = source.channels * source.size * source.size
         return self._append(Instruction(Kind.RESHAPE, (x,), source.channels, features, 0, name))

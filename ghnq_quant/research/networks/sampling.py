@@ -1,4 +1,4 @@
-"""Drawing a description: what is common to all families, and where reductions and widths lie."""
+"""Draw a description: what all families share, and where reductions and widths lie."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ghnq_quant.research.networks.sampling_mobilenet import sample_mobilenet
 from ghnq_quant.research.networks.splits import Split
 
 # Weights of the base width (channels before the first reduction) and, by family, of the stem's
-# downsampling (log2), chosen so that a network takes some 10 million multiply-accumulates.
+# downsampling (log2), chosen so that a network takes about 10 million multiply-accumulates.
 _BASE_WIDTHS = {8: 14, 12: 12, 16: 36, 20: 6, 24: 16, 32: 12, 48: 4}
 _STEM_LEVELS = {
     "cells": {0: 20, 1: 45, 2: 35},
@@ -18,12 +18,12 @@ _STEM_LEVELS = {
     "mobile": {0: 30, 1: 50, 2: 20},
 }
 _GROWTH_QUARTERS = {8: 75, 6: 15, 4: 10}
-#: log2 of the largest downsampling: a 32×32 image ends as at least 2×2
+#: log2 of the largest downsampling: a 32×32 image ends with at least 2×2
 _MAX_LEVEL = 4
 
 
 def sample_architecture(split: Split, draws: Draws) -> Architecture:
-    """Draw a network of ``split``, whose size and side are still to be checked."""
+    """Draw a network of ``split``; its size and side are yet to be checked."""
     family = draws.weighted(split.families)
     if family == "mobilenet":
         return sample_mobilenet(draws, split.norm)
@@ -45,7 +45,7 @@ def sample_architecture(split: Split, draws: Draws) -> Architecture:
 def _sample_skeleton(draws: Draws, split: Split, stem_level: int) -> Skeleton:
     num_cells = draws.between(*split.cells)
     num_reductions = draws.between(1, min(3, _MAX_LEVEL - stem_level))
-    if draws.chance(60):  # evenly, as DARTS has them at 1/3 and 2/3
+    if draws.chance(60):  # at even distances, as DARTS has them at 1/3 and 2/3
         parts = num_reductions + 1
         reductions = [max(1, num_cells * k // parts) for k in range(1, parts)]
     else:

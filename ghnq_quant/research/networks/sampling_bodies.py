@@ -1,4 +1,4 @@
-"""Drawing a network's body, one function a family; widths and reductions are already laid out."""
+"""Draw a network's body, with one function per family, once widths and reductions are set."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _WITHOUT_PARAMETERS = ("skip", "max_pool", "avg_pool")
 
 @dataclass(frozen=True)
 class Skeleton:
-    """Channels and stride of each cell or block; the stem has the first one's channels."""
+    """Channels and stride of each cell or block; the stem has the channels of the first."""
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
@@ -83,7 +83,7 @@ def _sample_plain(draws: Draws, skeleton: Skeleton) -> PlainBody:
     groups = draws.weighted({1: 85, 2: 8, 4: 7})
     kernel = draws.weighted({3: 82, 5: 12, 7: 6})
     pointwise, dilated = 10 * draws.chance(30), 12 * draws.chance(25)
-    # A reduction pools behind the block before it; the last block is followed by the head.
+    # A reduction pools after the preceding block; the last block is followed by the head.
     pools = [stride > 1 for stride in skeleton.strides[1:]] + [False]
     return PlainBody(
         tuple(

@@ -1,4 +1,4 @@
-"""Drawing networks around MobileNetV1 (Howard et al. 2017) and V2 (Sandler et al. 2018)."""
+"""Draw networks around MobileNetV1 (Howard et al. 2017) and V2 (Sandler et al. 2018)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _V2 = (
 
 
 def sample_mobilenet(draws: Draws, norm: bool) -> Architecture:
-    """Either network with another width, depth, kernels and expansions.
+    """One of the two networks with other widths, depths, kernels and expansions.
 
-    Widths are 0.35 to 1.4 times the paper's, ± 20 % a stage; a stage has up to one block more or
+    Widths are 0.35 to 1.4 times the paper's, ± 20 % per stage; a stage has up to one block more or
     less. The papers downsample 224×224 images 32 times; here it is 8, 16 or 32 times.
     """
     is_v1 = draws.chance(35)
@@ -35,7 +35,7 @@ def sample_mobilenet(draws: Draws, norm: bool) -> Architecture:
     stages = _V1 if is_v1 else _V2
     strided = [i for i, stage in enumerate(stages) if stage[2] > 1]
     stem_stride = 2 if draws.chance(60) else 1
-    # One stage may keep its resolution, as networks for small images do.
+    # One stage may keep its resolution, as in networks for small images.
     kept = draws.choice(strided[:2]) if draws.chance(60) else -1
     expansion, large_kernels = draws.weighted({6: 50, 4: 25, 3: 25}), draws.chance(30)
     blocks = []
@@ -57,5 +57,5 @@ def sample_mobilenet(draws: Draws, norm: bool) -> Architecture:
 
 
 def _scaled(channels: int, percent: int) -> int:
-    """The multiple of 8 next to ``percent`` of ``channels``, at least 8."""
+    """The multiple of 8 nearest to ``percent`` of ``channels``, at least 8."""
     return max(8, (channels * percent + 400) // 800 * 8)

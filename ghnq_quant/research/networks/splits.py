@@ -1,4 +1,4 @@
-"""The splits of ConvNets-250K and what each draws from."""
+"""The splits of ConvNets-250K, and what each is drawn from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ghnq_quant.errors import DataError
 
-#: Families of the networks that are not of one family alone, with their percentage.
+#: Families in splits with more than one, with their percentages.
 _MIXED = {"cells": 55, "plain": 10, "residual": 17, "mobile": 18}
 
 
@@ -17,11 +17,11 @@ class Split:
     Attributes:
         size: number of networks.
         sides: which of the :data:`NUM_SIDES` sides of the space its networks lie on. Each
-            architecture lies on one, told by its canonical hash; ``train`` shares none with any
+            architecture lies on one, given by its canonical hash; ``train`` shares none with any
             other split.
         families: percentage of each family; ``mobilenet`` is the mobile family with the widths and
             depths of MobileNetV1 and V2.
-        cells: least and largest number of cells or blocks.
+        cells: smallest and largest number of cells or blocks.
         width: factor on all channels.
         norm: whether there are batch norms.
         max_macs: largest number of multiply-accumulates for one 3×32×32 image.
@@ -50,10 +50,10 @@ SPLITS = {
 
 
 def find_split(name: str) -> Split:
-    """The split of that name.
+    """The split with this name.
 
     Raises:
-        DataError: there is none; the message lists those there are.
+        DataError: there is none; the message lists the existing ones.
     """
     if name not in SPLITS:
         raise DataError(f"no split {name!r} of ConvNets-250K: choose from {', '.join(SPLITS)}")

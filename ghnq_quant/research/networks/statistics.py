@@ -1,4 +1,4 @@
-"""What the networks of a split are like: sizes, depths and frequencies of operations."""
+"""Statistics of a split's networks: sizes, depths and frequencies of operations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ghnq_quant.research.networks.dataset import ConvNets250K, SampledNetwork
 
-#: Title and function of each quantity that tables and plots show.
+#: Title and function of each quantity in tables and plots.
 QUANTITIES: dict[str, Callable[[NetworkStatistics], int]] = {
     "parameters": lambda s: s.parameters,
     "MACs": lambda s: s.macs,
@@ -32,7 +32,7 @@ class NetworkStatistics:
         macs: multiply-accumulates of convolutions and linear layers for one 3×32×32 image.
         depth: convolutions and linear layers on the longest path.
         nodes: of its graph.
-        primitives: how many nodes there are of each primitive that occurs.
+        primitives: number of nodes of each primitive that occurs.
     """
 
     split: str
@@ -46,7 +46,7 @@ class NetworkStatistics:
 
 
 def network_statistics(item: SampledNetwork) -> NetworkStatistics:
-    """The numbers of one network, read off its description without building a module."""
+    """The numbers of one network, from its description, without building a module."""
     return NetworkStatistics(
         item.split,
         item.index,
@@ -60,7 +60,7 @@ def network_statistics(item: SampledNetwork) -> NetworkStatistics:
 
 
 def space_statistics(split: str, num: int) -> list[NetworkStatistics]:
-    """The numbers of the first ``num`` networks of a split, or of all where it has no more.
+    """The numbers of the first ``num`` networks of a split, or of all if it has fewer.
 
     Raises:
         DataError: there is no such split.
@@ -74,7 +74,7 @@ def space_statistics(split: str, num: int) -> list[NetworkStatistics]:
 
 
 def by_split(statistics: Sequence[NetworkStatistics]) -> dict[str, list[NetworkStatistics]]:
-    """The same statistics, in groups of one split each."""
+    """The same statistics, grouped by split."""
     groups: dict[str, list[NetworkStatistics]] = {}
     for network in statistics:
         groups.setdefault(network.split, []).append(network)
@@ -82,12 +82,12 @@ def by_split(statistics: Sequence[NetworkStatistics]) -> dict[str, list[NetworkS
 
 
 def values(statistics: Sequence[NetworkStatistics], quantity: str) -> NDArray[np.int64]:
-    """One of :data:`QUANTITIES` of each network."""
+    """One of :data:`QUANTITIES` for each network."""
     return np.array([QUANTITIES[quantity](network) for network in statistics], dtype=np.int64)
 
 
 def primitive_shares(statistics: Sequence[NetworkStatistics]) -> dict[str, float]:
-    """The share of all nodes that each primitive has."""
+    """Each primitive's share of all nodes."""
     total: Counter[str] = Counter()
     for network in statistics:
         total.update(network.primitives)
@@ -95,7 +95,7 @@ def primitive_shares(statistics: Sequence[NetworkStatistics]) -> dict[str, float
 
 
 def statistics_table(statistics: Sequence[NetworkStatistics]) -> Table:
-    """A table for the terminal: mean, median and maximum of each quantity, one line a split."""
+    """A table for the terminal: mean, median and maximum of each quantity, one row per split."""
     table = Table(title="ConvNets-250K (mean / median / max)")
     table.add_column("split")
     for title in ("networks", *QUANTITIES):
@@ -111,7 +111,7 @@ def statistics_table(statistics: Sequence[NetworkStatistics]) -> Table:
 
 
 def shortened(value: float) -> str:
-    """A number for people: 1.2 M, 15 k or 321."""
+    """A short readable number: 1.2 M, 15 k or 321."""
     if value >= 1e6:
         return f"{value / 1e6:.1f} M"
     return f"{value / 1e3:.0f} k" if value >= 1e4 else f"{value:.0f}"

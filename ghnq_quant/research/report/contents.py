@@ -1,6 +1,6 @@
-"""What the report's template shows and can't compute: lines of tables, and legends of plots.
+"""What the report's template shows but cannot compute: rows of tables, and legends of plots.
 
-Lines are rows of cells, the first of them the table's head.
+The first row of a table is its head.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Lines = list[list[str]]
 
 
 def comparison(evaluations: dict[str, Evaluation]) -> Lines:
-    """Top-1 of each precision and run, on the splits that all have."""
+    """Top-1 by precision and run, on the splits that all runs share."""
     groups, precisions = plots.shared_groups(evaluations), plots.shared_precisions(evaluations)
     summaries = {name: evaluation.summaries() for name, evaluation in evaluations.items()}
     rows = [
@@ -54,7 +54,7 @@ def kinds(evaluation: Evaluation) -> list[tuple[str, int]]:
 
 
 def distributions(evaluation: Evaluation) -> Lines:
-    """:data:`LAYER_METRICS` of each source, of all layers and of the depthwise ones."""
+    """:data:`LAYER_METRICS` for each source, over all layers and over the depthwise ones."""
     networks = evaluation.networks
     depthwise = [replace(n, layers=tuple(x for x in n.layers if x.depthwise)) for n in networks]
     rows = [
@@ -94,23 +94,23 @@ def provenance(evaluation: Evaluation) -> str:
 
 
 def split_legend(evaluation: Evaluation) -> dict[str, str]:
-    """Colours by the splits' titles."""
+    """Colors by split title."""
     colours = plots.colours(ordered_groups(evaluation.groups))
     return {group_title(group): colour for group, colour in colours.items()}
 
 
 def source_legend(evaluation: Evaluation) -> dict[str, str]:
-    """Colours by the titles of the weights' sources."""
+    """Colors by the titles of the weights' sources."""
     colours = plots.colours(layer_sources(evaluation.networks))
     return {plots.SOURCE_TITLES[source]: colour for source, colour in colours.items()}
 
 
 def curve_legend(curves: plots.Curves) -> dict[str, str]:
-    """Colours of a finetuning run's curves."""
+    """Colors of a finetuning run's curves."""
     names = ("training", "validation") if "val_top1" in curves else ("training",)
     return plots.colours(names)
 
 
 def steps(curves: plots.Curves) -> str:
-    """How many a finetuning run has logged."""
+    """Number of steps that a finetuning run has logged."""
     return f"{max(step for points in curves.values() for step, _ in points):,.0f}"

@@ -1,4 +1,4 @@
-"""``write_report``: evaluations and finetuning runs as one HTML page that stands alone."""
+"""``write_report``: evaluations and finetuning runs as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def write_report(runs: Sequence[str | Path], output: str | Path = "report.html")
 
     Args:
         runs: folders of finished evaluations (``results.json``), of finetuning runs
-            (``history.csv``), or with both. Several evaluations are also put side by side.
+            (``history.csv``), or with both. Several evaluations are also compared side by side.
         output: the page.
 
     Returns:
         ``output``.
 
     Raises:
-        GhnqError: a folder holds neither, or a damaged one.
+        GhnqError: a folder has neither, or a damaged file.
 
     Example:
         >>> write_report(["runs/ghnq", "runs/ghnq-w4a4"], "report.html")  # doctest: +SKIP
@@ -63,7 +63,7 @@ def _environment() -> Environment:
 
 
 def _names(runs: Sequence[str | Path]) -> list[str]:
-    """The folders' names; the whole paths where two are called the same."""
+    """The folders' names, or their whole paths if two names are equal."""
     short = [Path(run).resolve().name for run in runs]
     if len(set(short)) == len(short):
         return short

@@ -1,4 +1,4 @@
-"""The plots of a report: small panels of one size, which a page lays out as its width allows."""
+"""The plots of a report: small panels of one size, arranged to the width of the page."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from ghnq_quant.research.table1.tables import group_title, ordered_groups, preci
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which people with colour blindness tell apart
+# Okabe and Ito's colors, which color-blind people can tell apart
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
-#: Of a finetuning run: by name, the points (step, value).
+#: Curves of a finetuning run: by name, the points (step, value).
 Curves = dict[str, list[tuple[float, float]]]
 SOURCE_TITLES = {
     "predicted": "predicted",
     "initial": "PyTorch's initialization",
     "trained": "trained",
 }
-#: Signal-to-noise ratios below this are drawn at it: the noise is a hundred times the signal.
+#: Signal-to-noise ratios below this are drawn here: the noise is a hundred times the signal.
 _LOWEST_DB = -20.0
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each name, in their order."""
+    """A color for each name, in order."""
     return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
 
 
@@ -40,7 +40,7 @@ class Panel:
 
     Args:
         title: above the plot.
-        xlabel, ylabel: of its axes.
+        xlabel, ylabel: labels of its axes.
     """
 
     def __init__(self, title: str, xlabel: str, ylabel: str) -> None:
@@ -58,7 +58,7 @@ class Panel:
         self.axes.set_axisbelow(True)
 
     def data_uri(self) -> str:
-        """The plot as SVG inside of a URI: the same text for the same numbers."""
+        """The plot as an SVG data URI: the same text for the same numbers."""
         import matplotlib
 
         text = io.StringIO()
@@ -111,7 +111,7 @@ def _chance_line(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def comparison_panels(evaluations: dict[str, Evaluation]) -> list[Panel]:
-    """For each split that all have, the mean top-1 of several evaluations side by side."""
+    """For each split that all evaluations share, their mean top-1 side by side."""
     precisions = shared_precisions(evaluations)
     colour = colours(list(evaluations))
     summaries = {name: evaluation.summaries() for name, evaluation in evaluations.items()}
@@ -144,7 +144,7 @@ def shared_precisions(evaluations: dict[str, Evaluation]) -> list[str]:
 
 
 def scatter_panels(evaluation: Evaluation) -> list[Panel]:
-    """For each precision, every network's top-1 against that of float, coloured by split."""
+    """For each precision, every network's top-1 against float's, colored by split."""
     groups = ordered_groups(evaluation.groups)
     colour = colours(groups)
     limit = 1.05 * max(
@@ -164,7 +164,7 @@ def scatter_panels(evaluation: Evaluation) -> list[Panel]:
 
 
 def change_panels(evaluation: Evaluation) -> list[Panel]:
-    """Every network's change of top-1 against its signal-to-noise ratios, coloured by precision."""
+    """Every network's change of top-1 against its signal-to-noise ratios, colored by precision."""
     titles = {"output_snr_db": "of the logits", "weight_snr_db": "of the weights"}
     colour = colours(evaluation.precisions[1:])
     panels = []
@@ -188,7 +188,7 @@ def _dots(axes: Axes, points: Sequence[tuple[float, float]], colour: str) -> Non
 
 
 def distribution_panels(networks: Sequence[NetworkResult]) -> list[Panel]:
-    """Histograms over all layers of what :data:`LAYER_METRICS` says, one line a source."""
+    """Histograms of :data:`LAYER_METRICS` over all layers, one line per source."""
     titles = {
         "kurtosis": ("Kurtosis", "kurtosis of a layer's weight"),
         "mismatch": ("Channel mismatch", "tensor's range / median channel's range"),
@@ -214,7 +214,7 @@ def distribution_panels(networks: Sequence[NetworkResult]) -> list[Panel]:
 
 
 def _log_bins(values: list[float]) -> np.ndarray:
-    """40 bins from the 0.5th to the 99.5th percentile; what lies beyond is in the last ones."""
+    """40 bins from the 0.5th to the 99.5th percentile; the outermost bins include what lies beyond."""
     if not values:
         return np.array([1.0, 10.0])
     low, high = np.percentile(values, (0.5, 99.5))
@@ -253,7 +253,7 @@ def curve_panels(history: Curves) -> list[Panel]:
 
 
 def _curve(axes: Axes, points: Sequence[tuple[float, float]], colour: str) -> None:
-    """The points as they are, thin, and their running mean over a twentieth of the run."""
+    """The points, thin, and their running mean over a twentieth of the run."""
     if not points:
         return
     x, y = (np.asarray(v) for v in zip(*points, strict=True))

@@ -1,1 +1,1 @@
-"""What long runs share: journals, processes, progress and where results come from."""
+"""What long runs share: journals, processes, progress and provenance."""

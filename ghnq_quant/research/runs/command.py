@@ -1,4 +1,4 @@
-"""The command line that gives some settings: the inverse of what ``ghnq`` makes of its options."""
+"""The command line for given settings: the inverse of how ``ghnq`` reads its options."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def _joined(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Option:
-    """How a field is given on the command line, where that is not ``--its-name value,value``.
+    """How a field is written on the command line, if not as ``--its-name value,value``.
 
     Attributes:
         name: of the option; None for the field's own, empty for arguments without one.
-        write: the value as text.
+        write: turns the value into text.
     """
 
     name: str | None = None
@@ -41,19 +41,19 @@ def bits_text(bits: Precision) -> str:
 
 
 def each(write: Callable[[Any], str]) -> Callable[[Iterable[Any]], str]:
-    """The text of several values."""
+    """Writes several values as one text."""
     return lambda values: ",".join(map(write, values))
 
 
 def command_line(command: str, settings: DataclassInstance) -> str:
-    """The words of a shell, options in the order of the settings' fields.
+    """The words of a shell command, with options in the order of the settings' fields.
 
     Fields that are None, False or empty are left out.
 
     Args:
         command: of ``ghnq``.
-        settings: a dataclass; ``Annotated[..., Option(...)]`` marks fields that are not written as
-            their names say.
+        settings: a dataclass; ``Annotated[..., Option(...)]`` marks fields that are not written by
+            their own names.
 
     Example:
         >>> from ghnq_quant.research.table1.settings import EvaluationSettings

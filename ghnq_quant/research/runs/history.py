@@ -1,4 +1,4 @@
-"""``history.csv``: how loss and accuracy of a training run went, a line every few steps."""
+"""``history.csv``: loss and accuracy over a training run, one line every few steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CURVES = ("loss", "top1", "val_top1")
 
 
 def append_history(path: Path, row: Mapping[str, float | int | None]) -> None:
-    """Add one line, of :data:`COLUMNS`; the first one begins the file."""
+    """Append one line, with :data:`COLUMNS`; the first call creates the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     with path.open("a", newline="") as file:
@@ -28,7 +28,7 @@ def append_history(path: Path, row: Mapping[str, float | int | None]) -> None:
 
 
 def truncate_history(path: Path, step: int) -> None:
-    """Drop what a killed run wrote after its last saved state, which is of ``step``."""
+    """Drop what a killed run wrote after its last saved state, at ``step``."""
     rows = _rows(path) if path.exists() else []
     kept = [row for row in rows if row["step"].isdigit() and int(row["step"]) <= step]
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
@@ -41,8 +41,8 @@ def read_curves(path: str | Path) -> dict[str, list[tuple[float, float]]]:
     """The curves that a report shows.
 
     Args:
-        path: of the file: a line of names, ``step`` among them, then numbers. Half a line at the
-            end, and cells that are empty or not finite, are left out.
+        path: the file: a line of names, including ``step``, then numbers. An incomplete last line,
+            and cells that are empty or not finite, are left out.
 
     Returns:
         for each of :data:`CURVES` that occurs, its points (step, value).
@@ -67,7 +67,7 @@ def _rows(path: str | Path) -> list[dict[str, str]]:
     except (OSError, ValueError, csv.Error) as error:
         raise GhnqError(f"{path} cannot be read as a training history: {error}") from error
     if rows and "step" not in rows[0]:
-        raise GhnqError(f"{path} has no column named step: it is no training history")
+        raise GhnqError(f"{path} has no column named step: it is not a training history")
     return rows
 
 

@@ -17,7 +17,7 @@ LOCK_FILE = ".lock"
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Make ``folder`` and keep other runs out of it; what killed ones left unfinished is removed.
+    """Make ``folder`` and keep other runs out; unfinished files of killed runs are removed.
 
     Raises:
         GhnqError: another run is writing to the folder.

@@ -1,4 +1,4 @@
-"""The live progress of a long run: one bar on the terminal."""
+"""Live progress of a long run: one bar on the terminal."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A bar with what is done, how fast, and the time left.
+    """A bar with what is done, the rate, and the time left.
 
     Args:
         total: of the whole run.
         console: None for no bar.
         unit: what is counted, in the singular.
-        done: of the total, what an earlier session finished.
+        done: how much of the total an earlier session finished.
         transient: whether the bar disappears at the end.
 
     Example:
@@ -61,21 +61,21 @@ class Progress:
         self.bar.stop()
 
     def advance(self, amount: float, text: str = "") -> None:
-        """Count so many, or a fraction of one; ``text`` says what came of it."""
+        """Count this much, possibly a fraction; ``text`` says what the result was."""
         self.done += amount
         seconds = time.perf_counter() - self.start
         state = "  ".join(filter(None, (rate(self.done - self.first, seconds, self.unit), text)))
-        # a sum of fractions may end just below a whole number
+        # a sum of fractions may end just below an integer
         self.show(self.done, f"{int(self.done + 1e-6)}/{self.total} {self.unit}s", state)
 
     def show(self, done: float, count: str, state: str) -> None:
-        """Say it in other words, of a run whose length is not what it counts."""
+        """Show other text, for a run whose length is not what it counts."""
         self.done = done
         self.bar.update(self.task, completed=done, count=count, state=state)
 
 
 def rate(count: float, seconds: float, unit: str) -> str:
-    """How fast it goes; nothing before the first.
+    """The rate; empty before the first is done.
 
     Example:
         >>> rate(30, 10, "step"), rate(2, 10, "network"), rate(0, 10, "step")

@@ -1,4 +1,4 @@
-"""What a result must tell of how it came about: versions and checksums."""
+"""Where a result comes from: versions and checksums."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _PACKAGES = ("ghnq-quant", "torch", "torchvision", "timm", "brevitas", "numpy", 
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the installed packages that a result may depend on."""
+    """Versions of Python and of the installed packages that a result may depend on."""
     return {"python": platform.python_version(), **package_versions(_PACKAGES)}
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those that are installed."""
+    """The versions of those packages that are installed."""
     found = {}
     for package in dict.fromkeys(packages):
         with suppress(PackageNotFoundError):
@@ -28,7 +28,7 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def checksum(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 of the tensors' bytes, in their order.
+    """SHA-256 of the tensors' bytes, in order.
 
     Example:
         >>> import torch

@@ -1,8 +1,8 @@
-"""Random generators of a run: one stream of numbers for each thing that is drawn.
+"""Random generators of a run: a separate stream of numbers for each thing that is drawn.
 
-Everything random in a run is a function of the run's seed, of what is drawn and of where in the run it
-is drawn, so a resumed run draws what an uninterrupted one does. The numbers below are part of that
-function: change one and old results can no longer be repeated.
+Everything random in a run depends only on the run's seed, on what is drawn and on where in the run it
+is drawn, so a resumed run draws the same as an uninterrupted one. The numbers below are part of this:
+if one changes, old results cannot be repeated.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from enum import IntEnum
 
 import numpy as np
 
-#: Seed of the split into images to train on and images to validate on, the same in all runs, so that
-#: one that goes on from another is never trained on what it is validated on.
+#: Seed of the split into training and validation images, the same in all runs, so that a run that
+#: continues another one is never trained on its validation images.
 HELD_OUT_SEED = 1
-#: Seed of the trainings that choose a learning rate: larger than that of any that is reported, so
-#: that none shares their images or random parameters.
+#: Seed of the trainings that choose a learning rate: above any that is reported, so that they share
+#: no images or random parameters with those.
 CHOICE_SEED = 1_000_000
-#: Seed of what an evaluation draws: the order of the images, and the initializations that predicted
-#: parameters are compared with.
+#: Seed of an evaluation: for the order of images, and the initializations that predicted parameters
+#: are compared with.
 EVALUATION_SEED = 0
 
 
@@ -39,7 +39,7 @@ def generator(seed: int, stream: Stream, *place: int) -> np.random.Generator:
     Args:
         seed: of the run, from 0.
         stream: what is drawn.
-        place: such as a step or an epoch, from 0.
+        place: for example a step or an epoch, from 0.
 
     Example:
         >>> first, again = (generator(0, Stream.PRECISION, 7) for _ in range(2))

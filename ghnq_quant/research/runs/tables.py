@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Mean(Protocol):
-    """What a cell shows of a mean; None where there is no value."""
+    """A mean to show in a cell; None if there is no value."""
 
     @property
     def mean(self) -> float | None: ...
@@ -21,7 +21,7 @@ class Mean(Protocol):
 
 
 def mean_cell(summary: Mean) -> str:
-    """Mean ± standard error, a dash where there is no value."""
+    """Mean ± standard error, or a dash if there is no value."""
     if summary.mean is None:
         return "–"
     error = "" if summary.standard_error is None else f"±{summary.standard_error:.1f}"
@@ -29,7 +29,7 @@ def mean_cell(summary: Mean) -> str:
 
 
 def markdown(lines: Sequence[Sequence[str]], titles: int = 1) -> str:
-    """Lines of cells as a Markdown table, the first its head and the first ``titles`` columns text."""
+    """Lines of cells as a Markdown table: the first is its head, the first ``titles`` columns text."""
     head, *rows = lines
     lines = [head, ["---"] * titles + ["---:"] * (len(head) - titles), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -38,7 +38,7 @@ def markdown(lines: Sequence[Sequence[str]], titles: int = 1) -> str:
 def show_result(
     console: Console, tables: Iterable[Table], caption: str, folder: str | Path
 ) -> None:
-    """Print a finished run's tables and where its files are."""
+    """Print a finished run's tables and the location of its files."""
     for table in tables:
         console.print(table)
     console.print(caption, markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""Small networks for 32×32 images in the styles that people deploy, for comparisons that a CPU can run."""
+"""Small networks for 32×32 images, in styles that people deploy, for comparisons on a CPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class CifarNetwork(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions and a shortcut (He et al. 2015), projected where the shape changes."""
+    """Two convolutions and a shortcut (He et al. 2015), with a projection if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class BasicBlock(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel, project; with a shortcut where the shape stays (Sandler et al. 2018)."""
+    """Expand, filter each channel, project; with a shortcut if the shape stays (Sandler et al. 2018)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class InvertedResidual(nn.Module):
 
 
 class ShuffleUnit(nn.Module):
-    """A branch for one half of the channels, or for all where the shape changes; the halves mixed
+    """A branch for half of the channels, or for all if the shape changes; then the halves are shuffled
     (Ma et al. 2018)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -98,8 +98,8 @@ class ShuffleUnit(nn.Module):
 
 
 class RepVGGBlock(nn.Module):
-    """A 3×3 and a 1×1 convolution and, where the shape stays, the input itself, each with a batch
-    norm, added (Ding et al. 2021); in its form for training."""
+    """The sum of a 3×3 convolution, a 1×1 convolution and, if the shape stays, the input itself, each
+    with a batch norm (Ding et al. 2021); in its training form."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class RepVGGBlock(nn.Module):
 
 
 def resnet8(num_classes: int = 10) -> nn.Module:
-    """ResNet for CIFAR (He et al. 2015, section 4.2) with one block a stage: 78,042 parameters."""
+    """ResNet for CIFAR (He et al. 2015, section 4.2) with one block per stage: 78,042 parameters."""
     body = [
         conv_bn(3, 16, 3),
         nn.ReLU(),
@@ -126,7 +126,7 @@ def resnet8(num_classes: int = 10) -> nn.Module:
 
 
 def vgg7(num_classes: int = 10) -> nn.Module:
-    """Six 3×3 convolutions in three stages, each ended by max pooling: 163,138 parameters."""
+    """Six 3×3 convolutions in three stages, each followed by max pooling: 163,138 parameters."""
     body: list[nn.Module] = []
     inputs = 3
     for outputs in (24, 48, 96):
@@ -138,7 +138,7 @@ def vgg7(num_classes: int = 10) -> nn.Module:
 
 
 def mobilenet_v2_small(num_classes: int = 10) -> nn.Module:
-    """MobileNetV2 for 32×32 images with half of its blocks and channels."""
+    """MobileNetV2 for 32×32 images with half the blocks and channels."""
     stages = ((8, 1, 1, 1), (12, 2, 2, 6), (16, 2, 2, 6), (32, 2, 2, 6), (48, 1, 1, 6))
     body = [conv_bn(3, 16, 3), nn.ReLU6()]
     inputs = 16
@@ -189,7 +189,7 @@ CIFAR_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 def conv_bn(
     inputs: int, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    """A convolution that keeps the size at stride 1, and its batch norm."""
+    """A convolution that keeps the size at stride 1, followed by a batch norm."""
     padding = kernel_size // 2
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel_size, stride, padding, groups=groups, bias=False),

@@ -34,10 +34,10 @@ from ghnq_quant.research.starts.training import (
     training_batches,
 )
 
-# Of 0.002, 0.003, 0.005 and 0.01 with Adam: all are good for PyTorch's initialization on the digits at
-# 4 bits; without clipping, or above, GHN-Q's start diverges.
+# Chosen from 0.002, 0.003, 0.005 and 0.01 with Adam: all work for PyTorch's initialization on the
+# digits at 4 bits; without clipping, or with a larger rate, GHN-Q's start diverges.
 LEARNING_RATE = 5e-3
-#: The starts that are compared, as the results call them.
+#: The starts that are compared, by their name in the results.
 COMPARED = {"GHN-Q": STARTS["ghnq"], "PyTorch": STARTS["pytorch"]}
 
 
@@ -48,21 +48,21 @@ def run_quickstart(
     ghn: GHN | None = None,
     console: Console | None = None,
 ) -> QuickstartResult:
-    """Train from both starts with every seed, show and save what came out.
+    """Train from both starts with every seed; show and save the results.
 
-    A seed decides the order and the augmentation of the images and PyTorch's initialization, the
-    same for both starts; GHN-Q's reads the images that the training begins with. Before each
-    measurement both are calibrated on the same training images.
+    A seed determines the order and augmentation of the images and PyTorch's initialization, the same
+    for both starts; GHN-Q's start reads the first images of the training. Before each measurement,
+    both are calibrated on the same training images.
 
     Args:
         settings: data, precision and budget.
-        output: a folder for ``results.json``, ``curves.png``, and ``model.safetensors`` with
-            ``model.json``: the first seed's network trained from GHN-Q's start.
-        ghn: the hypernetwork; by default the one that the package ships.
-        console: where to draw the progress bar and the table; None for no output.
+        output: folder for ``results.json``, ``curves.png``, and ``model.safetensors`` with
+            ``model.json``: the first seed's network, trained from GHN-Q's start.
+        ghn: the hypernetwork; the shipped one by default.
+        console: where to show the progress bar and the table; None for no output.
 
     Raises:
-        DataError: the images cannot be used; nothing was trained yet.
+        DataError: the images cannot be used; raised before any training.
         GhnqError: another run is writing to the folder.
 
     Example:
@@ -117,14 +117,14 @@ def load_quickstart_model(folder: str | Path) -> nn.Module:
         )
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise GhnqError(f"{folder} holds no whole model of ghnq quickstart: {error}") from error
+        raise GhnqError(f"{folder} holds no complete model of ghnq quickstart: {error}") from error
     return model.eval()
 
 
 def _quantized(
     name: str, settings: QuickstartSettings, images: ImageSet, seed: int, ghn: GHN | None
 ) -> QuantModel:
-    """The quantized network that one start gives."""
+    """The quantized network for one start."""
     return COMPARED[name].quantized(
         seeded(SmallMobileNet, len(images.train.classes), seed),
         settings.bits,
@@ -143,10 +143,10 @@ def _train(
     seed: int,
     after_step: Callable[[float], None],
 ) -> list[float]:
-    """Top-1 accuracy on the test part in % before training and after each epoch.
+    """Top-1 test accuracy in % before training and after each epoch.
 
     Args:
-        after_step: called with the last of them.
+        after_step: called with the latest accuracy.
     """
     accuracy = [calibrated_accuracy(model, images.train, images.test)]
     steps = _steps(images)
@@ -162,12 +162,12 @@ def _train(
 
 
 def _tell(progress: Progress, name: str, seed: int, accuracy: float) -> None:
-    """Count a step on the bar."""
+    """Advance the bar by one step."""
     progress.advance(1, f"from {name}, seed {seed}: {accuracy:.1f} %")
 
 
 def _steps(images: ImageSet) -> int:
-    """In an epoch."""
+    """Steps per epoch."""
     return -(-len(images.train) // BATCH_SIZE)
 
 

@@ -1,4 +1,4 @@
-"""The quickstart's settings and what it measured: as a table, JSON and curves."""
+"""The quickstart's settings and results, as a table, JSON and curves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LABELS = {"GHN-Q": "GHN-Q's start", "PyTorch": "PyTorch's initialization"}
 
 @dataclass(frozen=True)
 class QuickstartSettings:
-    """What to train on, at which precision, how long and how often.
+    """What to train on, at what precision, how long and how often.
 
     Attributes:
         data: see :func:`ghnq_quant.research.data.load_images`.
@@ -50,22 +50,22 @@ class QuickstartSettings:
         return f"W{self.bits[0]}/A{self.bits[1]}"
 
     def command(self) -> str:
-        """The command line that gives these settings."""
+        """The command line for these settings."""
         return command_line("quickstart", self)
 
 
 @dataclass(frozen=True)
 class QuickstartResult:
-    """What a quickstart measured.
+    """The results of a quickstart.
 
     Attributes:
         settings: as given.
-        data: the data set's true name.
-        train_images: how many images were trained on.
-        test_images: how many the accuracy was measured on.
-        accuracy: for each start, seeds × (epochs + 1) top-1 test accuracies in %; the first of
-            each row before any training.
-        seconds: duration of all runs together.
+        data: the data set's actual name.
+        train_images: number of training images.
+        test_images: number of images for the accuracy.
+        accuracy: for each start, seeds × (epochs + 1) top-1 test accuracies in %; the first in
+            each row is before training.
+        seconds: total duration of all runs.
     """
 
     settings: QuickstartSettings
@@ -76,7 +76,7 @@ class QuickstartResult:
     seconds: float
 
     def summaries(self, start: str) -> list[Summary]:
-        """Over the seeds, in %, before training and after each epoch."""
+        """Mean and standard error over the seeds, in %, before training and after each epoch."""
         return [summarize(values) for values in zip(*self.accuracy[start], strict=True)]
 
     @property

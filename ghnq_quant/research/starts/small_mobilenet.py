@@ -1,4 +1,4 @@
-"""The network of the quickstart."""
+"""The quickstart's network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ghnq_quant.research.starts.cifar_networks import conv_bn
 
 
 class SmallMobileNet(nn.Module):
-    """A MobileNet-like CNN as a user would write one: 48,266 parameters at ten classes.
+    """A MobileNet-like CNN as a user would write it: 48,266 parameters with ten classes.
 
     Args:
         num_classes: outputs.
@@ -37,7 +37,7 @@ class SmallMobileNet(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand three times, filter each channel, project; with a shortcut where the shape stays."""
+    """Expand three times, filter each channel, project; with a shortcut if the shape stays."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

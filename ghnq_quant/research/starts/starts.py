@@ -15,13 +15,13 @@ from ghnq_quant.quantization import QuantModel
 
 @dataclass(frozen=True)
 class InitMethod:
-    """One way to start.
+    """A way to get first parameters.
 
     Attributes:
         title: for tables and plots.
         options: arguments of :func:`ghnq_quant.init_quantized`; None for the network's own
             initialization.
-        float_share: share of the steps that a float training of the network takes first.
+        float_share: share of the steps for training in float first.
     """
 
     title: str
@@ -29,7 +29,7 @@ class InitMethod:
     float_share: float = 0.0
 
     def float_steps(self, steps: int) -> int:
-        """How many of ``steps`` the float training takes."""
+        """How many of ``steps`` are in float."""
         return round(self.float_share * steps)
 
     def quantized(
@@ -50,7 +50,7 @@ class InitMethod:
             bits: (weight, activation) bits.
             data: batches to fit a classifier to.
             ghn: the hypernetwork; None for the shipped one.
-            stem_bits: weight bits of the first layer; None for those of all.
+            stem_bits: weight bits of the first layer; None for those of all layers.
             backend: a quantization backend's name.
             example_input: (1, C, H, W).
         """

@@ -1,4 +1,4 @@
-"""A training on images and the accuracy that it reaches; the same whatever the start."""
+"""Training on images, and the accuracy it reaches; the same for every start."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ GRADIENT_CLIP = 1.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides a training besides the start, the images and the learning rate.
+    """What determines a training besides the start, the images and the learning rate.
 
     Attributes:
-        optimizer: of parameters and a learning rate.
-        schedule: share of the learning rates by how much of the training is done, from 0 to 1.
+        optimizer: called with the parameters and a learning rate.
+        schedule: factor on the learning rates, by the fraction of training done, from 0 to 1.
     """
 
     optimizer: Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
@@ -52,30 +52,30 @@ def cosine(progress: float) -> float:
 
 
 def warmup_cosine(progress: float) -> float:
-    """Up for a tenth, then a cosine down to 0."""
+    """Up for a tenth of the training, then a cosine down to 0."""
     if progress < WARMUP:
         return (progress + 0.01) / WARMUP
     return cosine((progress - WARMUP) / (1 - WARMUP))
 
 
-#: Of comparisons: SGD with Nesterov's momentum.
+#: For comparisons: SGD with Nesterov momentum.
 SGD = Recipe(
     partial(torch.optim.SGD, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True),
     warmup_cosine,
 )
-#: Of the quickstart.
+#: For the quickstart.
 ADAM = Recipe(torch.optim.Adam, cosine)
 
 
 def seeded(create: Callable[[int], nn.Module], num_classes: int, seed: int) -> nn.Module:
-    """A new network whose parameters are a function of the seed."""
+    """A new network whose parameters depend only on the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return create(num_classes)
 
 
 def training_batches(train: Images, data: str, seed: int) -> Batch:
-    """The augmented batches of a training on ``train``, the training part of ``data``."""
+    """The augmented batches for training on ``train``, the training part of ``data``."""
     augment = usual_augmentation(data)
     return lambda step: training_batch(train, step, BATCH_SIZE, seed, augment=augment)
 
@@ -88,21 +88,21 @@ def optimize(
     recipe: Recipe,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> list[float]:
-    """Train for ``steps``, each with its batch; the loss of each.
+    """Train for ``steps``, one batch each; returns the loss of each step.
 
     Args:
         model: trained in place.
-        batch: the images and labels of a step.
-        steps: rising by one.
+        batch: returns the images and labels of a step.
+        steps: consecutive step numbers.
         lr: learning rate.
         recipe: optimizer and schedule.
-        after_step: called with each step's number when it is done.
+        after_step: called with each step's number once it is done.
     """
     optimizer = recipe.optimizer(model.parameters(), lr)
     schedule = LambdaLR(optimizer, lambda done: recipe.schedule(done / max(len(steps), 1)))
     losses = []
     for step in steps:
-        model.train()  # after_step may have measured it
+        model.train()  # after_step may have put it into eval
         x, y = batch(step)
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x), y)
@@ -119,15 +119,15 @@ def optimize(
 def calibrated_accuracy(
     model: QuantModel, train: Images, test: Images, limit: int | None = None
 ) -> float:
-    """Top-1 accuracy in %, after a new estimate of the running statistics and ranges.
+    """Top-1 accuracy in %, after recalibrating running statistics and ranges.
 
-    Moving averages of a short training lag behind the weights so far that at 4 bits they hide what
+    In a short training, moving averages lag behind the weights so far that at 4 bits they hide what
     was learned.
 
     Args:
-        model: is left in eval mode.
-        train: the images of the estimate.
-        test: the images of the accuracy.
+        model: left in eval mode.
+        train: images for the calibration.
+        test: images for the accuracy.
         limit: how many of ``test`` are used; None for all.
     """
     batches = itertools.islice(evaluation_batches(train, BATCH_SIZE), CALIBRATION_BATCHES)

@@ -1,4 +1,4 @@
-"""How the weights of each layer are distributed, as far as a tensorwise quantizer minds."""
+"""The distribution of each layer's weights, in the terms that matter to a tensorwise quantizer."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Distribution:
     """The values of one weight tensor.
 
     Attributes:
-        low, high: its range as it is quantized, [min(w, 0), max(w, 0)].
+        low, high: its range when quantized, [min(w, 0), max(w, 0)].
         std: standard deviation (biased).
-        kurtosis: the fourth standardized moment: 3 of normally distributed values, 1.8 of uniform
-            ones; None of a constant tensor.
+        kurtosis: the fourth standardized moment: 3 for normally distributed values, 1.8 for uniform
+            ones; None for a constant tensor.
         mismatch: the tensor's range over the median range of its output channels, both as they
             would be quantized: 1 if all channels share one range, 16 if the median channel is left
-            4 of 8 bits. None where the median channel is zero.
+            with 4 of 8 bits. None if the median channel is zero.
     """
 
     low: float
@@ -49,7 +49,7 @@ def distribution(weight: Tensor) -> Distribution:
     lows = channels.amin(1).clamp_max(0)
     highs = channels.amax(1).clamp_min(0)
     low, high = lows.min().item(), highs.max().item()
-    # of an even number of channels, the mean of the two in the middle
+    # for an even number of channels, the mean of the middle two
     median = torch.quantile(highs - lows, 0.5).item()
     centred = channels - channels.mean()
     variance = centred.square().mean().item()
@@ -69,11 +69,11 @@ def parameter_distributions(
     """The distribution of each conv and linear weight.
 
     Args:
-        model_or_state: a network or a ``state_dict``, such as ``predict_parameters`` returns one;
-            its tensors of two and more dimensions whose name ends in ``weight`` are looked at.
+        model_or_state: a network or a ``state_dict``, such as from ``predict_parameters``; its
+            tensors of two or more dimensions whose name ends in ``weight`` are used.
 
     Returns:
-        by the name of the layer, in the network's order.
+        by layer name, in the network's order.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -92,14 +92,14 @@ def parameter_distributions(
 
 
 def describe_layers(captured: Capture, sources: Mapping[str, Variants]) -> tuple[LayerResult, ...]:
-    """Describe the weight of each conv and linear layer as it comes from several sources.
+    """Describe the weight of each conv and linear layer from several sources.
 
     Args:
         captured: the network.
-        sources: it with the parameters of each source, by the source's name.
+        sources: the network with the parameters of each source, by the source's name.
 
     Returns:
-        in the order of execution.
+        in order of execution.
     """
     layers = []
     for name in next(iter(sources.values())).weights:

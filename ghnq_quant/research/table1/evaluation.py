@@ -1,4 +1,4 @@
-"""A finished evaluation: its conditions, every network's numbers, and the files of its folder."""
+"""A finished evaluation: its conditions, the results of all networks, and the files of its folder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ NETWORKS_FILE = "networks.jsonl"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`ghnq_quant.research.table1.evaluate` returns and a report reads.
+    """The result of :func:`ghnq_quant.research.table1.evaluate`, which reports read.
 
     Attributes:
-        facts: how the numbers came about, as plain JSON values: ``command``, ``settings``, ``data``
-            (true name, images, checksum), ``ghn`` (name, checksum, provenance), ``versions``, ….
+        facts: how the numbers were obtained, as plain JSON values: ``command``, ``settings``, ``data``
+            (actual name, images, checksum), ``ghn`` (name, checksum, provenance), ``versions``, ….
         networks: all of them, in the order of the settings' splits.
     """
 
@@ -35,7 +35,7 @@ class Evaluation:
         return tuple(dict.fromkeys(network.group for network in self.networks))
 
     def networks_of(self, group: str) -> list[NetworkResult]:
-        """The networks of one split, or the one of that model's name."""
+        """The networks of one split, or the single network of a named model."""
         return [network for network in self.networks if network.group == group]
 
     @property
@@ -51,7 +51,7 @@ class Evaluation:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``results.json``: everything but the single layers' distributions."""
+        """The content of ``results.json``: everything except the layers' distributions."""
         summaries = {
             group: {p: {m: asdict(s) for m, s in of.items()} for p, of in by_precision.items()}
             for group, by_precision in self.summaries().items()

@@ -27,7 +27,7 @@ from ghnq_quant.research.table1.variants import (
 
 
 def num_evaluated(available: int, wanted: int | None) -> int:
-    """How many images are used: the wanted ones, less one that would be a batch of its own.
+    """The number of images to use: those wanted, minus one that would be alone in a batch.
 
     The last batch may be smaller than the others, but a single image has no batch statistics.
 
@@ -53,26 +53,25 @@ def measure_network(
 ) -> NetworkResult:
     """Evaluate one network with parameters that ``ghn`` predicts.
 
-    Batches of 64 images in their fixed mixed order, batch norm with the statistics of the batch and
-    folded anew for each, activations quantized over the range of the tensor at hand. Every batch is
-    fed to the network at every precision. A hypernetwork with a precision embedding predicts
-    parameters for each precision; their float network is then run as well, for the error to be
-    measured against.
+    Batches of 64 images in a fixed mixed order; batch norm uses the statistics of the batch and is
+    folded for each batch; activations are quantized over the range of each tensor. Every batch runs
+    at every precision. A hypernetwork with a precision embedding predicts parameters for each
+    precision; the float network with these parameters then runs too, as the reference for the error.
 
     Args:
         model: the network; it is not changed. Its parameters may be uninitialized.
         ghn: the hypernetwork, on the device that the network runs on.
         images: test images on that device.
         precisions: (weight, activation) bits, float among them.
-        group: that the network is of, for the result.
-        index: its number in the group; it also seeds the initialization that the predicted
-            parameters are compared with.
-        num_images: the first so many; None for all.
+        group: the network's group, for the result.
+        index: its number in the group; also the seed of the initialization that predicted parameters
+            are compared with.
+        num_images: number of images, from the first; None for all.
         trained: a ``state_dict`` whose distributions are described beside the predicted ones.
         on_batch: called after each batch.
 
     Raises:
-        GhnqError: the network cannot be captured or predicted, or ``trained`` is of another one.
+        GhnqError: the network cannot be captured or predicted, or ``trained`` belongs to another.
     """
     start = time.perf_counter()
     captured = capture(model.to(images.labels.device))

@@ -1,4 +1,4 @@
-"""What was measured of one network."""
+"""The measurements of one network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PrecisionResult:
         weight_mse, weight_snr_db: error of all quantized weights against the float ones, both
             folded with the float network's statistics of the first batch; None for float.
         output_mse, output_snr_db: error of the logits of all images against the float network with
-            the same parameters; None for float, or where a logit is not finite.
+            the same parameters; None for float, or if a logit is not finite.
     """
 
     top1: float
@@ -37,10 +37,10 @@ class LayerResult:
     Attributes:
         name: the layer's name in the network.
         shape: of the weight.
-        depthwise: whether each output channel sees one input channel alone.
-        sources: by ``predicted``, ``initial`` (PyTorch's own initialization) and, where given,
+        depthwise: whether each output channel reads only one input channel.
+        sources: by ``predicted``, ``initial`` (PyTorch's own initialization) and, if given,
             ``trained``: the fields of :class:`~ghnq_quant.research.table1.distributions.Distribution`
-            and ``folded_mismatch``, the mismatch after batch norm was folded into the weight.
+            and ``folded_mismatch``, the mismatch after folding batch norm into the weight.
     """
 
     name: str
@@ -56,11 +56,11 @@ class NetworkResult:
     Attributes:
         group: its split, or the model's name.
         index: its number in the split.
-        parameters: how many values are in its parameters.
-        images: how many images it was measured on.
-        seconds: how long that took.
-        precisions: by name.
-        layers: in the order of execution.
+        parameters: number of elements in its parameters.
+        images: number of images it was measured on.
+        seconds: duration.
+        precisions: results by name.
+        layers: in order of execution.
     """
 
     group: str
@@ -73,15 +73,15 @@ class NetworkResult:
 
     @property
     def key(self) -> tuple[str, int]:
-        """Which network it is."""
+        """Identifies the network."""
         return self.group, self.index
 
     def change(self, precision: str) -> float:
-        """Top-1 accuracy at a precision minus that of float, in percentage points."""
+        """Top-1 accuracy at a precision minus float's, in percentage points."""
         return self.precisions[precision].top1 - self.precisions["float"].top1
 
     def to_json(self) -> dict[str, Any]:
-        """As plain lists, numbers and texts."""
+        """As plain lists, numbers and strings."""
         return asdict(self)
 
     @classmethod
@@ -95,5 +95,5 @@ class NetworkResult:
 
 
 def finite_or_none(value: float) -> float | None:
-    """None for what JSON has no number for."""
+    """The value, or None for infinities and NaN, which JSON cannot hold."""
     return value if math.isfinite(value) else None

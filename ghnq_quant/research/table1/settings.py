@@ -1,4 +1,4 @@
-"""What an evaluation is, as data: everything that decides its numbers."""
+"""An evaluation as data: everything that determines its numbers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ghnq_quant.quantization.scheme import FLOAT, Precision, parse_precision, pr
 from ghnq_quant.research.runs.command import Option, command_line, each
 from ghnq_quant.research.runs.seeds import EVALUATION_SEED
 
-#: Images in a batch, whose statistics batch norm uses (the paper's section 3).
+#: Images per batch, whose statistics batch norm uses (the paper's section 3).
 BATCH_SIZE = 64
-#: The splits of Table 1 in the paper's order, and the one that its discussion asks for.
+#: The splits of Table 1 in the paper's order, and the one that its discussion calls for.
 TABLE_SPLITS = ("test", "deep", "wide", "bn_free", "mobile")
 #: Its rows.
 PAPER_PRECISIONS = ("float", "W8/A8", "W4/A8", "W4/A4", "W2/A2")
 
 
 def parse_precisions(names: Iterable[str]) -> tuple[Precision, ...]:
-    """Several precisions without repetition, float first: everything else is compared with it.
+    """Parse precisions: without duplicates, float first, because the others are compared with it.
 
-    Float is put in where it is not named.
+    Float is added if it is missing.
 
     Example:
         >>> parse_precisions(["W4/A4", "W8/A8"])
@@ -34,19 +34,19 @@ def parse_precisions(names: Iterable[str]) -> tuple[Precision, ...]:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Which networks are evaluated, at which precisions, with which parameters and on which images.
+    """Which networks to evaluate, at which precisions, with which parameters and on which images.
 
     Attributes:
         data: see :func:`ghnq_quant.research.data.load_images`.
         data_name: the data set's name in the results; None for its own.
         ghn: the checkpoint's folder or name.
-        splits: of ConvNets-250K; none where named models are evaluated.
-        models: names of models of torchvision and timm, in place of splits.
-        adapt_stem: whether the named models are adapted to the images' size.
-        trained: a trained ``state_dict`` of the one named model, to compare distributions with.
+        splits: of ConvNets-250K; empty if named models are evaluated.
+        models: names of torchvision and timm models, instead of splits.
+        adapt_stem: whether to adapt the named models to the images' size.
+        trained: a trained ``state_dict`` of the one named model, for comparing distributions.
         precisions: (weight, activation) bits, float first.
-        num_nets: the first so many networks of each split; None for all.
-        num_images: the first so many test images of their fixed mixed order; None for all.
+        num_nets: number of networks per split, from the first; None for all.
+        num_images: number of test images, from the first in their fixed mixed order; None for all.
 
     Raises:
         GhnqError: settings that contradict each other.
@@ -97,11 +97,11 @@ class EvaluationSettings:
         return tuple(precision_name(p) for p in self.precisions)
 
     def command(self) -> str:
-        """The command line that gives these settings."""
+        """The command line for these settings."""
         return command_line("evaluate", self)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain lists, numbers and texts, with what the protocol fixes."""
+        """As plain lists, numbers and strings, with the constants of the protocol."""
         plain = asdict(self)
         plain.update(
             splits=list(self.splits),

@@ -10,19 +10,20 @@ import numpy as np
 
 from ghnq_quant.research.table1.results import NetworkResult
 
-#: What is summarized of each split and precision; ``change`` is of top-1 against float.
+#: What is summarized for each split and precision; ``change`` is top-1 against float.
 METRICS = ("top1", "top5", "change", "weight_snr_db", "output_snr_db")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of some values of one metric.
+    """Statistics of one metric's values.
 
     Attributes:
-        count: how many values there are, n.
-        mean: None where there are none.
-        standard_error: of the mean, s / √n with s² = Σ (x − mean)² / (n − 1); None of fewer than
-        two. maximum: None where there are none.
+        count: number of values, n.
+        mean: None if there are none.
+        standard_error: of the mean, s / √n with s² = Σ (x − mean)² / (n − 1); None for fewer than
+            two.
+        maximum: None if there are none.
     """
 
     count: int
@@ -32,7 +33,7 @@ class Summary:
 
 
 def summarize(values: Iterable[float | None]) -> Summary:
-    """Mean, standard error and maximum; values that are None are left out.
+    """Mean, standard error and maximum, ignoring values that are None.
 
     Example:
         >>> summarize([1.0, 3.0, None])
@@ -59,7 +60,7 @@ def values_of(networks: Iterable[NetworkResult], precision: str, metric: str) ->
 def summarize_networks(
     networks: Sequence[NetworkResult], precisions: Iterable[str]
 ) -> dict[str, dict[str, Summary]]:
-    """By precision and metric."""
+    """Summaries by precision and metric."""
     return {
         precision: {metric: summarize(values_of(networks, precision, metric)) for metric in METRICS}
         for precision in precisions
@@ -71,7 +72,7 @@ LAYER_METRICS = ("range", "kurtosis", "mismatch", "folded_mismatch")
 
 
 def layer_values(networks: Iterable[NetworkResult], source: str, metric: str) -> list[float]:
-    """One of :data:`LAYER_METRICS` of all layers' weights from a source, where it is defined."""
+    """One of :data:`LAYER_METRICS` for all layers' weights from a source, where defined."""
     described = (layer.sources.get(source) for n in networks for layer in n.layers)
     values = (_layer_value(d, metric) for d in described if d is not None)
     return [v for v in values if v is not None]
@@ -84,14 +85,14 @@ def _layer_value(described: Mapping[str, float | None], metric: str) -> float | 
 
 
 def layer_sources(networks: Iterable[NetworkResult]) -> tuple[str, ...]:
-    """``predicted``, ``initial`` and, where it was given, ``trained``."""
+    """``predicted``, ``initial`` and, if given, ``trained``."""
     return tuple(dict.fromkeys(s for n in networks for layer in n.layers for s in layer.sources))
 
 
 def summarize_layers(
     networks: Sequence[NetworkResult],
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Median and 10th and 90th percentile over all layers, by source and metric."""
+    """Median and 10th and 90th percentiles over all layers, by source and metric."""
     return {
         source: {
             metric: _percentiles(layer_values(networks, source, metric)) for metric in LAYER_METRICS

@@ -1,4 +1,4 @@
-"""The paper's Table 1, in the terminal, as Markdown and as CSV."""
+"""The paper's Table 1: in the terminal, as Markdown and as CSV."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TITLES = {
     "mobile": "MobileNet-like",
 }
 _IN_DISTRIBUTION = ("train", "val", "test")
-#: Metric and what the table says over it.
+#: Metric and its title in the table.
 ACCURACIES = (("top1", "Top-1 accuracy"), ("top5", "Top-5 accuracy"))
 #: Metric, title and unit of the robustness table.
 ROBUSTNESS = (
@@ -65,7 +65,7 @@ def group_title(group: str) -> str:
 
 
 def group_kind(group: str) -> str:
-    """``ID`` or ``OOD`` as in the paper; nothing for a named model."""
+    """``ID`` or ``OOD`` as in the paper; empty for a named model."""
     if group not in _TITLES:
         return ""
     return "ID" if group in _IN_DISTRIBUTION else "OOD"
@@ -82,7 +82,7 @@ def precision_title(precision: str) -> str:
 
 
 def accuracy_cell(summary: Summary) -> str:
-    """Mean ± standard error; maximum. One network alone has but its value.
+    """Mean ± standard error; maximum. For a single network, only its value.
 
     Example:
         >>> accuracy_cell(Summary(count=3, mean=71.06, standard_error=0.32, maximum=80.2))
@@ -106,7 +106,7 @@ def table_cells(evaluation: Evaluation, metric: str) -> list[list[str]]:
 
 
 def caption(evaluation: Evaluation) -> str:
-    """What the numbers are of: networks, images, data set and checkpoint."""
+    """What the numbers describe: networks, images, data set and checkpoint."""
     counts = {g: len(evaluation.networks_of(g)) for g in evaluation.groups}
     if len(set(counts.values())) == 1:
         count = next(iter(counts.values()))
@@ -127,7 +127,7 @@ def caption(evaluation: Evaluation) -> str:
 
 
 def nonfinite_note(evaluation: Evaluation) -> str:
-    """A sentence on the networks that computed values that are not finite; empty if none did."""
+    """A sentence about networks that computed values that are not finite; empty if there are none."""
     counts = {
         p: sum(n.precisions[p].nonfinite_images > 0 for n in evaluation.networks)
         for p in evaluation.precisions
@@ -139,7 +139,7 @@ def nonfinite_note(evaluation: Evaluation) -> str:
 
 
 def terminal_tables(evaluation: Evaluation) -> list[Table]:
-    """Top-1 and top-5, laid out as the paper's Table 1, for rich."""
+    """Top-1 and top-5 as rich tables, laid out like the paper's Table 1."""
     from rich.table import Table
 
     tables = []
@@ -155,7 +155,7 @@ def terminal_tables(evaluation: Evaluation) -> list[Table]:
 
 
 def _lines(evaluation: Evaluation, metric: str, split_title: str) -> list[list[str]]:
-    """A table's head and rows; of several named models, which may be many, each one is a row."""
+    """A table's head and rows; with several named models, which may be many, one row per model."""
     head = [
         split_title.format(title=group_title(g), kind=kind) if (kind := group_kind(g)) else g
         for g in ordered_groups(evaluation.groups)
@@ -191,13 +191,13 @@ def markdown_table(evaluation: Evaluation, metric: str) -> str:
 
 
 def mismatch_lines(evaluation: Evaluation) -> list[list[str]]:
-    """How far the channels of depthwise layers differ in range, as initialized and as predicted.
+    """How much the ranges of depthwise layers' channels differ, as initialized and as predicted.
 
-    The paper's section 4 asks for it: with one range for the whole tensor, channels of a small range
-    are left few levels, and depthwise layers are known for channels that differ.
+    The paper's section 4 calls for it: with one range for the whole tensor, channels with a small range
+    get few levels, and depthwise layers are known for channels that differ.
 
     Returns:
-        head and rows of a table, a row for each split or model; empty without depthwise layers.
+        head and rows of a table, one row per split or model; empty without depthwise layers.
     """
     columns = [
         (depthwise, metric, source)
@@ -226,7 +226,7 @@ def _median_cell(layers: Iterable[LayerResult], depthwise: bool, metric: str, so
 
 
 def csv_table(evaluation: Evaluation) -> str:
-    """A line for each split, precision and metric, with all digits."""
+    """One line for each split, precision and metric, with all digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["split", "precision", "metric", "n", "mean", "standard_error", "max"])

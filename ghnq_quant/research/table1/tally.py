@@ -1,4 +1,4 @@
-"""What is added up at one precision: right answers, and the error of quantized values."""
+"""Sums over images at one precision: correct answers, and the error of quantized values."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Tally:
                 self.weights.add(weight, fake_quantize(weight, bits))
 
     def add_logits(self, logits: Tensor, labels: Tensor, reference: Tensor | None = None) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Args:
             logits: (N, classes)
             labels: (N,)
-            reference: logits that the error is measured against; None for float.
+            reference: logits to measure the error against; None for float.
         """
         finite = logits.isfinite().all(1)
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
@@ -46,7 +46,7 @@ class Tally:
             self.outputs.add(reference, logits)
 
     def result(self, images: int) -> PrecisionResult:
-        """The row's cell, over so many images."""
+        """The result, over this many images."""
         return PrecisionResult(
             top1=100 * self.top1 / images,
             top5=100 * self.top5 / images,
@@ -59,7 +59,7 @@ class Tally:
 
 
 class QuantizationError:
-    """Adds up the error over many tensors, in double precision.
+    """Sums up the error over many tensors, in double precision.
 
     With reference values r and quantized values q, over all elements that were added:
     MSE = Σ (r − q)² / n and SNR = 10 · log10(Σ r² / Σ (r − q)²).
@@ -78,7 +78,7 @@ class QuantizationError:
         self.count = 0
 
     def add(self, reference: Tensor, quantized: Tensor) -> None:
-        """Take in two tensors of one shape."""
+        """Add two tensors of the same shape."""
         r = reference.detach().double()
         self.signal += r.square().sum().item()
         self.noise += (r - quantized.detach().double()).square().sum().item()
@@ -86,12 +86,12 @@ class QuantizationError:
 
     @property
     def mse(self) -> float | None:
-        """In the square of the values' unit; None where it is not finite or nothing was added."""
+        """In squared units of the values; None if it is not finite or nothing was added."""
         return finite_or_none(self.noise / self.count) if self.count else None
 
     @property
     def snr_db(self) -> float | None:
-        """In dB; None without noise, without signal, or where a value was not finite."""
+        """In dB; None without noise, without signal, or if a value was not finite."""
         if not (self.signal > 0 and self.noise > 0):
             return None
         return finite_or_none(10 * (math.log10(self.signal) - math.log10(self.noise)))

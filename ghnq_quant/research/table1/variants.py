@@ -19,17 +19,16 @@ from ghnq_quant.quantization.scheme import FLOAT, Precision
 
 @dataclass(frozen=True, eq=False)
 class Variants:
-    """A network with one set of parameters, as float and at some precisions.
+    """A network with one set of parameters, in float and at some precisions.
 
     Attributes:
         precisions: those that it is measured at with these parameters.
-        float_model: the float network, run with the statistics of the batch at hand.
+        float_model: the float network, with the statistics of each batch.
         quantized: its reference simulations by precision, with batch statistics and batch ranges;
             none for float.
-        weights: each conv and linear layer's weight, by the layer's name, in the order of
-            execution.
-        folded_weights: what is quantized: the same with batch norm folded in by the float network's
-            statistics of one batch; the weight itself where no batch norm follows.
+        weights: each conv and linear layer's weight, by layer name, in order of execution.
+        folded_weights: the quantized ones: the same weights with batch norm folded in, by the float
+            network's statistics of one batch; the weight itself if no batch norm follows.
     """
 
     precisions: tuple[Precision, ...]
@@ -46,12 +45,12 @@ def predicted_variants(
 
     Args:
         captured: the network; it is not changed.
-        ghn: one with a precision embedding predicts other parameters for every precision.
+        ghn: with a precision embedding it predicts other parameters for each precision.
         precisions: (weight, activation) bits.
         batch: (N, C, H, W), whose statistics are folded into the weights.
 
     Returns:
-        one for all the precisions, or one for each where the parameters differ.
+        one for all precisions, or one for each if the parameters differ.
     """
     groups = [tuple(precisions)] if ghn.precision is None else [(p,) for p in precisions]
     result = []
@@ -65,7 +64,7 @@ def predicted_variants(
 
 
 def initial_variants(captured: Capture, seed: int, batch: Tensor) -> Variants:
-    """The network with PyTorch's own initialization of each of its layers, as float."""
+    """The network with PyTorch's own initialization of each layer, in float."""
     old = list(captured.root.parameters())
     copied = _with_parameters(captured, {id(p): torch.empty_like(p) for p in old})
     root = copied.root.cpu()  # where random numbers are the same on every machine
@@ -80,10 +79,10 @@ def initial_variants(captured: Capture, seed: int, batch: Tensor) -> Variants:
 
 
 def trained_variants(captured: Capture, state: Mapping[str, Tensor], batch: Tensor) -> Variants:
-    """The network with the parameters of a ``state_dict``, as float; other entries are ignored.
+    """The network with the parameters of a ``state_dict``, in float; other entries are ignored.
 
     Raises:
-        GhnqError: ``state`` is of another network.
+        GhnqError: ``state`` belongs to another network.
     """
     replaced = {}
     for name, p in captured.root.named_parameters():
@@ -98,14 +97,14 @@ def trained_variants(captured: Capture, state: Mapping[str, Tensor], batch: Tens
 
 
 def _with_parameters(captured: Capture, replaced: Mapping[int, Tensor]) -> Capture:
-    """A copy with other values of some parameters, by id; it shares the rest."""
+    """A copy with other values of some parameters, by id; it shares the others."""
     memo = {id(p): nn.Parameter(p.detach(), False) for p in captured.root.parameters()}
     memo.update({key: nn.Parameter(v, requires_grad=False) for key, v in replaced.items()})
     copied = captured.copied(memo)
     copied.root.eval()
     for module in copied.root.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            # so it knows no statistics but those of the batch at hand
+            # no running statistics, so it uses those of each batch
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
     return copied
@@ -169,5 +168,5 @@ def _keep_variance(
 
 
 def channels_last(batch: Tensor) -> Tensor:
-    """(N, C, H, W) in the layout in which CPUs run a float network in half of the time."""
+    """(N, C, H, W) in the layout in which CPUs run a float network in half the time."""
     return batch.contiguous(memory_format=torch.channels_last)
