@@ -63,7 +63,7 @@ class Sensitivity:
 
     def assign_bits(self, mean_bits: float = 4, activations: Bits = 4) -> QuantScheme:
         """The scheme with the least sum of harm, as :func:`assign_bits` describes it, without
-        measuring anew.
+        measuring again.
 
         Raises:
             SchemeError: no assignment has so few bits.

@@ -102,7 +102,7 @@ class Start:
         take_statistics(model, sample)
         warn(
             f"the classifier stays new: {type(captured.root).__name__} does not end in one "
-            "linear or 1×1 convolution layer that gives the output alone"
+            "linear or 1×1 convolution layer that gives the logits"
         )
 
 

@@ -61,8 +61,8 @@ def define_missing_operators() -> None:
 
 
 def define_missing_operators_in_time() -> None:
-    """Run :func:`define_missing_operators` when torchvision is imported, be it by the user's next
-    line, and not before: it needs torch."""
+    """Run :func:`define_missing_operators` when torchvision is first imported, perhaps by the
+    user's next line, and not before: it needs torch."""
     if not any(isinstance(finder, _BeforeTorchvision) for finder in sys.meta_path):
         sys.meta_path.insert(0, _BeforeTorchvision())
 

@@ -19,7 +19,7 @@ from ghnq_quant.capture import ArchGraph
 from ghnq_quant.ghn.layers import MLP, not_compiled, takes_fast_path, weight_and_bias
 from ghnq_quant.ghn.numpy_sweep import numpy_sweep
 
-#: Most nodes of the graphs that are swept together: the gathering matrix is quadratic in them.
+#: Most nodes in graphs that are swept together: what a sweep gathers from is quadratic in them.
 MAX_NODES = 1024
 #: (h, gather, level sizes) to the new h
 Sweep = Callable[[Tensor, Tensor, tuple[int, ...]], Tensor]

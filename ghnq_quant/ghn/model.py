@@ -230,7 +230,7 @@ class GHN(
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments as plain lists, numbers and strings.
 
-        The encoder's only if it is not the gated one, so that older releases can load the gated.
+        Without those of the encoder if it is the gated one, so that older releases can load it.
 
         Example:
             >>> GHN(hid=16).settings["hid"]

@@ -30,7 +30,7 @@ Values = list[Any]
 def correct_biases(
     qmodel: QuantModel, batches: Iterable[Tensor | tuple[Tensor, ...]]
 ) -> QuantModel:
-    """Correct the shift that quantization gives to the mean of each layer's channels.
+    """Correct the shift that quantization causes in the mean of each layer's channels.
 
     Each layer's bias, or β of the batch norm that it folds, gets the difference between the float and
     the quantized network's means over all ``batches``, before the activation function. Layers are

@@ -19,7 +19,7 @@ from torch.fx.node import map_arg
 
 from ghnq_quant.errors import GhnqError
 
-#: Types of constants whose ``repr`` contains no foreign text.
+#: Types of constants whose ``repr`` is safe to write into source.
 _CONSTANTS = (
     *(NoneType, EllipsisType, bool, int, float, complex, str, range),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),

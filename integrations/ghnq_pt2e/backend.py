@@ -85,7 +85,7 @@ def _check_modes(captured: Capture, modules: nn.Module) -> None:
 
 @contextmanager
 def _as_in_training(modules: nn.Module) -> Iterator[None]:
-    """Put all modules into train, and no batch norm's momentum depends on a count."""
+    """All modules in train, and no batch norm with a momentum that depends on a count."""
     training = {m: m.training for m in modules.modules()}
     momenta = {m: m.momentum for m in training if isinstance(m, nn.BatchNorm2d)}
     try:

@@ -19,8 +19,8 @@ class TrainingNetworks:
     Args:
         num_classes: of the networks.
         architectures: number of fixed architectures, the first of the split within the limits of a
-            step. The size of the whole split means no fixed ones: each comes once an epoch, and
-            nothing is kept.
+            step. The size of the whole split means no fixed ones: each comes once per epoch,
+            and nothing is kept.
         seed: random seed.
         rank, processes: which of a run's processes draws. Fixed architectures are divided among the
             processes, so that each one's graph and kernels are kept only once.

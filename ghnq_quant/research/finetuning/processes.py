@@ -92,7 +92,7 @@ def average_gradients(ghn: nn.Module, told: Tensor, group: Group) -> list[float]
 class StopRequest:
     """Whether the process was asked to stop (SIGTERM, or Ctrl-C once) since the block began.
 
-    A second Ctrl-C interrupts as usual. Outside the main thread, signals are ignored.
+    A second Ctrl-C interrupts as usual. Outside the main thread it installs no handlers.
     """
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from ghnq_quant.quantization.scheme import FLOAT, as_pair, parse_precision
 
 #: (value, up to which fraction of the run), in ascending order, up to the whole run.
 Phases = tuple[tuple[Any, float], ...]
-#: All of the split ``train``: no fixed ones, each drawn once an epoch.
+#: All of the split ``train``: no fixed ones, each drawn once per epoch.
 ALL_ARCHITECTURES = 250_000
 _LENGTHS = ("steps", "epochs", "minutes")
 #: Multiply-accumulates of the smallest limit; one network in eight is below it.
@@ -35,10 +35,10 @@ class FinetuneSettings:
         crop: black pixels added on each side of a training image before a random crop of the
             original size.
         architectures: number of networks of the split ``train`` to draw from, the first that are
-            not too large: their graphs and kernels stay in caches. All 250,000 come once an epoch
+            not too large: their graphs and kernels stay in caches. All 250,000 come once per epoch
             instead, and nothing is kept.
         first_architectures, steps_per_architecture: smaller networks first: a run starts with this
-            many of the smallest, and after each so many steps the next larger one is added.
+            many of the smallest, and adds the next larger one every so many steps.
         max_macs: (multiply-accumulates for a 3×32×32 image, up to which fraction of the run): larger
             networks are left out; None for no limit.
         image_sizes: (side, up to which fraction of the run) of the images. If they are smaller than

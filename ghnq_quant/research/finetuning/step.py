@@ -105,7 +105,7 @@ def _network_gradient(
 ) -> _NetworkGradient:
     """The loss before the first inner step, and the mean gradient.
 
-    Nothing here reads a value back from the device, so a GPU never has to wait.
+    Nothing here reads a value back from the device, so the host never waits for a GPU.
     """
     device = batches[0][0].device
     values = torch.cat([p.detach().flatten() for p in predicted.values()]).to(device)
