@@ -27,9 +27,9 @@ def finetune(
         Literal["ghnq", "paper"],
         typer.Option(help="Recipe for the settings that are not given."),
     ] = "ghnq",
-    steps: Annotated[int | None, typer.Option(help="Length of the run in steps,")] = None,
-    epochs: Annotated[float | None, typer.Option(help="or in passes over the images,")] = None,
-    minutes: Annotated[float | None, typer.Option(help="or in minutes.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Length of the run in steps.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Or in passes over the images.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Or in minutes.")] = None,
     bits: Annotated[
         str,
         typer.Option(
@@ -42,7 +42,9 @@ def finetune(
     ] = False,
     new_batch_norms: Annotated[
         bool,
-        typer.Option("--new-batch-norms", help="Train for new batch norms, as init_quantized has."),
+        typer.Option(
+            "--new-batch-norms", help="Train for new batch norms, as init_quantized makes them."
+        ),
     ] = False,
     meta_batch_size: Annotated[
         int | None, typer.Option(min=1, help="Networks per step and process.")
@@ -60,16 +62,17 @@ def finetune(
     image_size: Annotated[
         str | None, typer.Option(help="Side of the images, or progressive, e.g. 16@0.7,32.")
     ] = None,
-    lr: Annotated[float | None, typer.Option(min=0.0, help="The learning rate.")] = None,
+    lr: Annotated[float | None, typer.Option(min=0.0, help="Learning rate.")] = None,
     warmup: Annotated[
-        int | None, typer.Option(min=0, help="Warmup steps of the rate [from a checkpoint: 200].")
+        int | None, typer.Option(min=0, help="Steps of warmup [from a checkpoint: 200].")
     ] = None,
     schedule: Annotated[
         Literal["constant", "linear", "step"] | None,
-        typer.Option(help="Decay of the rate: none, linear to zero, or a step to a tenth,"),
+        typer.Option(help="Decay of the rate: none, linear to zero, or a step to a tenth."),
     ] = None,
     decay_at: Annotated[
-        float | None, typer.Option(min=0.0, max=0.999, help="from this fraction of the run on.")
+        float | None,
+        typer.Option(min=0.0, max=0.999, help="Fraction of the run where the decay starts."),
     ] = None,
     average: Annotated[
         float | None, typer.Option(help="Decay of the weights' exponential average; 0 for none.")
@@ -77,14 +80,14 @@ def finetune(
     inner_steps: Annotated[
         int, typer.Option(min=0, help="SGD steps that each network takes in the objective.")
     ] = 0,
-    inner_lr: Annotated[float, typer.Option(min=0.0, help="Their learning rate.")] = 0.05,
+    inner_lr: Annotated[float, typer.Option(min=0.0, help="Learning rate of these steps.")] = 0.05,
     seed: Annotated[int, typer.Option(min=0, help="Order of networks and images.")] = 0,
     validate_every: Annotated[int, typer.Option(min=1, help="Steps, a multiple of 10.")] = 500,
     val_networks: Annotated[int, typer.Option(min=1, help="Networks of the split val.")] = 32,
     val_images: Annotated[int, typer.Option(min=2, help="Held-out training images.")] = 256,
     bf16: Annotated[bool, typer.Option("--bf16", help="Networks in bfloat16, on GPUs.")] = False,
     processes: Annotated[
-        int, typer.Option(min=1, help="One thread each; on a CPU, one per core is fastest.")
+        int, typer.Option(min=1, help="Of one thread each; on a CPU, one per core is fastest.")
     ] = 1,
     data_name: DataName = None,
     download: Download = False,

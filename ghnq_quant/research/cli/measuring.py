@@ -36,10 +36,12 @@ def evaluate(
         Path | None, typer.Option(help="A trained state_dict of --model, for comparison.")
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="Precisions, float first.")
+        str, typer.Option(help="Precisions to measure, float first.")
     ] = "float,W8/A8,W4/A8,W4/A4,W2/A2",
-    num_nets: Annotated[int | None, typer.Option(help="First networks of each split.")] = None,
-    num_images: Annotated[int | None, typer.Option(help="Test images, at least 64.")] = None,
+    num_nets: Annotated[
+        int | None, typer.Option(help="First networks of each split [all].")
+    ] = None,
+    num_images: Annotated[int | None, typer.Option(help="Test images, at least 64 [all].")] = None,
     data_name: DataName = None,
     download: Download = False,
     workers: Workers = 1,
