@@ -135,14 +135,14 @@ def predicted_beginning(captured: Capture, share: float) -> list[str]:
 
 
 def first_convolutions(captured: Capture, predicted: NewValues, share: float) -> NewValues:
-    """The predicted weights of the first ``share`` of the convolutions, resized to train well.
+    """The predicted weights of the first ``share`` of the convolutions, rescaled to train well.
 
     A convolution followed by a batch norm gets eight times the size (root mean square) of a new
     layer's weight, 1 / √(3 · fan-in). The norm divides the size out again, but a filter n times as
     large turns n² times more slowly under SGD and n times under Adam: a good beginning stays put
     while the layers behind it learn. At the size of a new layer it is lost sooner; at the predicted
-    size, up to 70 times that, it hardly moves at all, whatever the task needs. Other convolutions
-    keep their original size.
+    size, up to 70 times that, it hardly moves at all, whatever the task needs. Any other
+    convolution gets the size of its initial weight.
 
     A filter that repeats another one of its layer stays new: a hypernetwork repeats filters where a
     layer has more than it decodes, and equal filters would stay equal.
@@ -183,7 +183,7 @@ def _add_classifier(captured: Capture, predicted: NewValues, values: NewValues) 
 
 
 def _make_trainable(filters: Tensor, own: Tensor, size: Tensor) -> None:
-    """Resize filters (c_out, fan-in) and replace repeated ones by ``own``, in place."""
+    """Rescale filters (c_out, fan-in) and replace repeated ones by ``own``, in place."""
     repeated = _repeats(filters)
     filters.mul_(size / root_mean_square(filters).clamp_min(torch.finfo(filters.dtype).tiny))
     filters[repeated] = own[repeated]
