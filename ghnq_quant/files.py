@@ -181,5 +181,5 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: str | Path)
         module.load_state_dict(dict(state))
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path} belongs to another model, backend or precision: {error}"
+            f"{path} is of another model, backend or precision: {error}"
         ) from error

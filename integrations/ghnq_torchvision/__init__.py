@@ -24,7 +24,7 @@ _TRANSFORMERS = ("vision_transformer", "swin_transformer", "maxvit")
 
 
 class TorchvisionAdapter:
-    """Keeps torchvision's stochastic depth, which follows train and eval, and its norm whole."""
+    """Keeps whole torchvision's stochastic depth, which follows train and eval, and its norm."""
 
     def is_leaf(self, module: nn.Module) -> bool:
         return isinstance(module, (StochasticDepth, LayerNorm2d))
