@@ -62,7 +62,7 @@ class Sensitivity:
     is_loss: bool
 
     def assign_bits(self, mean_bits: float = 4, activations: Bits = 4) -> QuantScheme:
-        """The scheme with the least sum of harm, as :func:`assign_bits` describes it, without
+        """The scheme with the smallest sum of harm, as :func:`assign_bits` describes it, without
         measuring again.
 
         Raises:
@@ -117,9 +117,9 @@ def sensitivity(
 ) -> Sensitivity:
     """Measure what quantizing each layer's weight does to the output of a network.
 
-    One layer at a time is quantized, at one bit width at a time, with its batch norm folded in and all
-    else in float; each takes one pass over the batches. Errors of independent layers add up in power,
-    so the sum over layers predicts what a whole assignment does, before any training.
+    Layers are quantized one at a time, at one bit width at a time, with their batch norm folded in
+    and everything else in float; each takes one pass over the batches. Errors of independent layers
+    add up in power, so the sum over layers predicts what a whole assignment does, before any training.
 
     Args:
         model: a float network that has learned something, such as a trained one or what
@@ -132,8 +132,8 @@ def sensitivity(
 
     Raises:
         CaptureError: the network cannot be captured.
-        SchemeError: a bit width or quantizer that weights cannot have, or a model that is quantized.
-        DataError: there is no batch, one without labels, or the logits are zero or not finite.
+        SchemeError: a bit width or quantizer that weights cannot have, or a quantized model.
+        DataError: there is no batch, a batch lacks labels, or the logits are zero or not finite.
 
     Example:
         >>> import torch
@@ -179,22 +179,22 @@ def assign_bits(
     weights: Quantizer = _WEIGHTS,
     loss: Loss | None = None,
 ) -> QuantScheme:
-    """A scheme that gives more bits to the weights that the output depends on most, within a size.
+    """Give more bits to the weights that the output depends on most, within a size limit.
 
-    Of all assignments whose mean over the model's weights is at most ``mean_bits``, the one with the
-    least sum of what :func:`sensitivity` measures, found exactly by integer programming. Each weight
-    counts once, so the bound is on the size of the file.
+    Of all assignments with at most ``mean_bits`` on average over the model's weights, this finds the
+    one with the smallest sum of what :func:`sensitivity` measures, exactly, by integer programming.
+    Each weight counts once, so the limit is on the size of the file.
 
     Args:
         model, batches, bits, weights, loss: as for :func:`sensitivity`.
-        mean_bits: bits of a weight on average, at most.
+        mean_bits: largest average number of bits per weight.
         activations: quantizer or bits of all activations.
 
     Returns:
         a scheme with an override for each layer.
 
     Raises:
-        CaptureError, SchemeError, DataError: as of :func:`sensitivity`; no assignment has so few bits.
+        CaptureError, SchemeError, DataError: as for :func:`sensitivity`; no assignment has so few bits.
 
     Example:
         >>> import ghnq_quant, torch
