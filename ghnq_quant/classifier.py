@@ -32,8 +32,8 @@ def fit_classifier(model: nn.Module, name: str, sample: Sample) -> None:
     Args:
         model: returns the logits of this layer; its other parameters, and the modes of all modules,
             do not change.
-        name: of an ``nn.Linear`` or a 1×1 ``nn.Conv2d``.
-        sample: of the task.
+        name: name of an ``nn.Linear`` or a 1×1 ``nn.Conv2d``.
+        sample: sample of the task.
 
     Raises:
         DataError: a label without an output, or all labels are the same.

@@ -76,7 +76,7 @@ def check_output(path: str | Path, suffixes: Collection[str] = ()) -> None:
     """Raise if a file could not be written, before the work whose result it will hold.
 
     Args:
-        path: of the file.
+        path: the file.
         suffixes: the allowed ones; any if empty.
 
     Raises:

@@ -36,7 +36,7 @@ class LayerSensitivity:
     """What the output loses when this layer's weight, and nothing else, is quantized.
 
     Attributes:
-        name: of the conv or linear layer.
+        name: name of the conv or linear layer.
         parameters: number of elements of its weight.
         harm: by bit width, the power of the error of the logits over that of the logits, or the
             increase of the loss.
@@ -124,7 +124,7 @@ def sensitivity(
     Args:
         model: a float network that has learned something, such as a trained one or what
             :func:`ghnq_quant.initialize` returns; it is not changed.
-        batches: of images (N, C, H, W) on the model's device, alone or first in a tuple; with
+        batches: batches of images (N, C, H, W) on the model's device, alone or first in a tuple; with
             ``loss``, pairs (images, labels).
         bits: widths that are measured.
         weights: the kind of quantizer; its own bits are ignored.

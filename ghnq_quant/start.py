@@ -90,7 +90,7 @@ class Start:
         Args:
             model: the network or its simulation; its classifier and statistics are changed.
             captured: the network.
-            sample: of the task.
+            sample: sample of the task.
         """
         if self.as_predicted or self.classifier != "fitted":
             take_statistics(model, sample)

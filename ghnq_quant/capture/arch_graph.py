@@ -37,7 +37,7 @@ class Node:
 
     Attributes:
         primitive: one of :data:`PRIMITIVES`.
-        shape: of the node's parameter (for a norm layer, its weight), ``(1, 1, kh, kw)`` for a
+        shape: shape of the node's parameter (for a norm layer, its weight), ``(1, 1, kh, kw)`` for a
             pooling layer, None for a node with neither.
         parameters: names of the parameters predicted from this node: a weight or a bias, or a norm
             layer's weight and bias.

@@ -17,10 +17,10 @@ class Unit:
     """A conv or linear layer, its batch norm, and the activation function that is its only consumer.
 
     Attributes:
-        name: of the conv or linear module.
-        node: of its call in the graph.
+        name: name of the conv or linear module.
+        node: node of its call in the graph.
         batch_norm: name of the folded batch-norm module, None if there is none.
-        batch_norm_node: of the batch norm's call.
+        batch_norm_node: node of the batch norm's call.
         output: node whose value is the unit's output.
     """
 
@@ -37,7 +37,7 @@ class QuantPoint:
 
     Attributes:
         name: unique, for people and for the patterns of a scheme.
-        node: of the graph.
+        node: node in the graph.
         key: name of its quantizer in the model's ``activation_quantizers``.
         never_negative: whether the operations it comes from never give a negative value.
     """

@@ -84,7 +84,7 @@ def propagate_shapes(
     """Shape of each tensor-valued node for an input of shape (N, C, H, W).
 
     Args:
-        kinds: of the graph's nodes.
+        kinds: what each node of the graph does.
 
     Raises:
         CaptureError: the network does not run on such an input; the message names the operation.

@@ -44,7 +44,7 @@ class Trace:
     Attributes:
         root: module that the graph's names refer to: the model itself, or a copy that shares its
             tensors if an adapter rewrote layers or ``forward`` holds tensors.
-        graph: of eval.
+        graph: the torch.fx graph in eval.
         skipped: names of modules that are kept whole because they are not supported.
         mode_arguments: arguments that are True in training.
         kept_whole: names of modules without parameters that behave differently in training or have

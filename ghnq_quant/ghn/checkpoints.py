@@ -72,8 +72,8 @@ def check_shapes(
 
     Args:
         create: makes the hypernetwork from the settings.
-        settings: of the checkpoint.
-        shapes: of its parameters by name.
+        settings: the checkpoint's settings.
+        shapes: the shapes of its parameters, by name.
 
     Raises:
         RuntimeError: a parameter is missing, has another shape, or is unexpected.

@@ -48,7 +48,7 @@ class ConvDecoder(nn.Module):
 
         Args:
             x: (n, C) features.
-            shapes: of each node's weight, up to ``max_shape``, sorted by kernel size and then by
+            shapes: shape of each node's weight, up to ``max_shape``, sorted by kernel size and then by
                 channels, as by :func:`decoding_order`.
             scale: (n,) factor on each node's weight.
 

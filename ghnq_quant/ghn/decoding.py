@@ -26,7 +26,7 @@ class Decoders:
         weights: decodes all parameters of two or more dimensions.
         vectors: (n, C) features to (n, 2 · max channels): a norm layer's weight, then a bias.
         class_bias: (n, max channels) such biases to those of classification layers.
-        num_classes: of the classification layers that are decoded as such.
+        num_classes: outputs of the classification layers that are decoded as such.
         new_batch_norms, predicts_any_size: see :class:`ghnq_quant.GHN` and
             :class:`ghnq_quant.ghn.encoders.Conventions`.
     """

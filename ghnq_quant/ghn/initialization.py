@@ -33,8 +33,8 @@ def initialize_channels(embedding: nn.Embedding, counts: Sequence[int], hid: int
     """As large as other embeddings, but smooth in log₂ of the channel count, with some noise.
 
     Args:
-        counts: of the rows in order, without the last row, for nodes without a shape; that one starts
-            like the row of one channel, with its own noise.
+        counts: channel counts of the rows in order, without the last row, for nodes without a shape;
+            that one starts like the row of one channel, with its own noise.
     """
     waves = smooth_rows([*counts, 1], embedding.embedding_dim) * (2 / hid) ** 0.5
     embedding.weight.normal_(0, NOISE * hid**-0.5).add_(waves)

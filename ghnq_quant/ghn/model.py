@@ -79,7 +79,7 @@ class GHN(
         encoder: ``"gated"``, message passing along the graph as in GHN-2, or ``"graphormer"``, the
             transformer of GHN-3. The latter brings GHN-3's rules for graphs, enlarged kernels
             above ``max_shape``, and classification layers of any number of classes.
-        heads, layers: of the transformer.
+        heads, layers: numbers of attention heads and layers of the transformer.
 
     Raises:
         ValueError: an invalid setting, or sizes that do not fit each other.
@@ -272,7 +272,7 @@ class GHN(
         """Read a GHN-2 checkpoint in the public format (facebookresearch/ppuda).
 
         Args:
-            path: of the ``.pt`` file; it is read without running any code that it may hold.
+            path: the ``.pt`` file; it is read without running any code that it may hold.
             virtual_edges: s(max) of message passing; GHN-2 was trained with 50.
 
         Raises:

@@ -44,7 +44,7 @@ def correct_biases(
 
     Args:
         qmodel: a calibrated model; it is changed in place.
-        batches: of images (N, C, H, W) on the model's device, alone or first in a tuple.
+        batches: batches of images (N, C, H, W) on the model's device, alone or first in a tuple.
 
     Returns:
         ``qmodel`` itself.

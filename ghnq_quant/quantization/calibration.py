@@ -55,8 +55,8 @@ def calibrate(
     batch is quantized with it on its way to the next layer.
 
     Args:
-        qmodel: of :func:`ghnq_quant.init_quantized` or :func:`ghnq_quant.quantize`.
-        batches: of images (N, C, H, W) on the model's device, alone or first in a tuple (labels
+        qmodel: a model from :func:`ghnq_quant.init_quantized` or :func:`ghnq_quant.quantize`.
+        batches: batches of images (N, C, H, W) on the model's device, alone or first in a tuple (labels
             after them are ignored).
         ranges: ``"mse"`` (the shrunk version of the range from minimum to maximum whose quantization
             has the smallest squared error) or ``"percentile"``, for all activations except those of

@@ -99,8 +99,8 @@ def equalize(qmodel: QuantModel) -> QuantModel:
     ``equalize`` only into a model that was equalized too.
 
     Args:
-        qmodel: of :func:`ghnq_quant.quantize`, with the running statistics of a trained network. It
-            is changed in place.
+        qmodel: a model from :func:`ghnq_quant.quantize`, with the running statistics of a trained
+            network; it is changed in place.
 
     Returns:
         ``qmodel`` itself.

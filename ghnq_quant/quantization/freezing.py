@@ -22,7 +22,7 @@ def freeze_batch_norms(qmodel: QuantModel) -> QuantModel:
     so freeze again after loading one into a new model.
 
     Args:
-        qmodel: of :func:`ghnq_quant.init_quantized` or :func:`ghnq_quant.quantize`.
+        qmodel: a model from :func:`ghnq_quant.init_quantized` or :func:`ghnq_quant.quantize`.
 
     Returns:
         ``qmodel`` itself.
@@ -64,7 +64,7 @@ def freeze_ranges(qmodel: QuantModel) -> QuantModel:
     every step. Modes, copies and states: as for :func:`freeze_batch_norms`.
 
     Args:
-        qmodel: of :func:`ghnq_quant.init_quantized` or :func:`ghnq_quant.quantize`.
+        qmodel: a model from :func:`ghnq_quant.init_quantized` or :func:`ghnq_quant.quantize`.
 
     Returns:
         ``qmodel`` itself.

@@ -28,7 +28,7 @@ class LayerwiseModel(QuantModel):
 
     Args:
         captured: holds the layers; its modules are reused.
-        quantizers: of activations, by key.
+        quantizers: activation quantizers by key.
         backend: the backend that made them.
     """
 

@@ -46,7 +46,7 @@ class QuantModel(fx.GraphModule):
     Args:
         modules: holds what the graph calls and reads, and everything else in the network; its
             children, parameters and buffers are reused.
-        graph: of ``forward``.
+        graph: the graph of ``forward``.
         plan: the units and quantized activations.
         scheme: the quantizers of weights and activations.
         skipped: names of modules that stay float because they are not supported.

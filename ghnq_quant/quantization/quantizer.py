@@ -45,12 +45,12 @@ class Quantizer:
             the levels −2^(bits−1) + 1 … 2^(bits−1) − 1 (narrow range).
         granularity: one scale for the ``"tensor"``, or for each output ``"channel"`` of a weight.
         power_of_two: whether the scale is rounded up to a power of two.
-        range: of weights ``"minmax"``, ``"mse"``, the share of minimum and maximum with the smallest
-            squared error, or ``"learned"``, by gradient (LSQ, LSQ+). Of activations ``"ema"``, a
+        range: for weights ``"minmax"``; ``"mse"``, the share of minimum and maximum with the smallest
+            squared error; or ``"learned"``, by gradient (LSQ, LSQ+). For activations ``"ema"``, a
             moving average of the batches' ranges with momentum 0.1, frozen in eval; ``"batch"``, the
-            range of each tensor at hand; ``"percentile"`` or ``"mse"``, which
+            range of each tensor; ``"percentile"`` or ``"mse"``, which
             :func:`~ghnq_quant.calibrate` finds and nothing else changes; or ``"learned"``. None for
-            the usual one: ``"minmax"``, and the scheme's ``act_range``.
+            the default: ``"minmax"``, and the scheme's ``act_range``.
         never_negative: the tensor of a symmetric quantizer has no negative values, so its levels
             are 0 … 2^bits − 1. The plan sets it for activations; you never need to.
         always_signed: a symmetric quantizer has signed levels even then, for runtimes with only

@@ -205,8 +205,8 @@ def parse_quantizers(
     """(weights, activations) as users write them: as for :func:`parse_precision`, or with words.
 
     Args:
-        text: for both.
-        weights, activations: for one of them, instead of ``text``.
+        text: quantizers of both.
+        weights, activations: quantizer of one of them, instead of ``text``.
 
     Raises:
         SchemeError: another format, or an invalid quantizer.

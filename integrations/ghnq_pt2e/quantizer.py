@@ -33,7 +33,7 @@ class PlanQuantizer(Quantizer):
     """Annotates an exported model with a plan: the weights of its units, and its points.
 
     Args:
-        plan: of the model before it was exported with a :class:`Marker` at each point.
+        plan: the model's plan before it was exported with a :class:`Marker` at each point.
         scheme: the quantizers.
     """
 

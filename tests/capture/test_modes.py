@@ -153,7 +153,7 @@ REFUSED = {
     ),
     "in a part": (
         nn.Sequential(Net(noisy_in_training), nn.ReLU()),
-        r"module '0' \(Net\) does something else",
+        r"module '0' \(Net\) behaves differently",
     ),
 }
 

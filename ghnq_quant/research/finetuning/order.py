@@ -17,7 +17,7 @@ class TrainingNetworks:
     """The networks of the split ``train`` that a run draws from.
 
     Args:
-        num_classes: of the networks.
+        num_classes: outputs of the networks.
         architectures: number of fixed architectures, the first of the split within the limits of a
             step. The size of the whole split means no fixed ones: each comes once per epoch,
             and nothing is kept.

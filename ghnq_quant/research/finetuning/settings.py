@@ -44,7 +44,7 @@ class FinetuneSettings:
         image_sizes: (side, up to which fraction of the run) of the images. If they are smaller than
             the data set's, fixed networks with a flattened head are left out.
         optimizer: ``"adamw"``, or ``"adam"``, whose weight decay is part of the gradient.
-        lr, betas, weight_decay: of the optimizer.
+        lr, betas, weight_decay: settings of the optimizer.
         warmup: steps over which the learning rate rises from zero.
         schedule: ``"constant"``, ``"linear"`` down to zero from ``decay_at`` (a fraction of the run)
             on, or a ``"step"`` to a tenth there.
@@ -64,7 +64,7 @@ class FinetuneSettings:
             instead of predicting these too.
         seed: for the order of networks and images.
         log_every, checkpoint_every, validate_every: in steps; the last two are multiples of the first.
-        val_networks, val_images: of the split ``val`` and of the held-out training images.
+        val_networks, val_images: how many of the split ``val`` and of the held-out training images.
     """
 
     steps: int | None = None

@@ -32,7 +32,7 @@ class TrainingState:
 
     Attributes:
         ghn: the hypernetwork, not averaged.
-        moments: of the optimizer, by the parameter's position and their names.
+        moments: the optimizer's, by the parameter's position and their names.
         average: averaged parameters by name; empty for a new run.
         step: number of completed steps.
         seconds: time spent on them.

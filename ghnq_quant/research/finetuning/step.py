@@ -86,7 +86,7 @@ class _NetworkGradient(NamedTuple):
     """The gradient of one network, on its device; zero if it is unusable.
 
     Attributes:
-        gradient: of all its parameters, concatenated.
+        gradient: gradient of all its parameters, concatenated.
         usable, loss, top1: scalars.
     """
 

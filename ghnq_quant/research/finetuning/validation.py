@@ -30,7 +30,7 @@ def validate(
 
     Args:
         ghn: predicts each network's parameters for each precision.
-        networks: of the design space.
+        networks: networks of the design space.
         images: validation images; the first ``limit`` are used, in order.
         precisions: (weight, activation) bits.
         limit: number of images to use.

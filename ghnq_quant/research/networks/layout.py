@@ -18,8 +18,8 @@ class Layout:
     """Positions of nodes and of the bends of long edges.
 
     Attributes:
-        layer: of each node and bend.
-        height: of each node and bend; at least 1 apart within a layer.
+        layer: layer of each node and bend.
+        height: height of each node and bend; at least 1 apart within a layer.
         segments: pairs of nodes or bends in neighboring layers; the graph's nodes come first.
     """
 

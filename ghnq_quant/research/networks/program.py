@@ -19,9 +19,9 @@ class Instruction(NamedTuple):
     Attributes:
         kind: what it does; ``RESHAPE`` is flattening.
         inputs: positions of the instructions whose results it reads.
-        in_channels, channels: of its first input and of its result (features for a flat tensor).
+        in_channels, channels: channels of its first input and its result (features for a flat tensor).
         size: side of its result for a 32×32 image; 0 for a flat tensor.
-        name: of its module; empty for the input, additions and concatenations.
+        name: name of its module; empty for the input, additions and concatenations.
         kernel: side of the window; for ``GLOBAL_AVG_POOL``, of the result.
         function: for an activation, the function's name in
             :data:`ghnq_quant.capture.operations.OPERATIONS`.

@@ -31,7 +31,7 @@ class NetworkStatistics:
         parameters: elements of all weights and biases.
         macs: multiply-accumulates of convolutions and linear layers for one 3×32×32 image.
         depth: convolutions and linear layers on the longest path.
-        nodes: of its graph.
+        nodes: nodes of its graph.
         primitives: number of nodes of each primitive that occurs.
     """
 

@@ -22,7 +22,7 @@ class Option:
     """How a field is written on the command line, if not as ``--its-name value,value``.
 
     Attributes:
-        name: of the option; None for the field's own, empty for arguments without one.
+        name: the option's name; None for the field's own, empty for arguments without one.
         write: turns the value into text.
     """
 
@@ -51,7 +51,7 @@ def command_line(command: str, settings: DataclassInstance) -> str:
     Fields that are None, False or empty are left out.
 
     Args:
-        command: of ``ghnq``.
+        command: a command of ``ghnq``.
         settings: a dataclass; ``Annotated[..., Option(...)]`` marks fields that are not written by
             their own names.
 

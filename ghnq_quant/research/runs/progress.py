@@ -15,7 +15,7 @@ class Progress:
     """A bar with what is done, the rate, and the time left.
 
     Args:
-        total: of the whole run.
+        total: length of the whole run.
         console: None for no bar.
         unit: what is counted, in the singular.
         done: how much of the total an earlier session finished.

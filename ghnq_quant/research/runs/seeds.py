@@ -37,7 +37,7 @@ def generator(seed: int, stream: Stream, *place: int) -> np.random.Generator:
     """The generator of one stream at one place of a run.
 
     Args:
-        seed: of the run, from 0.
+        seed: the run's seed, from 0.
         stream: what is drawn.
         place: for example a step or an epoch, from 0.
 

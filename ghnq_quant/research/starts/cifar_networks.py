@@ -17,7 +17,7 @@ class CifarNetwork(nn.Module):
 
     Args:
         body: from images to feature maps.
-        channels: of the feature maps.
+        channels: channels of the feature maps.
         num_classes: outputs.
 
     Shape:

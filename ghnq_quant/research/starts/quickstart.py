@@ -100,7 +100,7 @@ def load_quickstart_model(folder: str | Path) -> nn.Module:
     """Rebuild the trained, quantized network that :func:`run_quickstart` saved, in eval mode.
 
     Args:
-        folder: with ``model.json`` and ``model.safetensors``.
+        folder: the folder with ``model.json`` and ``model.safetensors``.
 
     Raises:
         GhnqError: a file is missing or does not fit.

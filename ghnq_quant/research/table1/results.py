@@ -36,7 +36,7 @@ class LayerResult:
 
     Attributes:
         name: the layer's name in the network.
-        shape: of the weight.
+        shape: shape of the weight.
         depthwise: whether each output channel reads only one input channel.
         sources: by ``predicted``, ``initial`` (PyTorch's own initialization) and, if given,
             ``trained``: the fields of :class:`~ghnq_quant.research.table1.distributions.Distribution`

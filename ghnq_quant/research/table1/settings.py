@@ -40,7 +40,7 @@ class EvaluationSettings:
         data: see :func:`ghnq_quant.research.data.load_images`.
         data_name: the data set's name in the results; None for its own.
         ghn: the checkpoint's folder or name.
-        splits: of ConvNets-250K; empty if named models are evaluated.
+        splits: splits of ConvNets-250K; empty if named models are evaluated.
         models: names of torchvision and timm models, instead of splits.
         adapt_stem: whether to adapt the named models to the images' size.
         trained: a trained ``state_dict`` of the one named model, for comparing distributions.
