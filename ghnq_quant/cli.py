@@ -202,7 +202,7 @@ def export(
     bits = bits or noted.get("bits")
     if bits is None:
         raise GhnqError(
-            f"{weights} does not record its precision, which its tensors cannot show: give --bits, "
+            f"{weights} does not say its precision, which its tensors cannot show: give --bits, "
             "and --stem-bits if the first layer's bits differ"
         )
     model = create_model(arch, num_classes or int(noted.get("num_classes", 10)))

@@ -215,4 +215,4 @@ def check_graphormer(hid: int, heads: int, layers: int, virtual_edges: int) -> N
     if layers < 1:
         raise ValueError(f"layers={layers}: the transformer needs at least one")
     if not 1 <= virtual_edges <= MAX_VIRTUAL_EDGES:
-        raise ValueError(f"virtual_edges={virtual_edges}: expected 1 to {MAX_VIRTUAL_EDGES}")
+        raise ValueError(f"virtual_edges={virtual_edges}: expected from 1 to {MAX_VIRTUAL_EDGES}")

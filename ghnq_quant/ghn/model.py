@@ -66,7 +66,7 @@ class GHN(
         max_shape: largest weight (c_out, c_in, kh, kw) that is decoded; larger ones are tiled.
         num_classes: classes of the data set it was trained on.
         hid: size C of the node features.
-        virtual_edges: longest shortest path between nodes that exchange messages (s(max)); by
+        virtual_edges: longest shortest path between nodes that see each other (s(max)); by
             default 10, and 50 for ``"graphormer"``.
         precision_embedding: whether bit widths are part of the node features.
         new_batch_norms: give batch norms weights of one and biases of zero instead of predicted

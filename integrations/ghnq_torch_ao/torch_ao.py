@@ -16,7 +16,7 @@ try:
     )
 except ImportError as error:
     raise BackendError(
-        f"this version of PyTorch no longer has torch.ao.quantization ({error}): use "
+        f"this version of PyTorch has no torch.ao.quantization any more ({error}): use "
         "backend='pt2e' with torchao (pip install 'ghnq-quant[torchao]'), or an older PyTorch"
     ) from error
 

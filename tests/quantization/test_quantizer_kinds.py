@@ -142,8 +142,8 @@ def test_the_first_layers_bits_keep_the_kind() -> None:
     ("arguments", "message"),
     [
         ((4, Quantizer(4, granularity="channel")), "activations=4-channel: .*per tensor"),
-        ((Quantizer(4, range="ema"), 4), "weights=4-ema: range 'ema' is one of activations"),
-        ((4, Quantizer(4, range="minmax")), "activations=4-minmax: range 'minmax' is one of wei"),
+        ((Quantizer(4, range="ema"), 4), "weights=4-ema: range 'ema' is for activations"),
+        ((4, Quantizer(4, range="minmax")), "activations=4-minmax: range 'minmax' is for wei"),
         ((Quantizer(4, True, never_negative=True), 4), "never_negative is for activations"),
         (
             (4, 4, {"head": Quantizer(4, granularity="channel")}),

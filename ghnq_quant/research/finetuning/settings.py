@@ -104,7 +104,7 @@ class FinetuneSettings:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not _is_finite(value):
-                raise GhnqError(f"{name}={value}: give finite numbers")
+                raise GhnqError(f"{name}={value}: give numbers that are finite")
         lengths = [v for v in map(self.__getattribute__, _LENGTHS) if v is not None]
         if len(lengths) != 1 or lengths[0] <= 0:
             raise GhnqError(
