@@ -28,17 +28,17 @@ def quickstart(
         str,
         typer.Option(
             help="digits (from scikit-learn, offline), cifar10 (downloaded once), an image folder, "
-            "a folder with CIFAR-10's files, or an .npz."
+            "a folder with CIFAR-10's files, or an .npz file."
         ),
     ] = "digits",
     data_name: DataName = None,
     bits: Bits = "4",
-    stem_bits: Annotated[int, typer.Option(help="Bits of the first layer's weight.")] = 8,
+    stem_bits: Annotated[int, typer.Option(help="Weight bits of the first layer.")] = 8,
     backend: Backend = "brevitas",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 2,
     seeds: Annotated[int, typer.Option(min=1, help="Runs from each start.")] = 5,
     max_train: Annotated[
-        int | None, typer.Option(min=1, help="Train on no more than this many images.")
+        int | None, typer.Option(min=1, help="Train on at most this many images [all].")
     ] = None,
     ghn: Checkpoint = None,
     output: Annotated[
@@ -82,7 +82,7 @@ def compare_init(
     stem_bits: StemBits = None,
     backend: Backend = "brevitas",
     steps: Annotated[
-        str, typer.Option(metavar="N,…", help="Steps of the trainings.")
+        str, typer.Option(metavar="N,…", help="Lengths of the trainings in steps.")
     ] = "50,100,200,400",
     seeds: Annotated[int, typer.Option(help="Trainings of each kind.")] = 3,
     start: Annotated[
@@ -98,9 +98,9 @@ def compare_init(
         bool, typer.Option("--foreign", help="Grey, inverted, blurred; two classes in one.")
     ] = False,
     images_per_class: Annotated[
-        int | None, typer.Option(min=2, help="Train on so few images of each class.")
+        int | None, typer.Option(min=2, help="Images of each class to train on [all].")
     ] = None,
-    test_images: Annotated[int, typer.Option(min=64, help="To measure on.")] = 2000,
+    test_images: Annotated[int, typer.Option(min=64, help="Images to measure on.")] = 2000,
     ghn: GhnName = DEFAULT_CHECKPOINT,
     data_name: DataName = None,
     download: Download = False,
@@ -109,8 +109,8 @@ def compare_init(
     """Measure what a start is worth to quantized training.
 
     From PyTorch's initialization, from the same with a fitted classifier, from GHN-Q's start, and
-    from a float training that takes half of the steps; same images, tuned learning rate. A run that
-    is killed goes on where it was when it is started again.
+    from float training for half of the steps; same images, tuned learning rate. A killed run
+    continues where it was when started again.
     """
     from ghnq_quant.quantization.scheme import parse_precision
     from ghnq_quant.research.starts import CompareSettings
@@ -147,7 +147,7 @@ def ladder(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
     data: Data = "cifar10",
     only: Annotated[
-        str | None, typer.Option(metavar="RUNG,…", help="Some of its comparisons [all].")
+        str | None, typer.Option(metavar="RUNG,…", help="Comparisons to make [all].")
     ] = None,
     ghn: GhnName = DEFAULT_CHECKPOINT,
     data_name: DataName = None,
@@ -156,9 +156,9 @@ def ladder(
 ) -> None:
     """Make every comparison of starts in the documentation.
 
-    Five networks on CIFAR-10, on strange images made of it and on digits; longer trainings, other
-    precisions and a deep network. Takes hours; a run that is killed goes on where it was when it is
-    started again.
+    Five networks on CIFAR-10, on strange images made from it and on digits; longer trainings, other
+    precisions and a deep network. Takes hours; a killed run continues where it was when started
+    again.
     """
     from ghnq_quant.research.starts.ladder import run_ladder
 

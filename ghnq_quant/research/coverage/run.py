@@ -1,4 +1,4 @@
-"""How many of the model zoos' models are captured, predicted, quantized and trainable."""
+"""How many models of the zoos can be captured, predicted, quantized and trained."""
 
 from __future__ import annotations
 
@@ -38,29 +38,30 @@ def measure_coverage(
     command: str = "",
     console: Console | None = None,
 ) -> list[ModelCoverage]:
-    """Take each model through all stages, each in a process of its own with a memory limit.
+    """Take each model through all stages, in its own process with a memory limit.
 
-    A call that was stopped goes on where it was when it is made again.
+    If stopped, a call with the same arguments continues where it was.
 
     Args:
-        models: of :func:`ghnq_quant.research.coverage.zoo.zoo_models`, measured in this order.
-        output: folder of ``coverage.jsonl``, one line a model, and ``coverage.md``, the table.
+        models: models from :func:`ghnq_quant.research.coverage.zoo.zoo_models`, measured in this order.
+        output: folder for ``coverage.jsonl``, one line per model, and ``coverage.md``, the table.
         measurement: bits, backend and memory.
         workers: models at a time.
-        seconds: that a model may take.
-        again: measure those once more that failed.
+        seconds: time limit per model.
+        again: measure failed models once more.
         command: for the table's heading.
+        console: for the progress bar; None for no bar.
         console: for the progress bar, None for none.
 
     Returns:
-        what came of all models that the folder knows.
+        the results of all models in the folder.
 
     Raises:
-        GhnqError: the folder's file is damaged, or of another measurement, or of other versions of
-            the packages; or there is no such backend.
+        GhnqError: the folder's file is damaged, or belongs to another measurement or other versions
+            of the packages; or there is no such backend.
     """
     measurement = measurement or Measurement()
-    load_backend(measurement.backend)  # else every model would fail, and count as measured
+    load_backend(measurement.backend)  # otherwise every model would fail, and count as measured
     identity = {**asdict(measurement), "seconds": seconds, "versions": versions()}
     journal = Journal(Path(output) / MODELS_FILE, {IDENTITY: identity}, ModelCoverage)
     limits = Limits(measurement.memory, seconds, _packages())
@@ -83,7 +84,7 @@ def measure_coverage(
 
 
 def _packages() -> tuple[str, ...]:
-    """What every process needs: the adapters' and backends' packages, and these their toolkits."""
+    """What every process needs: packages of adapters and backends, which import their toolkits."""
     groups = ("ghnq_quant.adapters", "ghnq_quant.backends")
     modules = (entry.module for group in groups for entry in entry_points(group=group))
     return tuple(dict.fromkeys((Measurement.__module__, *modules)))

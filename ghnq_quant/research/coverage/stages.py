@@ -1,4 +1,4 @@
-"""How far one model of a zoo comes: from its making to the gradients of its quantized form."""
+"""How far one model of a zoo gets: from its creation to the gradients of its quantized form."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ from ghnq_quant.quantization import QuantModel, QuantScheme, emit, load_backend
 from ghnq_quant.research.coverage.zoo import Model
 from ghnq_quant.start import first_convolutions, with_values
 
-#: In their order: make the model; trace it, and compare the traced graph with it on one batch;
-#: predict its parameters; emit the quantized model; run it in training mode; its gradients.
+#: In order: create the model; trace it, and compare the traced graph with it on one batch; predict
+#: its parameters; emit the quantized model; run it in training mode; compute its gradients.
 STAGES = ("create", "capture", "predict", "emit", "forward", "backward")
-#: Those that a model without memory cannot go through.
+#: Stages that a model without memory for its values cannot go through.
 _NEED_VALUES = ("forward", "backward")
-#: Sides of the image, of which a model gets the first that it runs on.
+#: Sides of the image; a model gets the first one that it runs on.
 SIDES = (64, 96, 160, 224)
 NUM_CLASSES = 10
-#: Copies of the parameters that training a quantized model takes at the least: its own, the float
-#: model's, their gradients, and of each weight the folded, the quantized and their difference.
+#: Minimum number of copies of the parameters for training a quantized model: its own, the float
+#: model's, their gradients, and for each weight the folded and quantized one and their difference.
 _COPIES = 6
 
 
 @dataclass
 class ModelCoverage:
-    """What came of one model.
+    """The results of one model.
 
     Attributes:
         library: name of the adapter that made it.
-        family: of models, as the adapter groups them.
+        family: family of models, as the adapter groups them.
         model: its name there.
-        parameters: how many values they have.
-        nodes: of its graph as the hypernetwork reads it.
-        seconds: by stage, of the stages that it passed.
-        side: of the image.
-        meta: whether it is too large for the memory and was made without any: then predicting and
+        parameters: number of elements in its parameters.
+        nodes: number of nodes of its graph as the hypernetwork reads it.
+        seconds: time by stage, for the stages that it passed.
+        side: side of the image.
+        meta: whether it is too large for the memory and was created without any: then predicting and
             emitting are the last stages.
-        kept: how many parameters keep their own initialization, by «Type.parameter».
-        finite: whether its logits and all gradients are, of those stages that it passed.
+        kept: number of parameters that keep their own initialization, by "Type.parameter".
+        finite: whether its logits and all gradients are finite, in the stages that it passed.
         failed: the stage that it failed in, None if it passed all.
-        reason: of the failure.
+        reason: why it failed.
     """
 
     library: str
@@ -72,11 +72,11 @@ class ModelCoverage:
 
     @property
     def key(self) -> Model:
-        """Which model it is."""
+        """Identifies the model."""
         return Model(self.library, self.family, self.model)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain lists, numbers and texts."""
+        """As plain lists, numbers and strings."""
         return asdict(self)
 
     @classmethod
@@ -90,9 +90,9 @@ class Measurement:
     """How a model is measured.
 
     Attributes:
-        bits: of weights and activations.
-        backend: the quantized model's.
-        memory: bytes that a model may take.
+        bits: bits of weights and activations.
+        backend: backend of the quantized model.
+        memory: bytes that a model may use.
     """
 
     bits: tuple[int, int] = (4, 4)
@@ -103,8 +103,8 @@ class Measurement:
         """Take a model through all stages.
 
         Yields:
-            before each stage what is known, so that ``failed`` names the stage should the process
-            die; at last what came of it.
+            before each stage what is known so far, so that ``failed`` names the stage if the process
+            dies; finally the result.
         """
         found = ModelCoverage(*model)
         runner = _StageRunner(self, found)

@@ -21,7 +21,7 @@ class Augmentation:
     """Random changes of a training batch.
 
     Attributes:
-        pad: black pixels added on each side before a crop of the old size is taken at random.
+        pad: black pixels added on each side before a random crop of the original size.
         flip: mirror half of the images left to right (wrong for digits and letters).
     """
 
@@ -29,12 +29,12 @@ class Augmentation:
     flip: bool = True
 
 
-#: What suits digits: a mirrored one is none, and the enlarged ones move by half of their own pixels.
+#: For digits: a mirrored one is not a digit, and 2 is half of a pixel of the enlarged ones.
 _DIGITS = Augmentation(pad=2, flip=False)
 
 
 def usual_augmentation(data: str) -> Augmentation:
-    """What a training on the images ``data`` of :func:`load_images` does to them."""
+    """The augmentation for training on the images ``data`` of :func:`load_images`."""
     return _DIGITS if data == "digits" else Augmentation()
 
 
@@ -48,15 +48,15 @@ def training_batch(
 ) -> tuple[Tensor, Tensor]:
     """The batch of one training step: the same for the same arguments, whatever came before.
 
-    Image number ``step * batch_size`` and the following ones are taken from an endless row of
-    epochs, each the whole set in an order of its own. Nothing is kept between steps, so a resumed
-    run goes on exactly where it stopped.
+    Images from number ``step * batch_size`` on are taken from an endless sequence of epochs, each the
+    whole set in a new order. Nothing is kept between steps, so a resumed run continues exactly where
+    it stopped.
 
     Args:
         images: the training part.
         step: from 0.
         batch_size: images in the batch, B; every batch is full.
-        seed: of the order and of the augmentation, from 0.
+        seed: for the order and the augmentation, from 0.
         augment: the random changes, or None for none.
 
     Returns:
@@ -76,7 +76,7 @@ def training_batch(
 def first_epoch(
     images: Images, data: str, seed: int, batch_size: int = 64
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches that a training on ``images``, the training part of ``data``, begins with: what
+    """The first batches of a training on ``images``, the training part of ``data``: what
     :func:`ghnq_quant.init_quantized` fits a classifier to."""
     augment = usual_augmentation(data)
     for step in range(-(-len(images) // batch_size)):
@@ -91,16 +91,17 @@ def balanced_batch(
     *,
     augment: Augmentation | None = Augmentation(pad=0),
 ) -> tuple[Tensor, Tensor]:
-    """A batch with as many images of each class as of any other, drawn with replacement.
+    """A batch with equally many images of each class, drawn with replacement.
 
-    Where the classes do not divide the batch, those that get one image more are drawn too. The
-    gradient of a batch on which a network guesses one class for all then says nothing of which one.
+    If the batch size is not a multiple of the number of classes, the classes with one more image are
+    drawn too. If a network predicts the same class for the whole batch, the gradient then does not
+    say which.
 
     Args:
         images: the training part.
-        number: of the batch, from 0; the same for the same number, whatever came before.
+        number: number of the batch, from 0; the same batch for the same number, whatever came before.
         batch_size: images in the batch, B.
-        seed, augment: as of :func:`training_batch`.
+        seed, augment: as for :func:`training_batch`.
 
     Returns:
         float32 B × 3 × H × W, normalized, and int64 labels B, on the images' device.
@@ -128,13 +129,13 @@ def evaluation_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The images once, in batches, unchanged; the last batch may be smaller.
 
-    They come in one fixed mixed order: folders are sorted by class, and a batch of a single class
-    would spoil batch statistics (and a ``limit`` would leave out the last classes).
+    They come in a fixed mixed order: folders are sorted by class, and a batch of a single class would
+    spoil batch statistics (and a ``limit`` would leave out the last classes).
 
     Args:
         images: usually the test part.
         batch_size: images in a batch, B.
-        limit: the most images to give; None for all.
+        limit: largest number of images; None for all.
 
     Yields:
         float32 B × 3 × H × W, normalized, and int64 labels B, on the images' device.
@@ -146,7 +147,7 @@ def evaluation_batches(
 
 @lru_cache(maxsize=8)
 def _order(count: int, seed: int, epoch: int) -> Tensor:
-    """The order of the images in one epoch; cached because every step of an epoch asks for it."""
+    """The order of the images in one epoch; cached because every step of an epoch needs it."""
     return torch.from_numpy(generator(seed, Stream.IMAGE_ORDER, epoch).permutation(count))
 
 
@@ -170,7 +171,7 @@ def _batch(
 
 
 def _augmented(batch: Tensor, augment: Augmentation, rng: np.random.Generator) -> Tensor:
-    """Pad, crop and flip B × 3 × H × W by one gather; a flip alone needs none."""
+    """Pad, crop and flip B × 3 × H × W with one gather; a flip alone needs none."""
     count, _, height, width = batch.shape
     if augment.pad == 0:
         mirrored = torch.from_numpy(rng.random((count, 1, 1, 1)) < (0.5 if augment.flip else 0.0))
@@ -191,7 +192,7 @@ def _augmented(batch: Tensor, augment: Augmentation, rng: np.random.Generator) -
 
 
 def shrink(batch: Tensor, size: int) -> Tensor:
-    """(B, C, H, W) to (B, C, ``size``, ``size``) by the means of areas.
+    """(B, C, H, W) to (B, C, ``size``, ``size``) by averaging areas.
 
     Raises:
         DataError: ``size`` is larger than the images.

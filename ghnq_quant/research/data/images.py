@@ -1,4 +1,4 @@
-"""Image sets, held whole in memory as uint8: read, checked and normalized."""
+"""Image sets, held entirely in memory as uint8: read, checked and normalized."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Images:
         images: uint8, N × 3 × H × W.
         labels: int64, N, each from 0 to ``len(classes) - 1``.
         classes: the classes' names, in the order of their labels.
-        mean: float32, 3: the training part's mean of each channel, of values from 0 to 1.
-        std: float32, 3: the standard deviation in the same unit.
+        mean: float32, 3: the training part's mean of each channel, with values from 0 to 1.
+        std: float32, 3: its standard deviation, in the same unit.
     """
 
     images: Tensor
@@ -44,7 +44,7 @@ class Images:
 
     @cached_property
     def members(self) -> tuple[np.ndarray, ...]:
-        """Positions of each class's images, in rising order.
+        """Positions of each class's images, in ascending order.
 
         Raises:
             DataError: a class has none.
@@ -68,7 +68,7 @@ class Images:
         return self.select(self._mixed(seed)[:count])
 
     def sample_each_class(self, count: int, seed: int = 0) -> Images:
-        """``count`` images of each class drawn without replacement; all of a class that has no more.
+        """``count`` images of each class drawn without replacement; all of a class that has fewer.
 
         Example:
             >>> few = load_images("digits").train.sample_each_class(3)
@@ -91,7 +91,7 @@ class Images:
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def to(self, device: torch.device | str) -> Images:
-        """The same images on another device; batches then come from there."""
+        """The same images on another device, where batches will be, too."""
         images, labels, mean, std = (
             t.to(device) for t in (self.images, self.labels, self.mean, self.std)
         )
@@ -100,7 +100,7 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A training and a test part with the same classes and image size, and the set's true name."""
+    """A training and a test part with the same classes and image size, and the set's actual name."""
 
     name: str
     train: Images
@@ -108,24 +108,25 @@ class ImageSet:
 
 
 def load_images(data: str | Path, *, name: str | None = None, download: bool = False) -> ImageSet:
-    """Load an image set whole into memory.
+    """Load a complete image set into memory.
 
     Args:
         data: one of
 
             - ``"digits"``: the 1,797 digit images that scikit-learn ships, enlarged to 3 × 32 × 32,
-              of each class 80 % for training and 20 % for the test;
-            - ``"cifar10"``: torchvision's CIFAR-10 in ``ghnq-quant`` in the user's cache folder;
+              - ``"digits"``: the 1,797 digit images that scikit-learn ships, enlarged to 3 × 32 × 32,
+                80 % of each class for training and 20 % for the test;
             - a folder with torchvision's CIFAR-10 (``cifar-10-batches-py``);
             - a folder with ``train/CLASS/*.png`` and ``test/CLASS/*.png`` (or ``val/``; any image
               format): labels follow the alphabetical order of the classes;
             - an ``.npz`` file with ``x_train``, ``x_test`` (uint8, N × H × W × 3; grey images
               N × H × W are repeated over the channels) and ``y_train``, ``y_test`` (integers).
         name: the set's name in reports; by default the file's or folder's own.
-        download: fetch CIFAR-10 into the cache folder where it is not there yet.
+        download: fetch CIFAR-10 into the cache folder if it is not there yet.
 
     Raises:
-        DataError: the set is missing, empty, damaged or mismatched; says where and what to do.
+        DataError: the set is missing, empty, damaged or mismatched; the message says where and what
+            to do.
 
     Example:
         >>> from ghnq_quant.research.data import load_images
@@ -152,9 +153,9 @@ def load_images(data: str | Path, *, name: str | None = None, download: bool = F
 
 
 def hold_out(images: Images, count: int = 1024) -> tuple[Images, Images]:
-    """Split training images into those to train on and ``count`` (at most a tenth) to validate on.
+    """Split training images into a part to train on and ``count`` (at most a tenth) to validate on.
 
-    The latter are the same in all runs, and come in an order at random.
+    The validation images are the same in all runs, in random order.
 
     Example:
         >>> from ghnq_quant.research.data import load_images
@@ -326,13 +327,13 @@ def _image_set(
 
 
 def channel_moments(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, exactly, from histograms of the 256 values."""
+    """Exact mean and standard deviation of each channel, from histograms of the 256 values."""
     counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)])
     share = counts.double() / counts[0].sum()
     value = torch.arange(256).double() / 255
     mean = share @ value
     variance = (share * (value - mean[:, None]) ** 2).sum(1)
-    # A channel that never varies is only centred.
+    # A channel that never varies is only centered.
     std = torch.where(variance > 0, variance.sqrt(), 1.0)
     return mean.float(), std.float()
 

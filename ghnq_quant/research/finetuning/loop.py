@@ -1,4 +1,4 @@
-"""The training loop: a hypernetwork from scratch, further, or GHN-2 to GHN-Q (paper, section 2)."""
+"""The training loop: from scratch, from a checkpoint, or from GHN-2 to GHN-Q (paper, section 2)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from ghnq_quant.research.runs.identity import (
 )
 from ghnq_quant.research.runs.lock import locked
 
-#: A run ends with a message when as many steps in a row gave no usable gradient.
+#: A run stops with an error after this many steps in a row without a usable gradient.
 MAX_SKIPPED_IN_A_ROW = 25
 
 
@@ -57,20 +57,20 @@ def finetune(
     """Train a hypernetwork on ConvNets-250K.
 
     Several processes or machines (``torchrun`` or ``accelerate launch``) each take
-    ``meta_batch_size`` networks a step and average their gradients. A process that is asked to stop
-    (SIGTERM, Ctrl-C) ends its line of the history, saves the state and returns.
+    ``meta_batch_size`` networks per step and average their gradients. A process that is asked to
+    stop (SIGTERM, Ctrl-C) writes its line of the history, saves the state and returns.
 
     The hypernetwork stays on the host, where its many small operations are fastest; the networks run
-    on a GPU where there is one.
+    on a GPU if there is one.
 
     Args:
-        start: where it begins, a hypernetwork or another run's state; it is not changed.
-        data: images of as many classes as the hypernetwork has.
-        settings: everything that decides the result.
+        start: where the run starts, a hypernetwork or another run's state; it is not changed.
+        data: images with as many classes as the hypernetwork has.
+        settings: everything that determines the result.
         output: folder of the run: ``state.safetensors`` to resume from, ``history.csv``, TensorBoard's
             events, and the checkpoints ``best`` (by validation) and ``last``.
-        resume: go on from the folder's state. A run that is killed and resumed gives what an
-            uninterrupted one gives.
+        resume: continue from the folder's state. A run that is killed and resumed gives the same
+            result as an uninterrupted one.
         bf16: run the networks under autocast in bfloat16; the hypernetwork stays in float32.
         show_progress: a live progress bar on the terminal.
 
@@ -78,8 +78,8 @@ def finetune(
         the best checkpoint by validation accuracy.
 
     Raises:
-        DataError: the data set's classes are not those of the hypernetwork.
-        CheckpointError: nothing to resume, a damaged state, or other settings than the run's.
+        DataError: the data set has another number of classes than the hypernetwork.
+        CheckpointError: nothing to resume, a damaged state, or settings that differ from the run's.
         GhnqError: the folder already holds a run, or too many steps in a row gave no usable gradient.
 
     Example:
@@ -130,7 +130,7 @@ class _Training:
         train, val = hold_out(data.train)
         self.total_steps = settings.total_steps(len(train))
         self.train, self.val = train.to(group.device), val.to(group.device)
-        #: what a resumed run must share with the one it goes on with
+        #: what a resumed run must share with the run it continues
         self.identity: dict[str, Any] = {
             **settings.open_ended(),
             "data": data.name,
@@ -152,12 +152,12 @@ class _Training:
         self.networks = TrainingNetworks(
             classes, settings.architectures, settings.seed, group.rank, group.size
         )
-        self.val_items: list[SampledNetwork] = []  # of the process that validates
+        self.val_items: list[SampledNetwork] = []  # only in the process that validates
         if group.is_main:
             self.val_items = validation_networks(settings.val_networks, classes)
         self.stops = False  # the same in all processes
         self.grad_norm: float | None = None  # of the last step
-        self.since: list[StepResult] = []  # the history's last line
+        self.since: list[StepResult] = []  # since the last line of the history
 
     def run(self, show_progress: bool) -> GHN:
         settings, counters, main = self.settings, self.counters, self.group.is_main
@@ -173,7 +173,7 @@ class _Training:
             StopRequest() as stop,
         ):
             if not counters.has_begun:
-                self._save()  # that it can be resumed, whenever it is killed
+                self._save()  # so that it can be resumed from the very start
                 self._log(0.0, progress, validates=True)
             fraction = self._fraction()
             while fraction < 1.0 and not (self.stops and counters.step % settings.log_every == 0):
@@ -188,7 +188,7 @@ class _Training:
         return self._finish()
 
     def _fraction(self) -> float:
-        """How much of the run is done."""
+        """The fraction of the run that is done."""
         counters = self.counters
         if self.total_steps is not None:
             return (counters.step - counters.first_step) / self.total_steps
@@ -234,7 +234,7 @@ class _Training:
     def _batches(
         self, item: SampledNetwork, place: int, step: int, size: int
     ) -> list[tuple[Tensor, Tensor]]:
-        """The images of a network, its own of the meta-batch: one batch, and one an inner step."""
+        """A network's own images of the meta-batch: one batch, and one more per inner step."""
         settings, count = self.settings, self.settings.meta_batch_size
         network = (step * self.group.size + self.group.rank) * count + place
         draw = balanced_batch if settings.balanced else training_batch
@@ -248,14 +248,14 @@ class _Training:
                 settings.seed,
                 augment=augment,
             )
-            if item.description.any_size:  # a flattened head takes images of one size only
+            if item.description.any_size:  # a flattened head takes only images of one size
                 images = shrink(images, size)
-            # convolutions are faster so
+            # convolutions are faster in this layout
             batches.append((images.contiguous(memory_format=torch.channels_last), labels))
         return batches
 
     def _update(self, grad_norm: float) -> None:
-        """Step, unless the gradient is not finite (it is the same in all processes) or zero throughout."""
+        """Step, unless the gradient is not finite (in all processes alike) or zero everywhere."""
         usable = math.isfinite(grad_norm) and grad_norm > 0
         counters = self.counters
         if usable:
@@ -299,7 +299,7 @@ class _Training:
             self._save()
 
     def _validate(self) -> float:
-        """Validate in the main process and, where it is the best so far, keep the checkpoint."""
+        """Validate in the main process and keep the checkpoint if it is the best so far."""
         top1 = 0.0
         if self.group.is_main:
             settings = self.settings
@@ -311,7 +311,7 @@ class _Training:
         return float(self.group.average(torch.tensor(top1)) * self.group.size)
 
     def _described(self, val_top1: float | None = None) -> GHN:
-        """The averaged hypernetwork with how it was made."""
+        """The averaged hypernetwork, with a description of how it was made."""
         provenance: dict[str, Any] = {
             "parent": self.parent,
             "dataset": self.data_name,
@@ -344,13 +344,13 @@ class _Training:
 
 
 def _hypernetworks(start: TrainingState, settings: FinetuneSettings) -> tuple[GHN, GHN]:
-    """The one that is trained and its average, with the parts that the settings ask for."""
+    """The trained hypernetwork and its average, with the parts that the settings ask for."""
     ghn = start.ghn.derived(
         precision_embedding=settings.precision_embedding or start.ghn.precision is not None,
         new_batch_norms=settings.new_batch_norms or start.ghn.new_batch_norms,
     )
     averaged = copy.deepcopy(ghn).requires_grad_(False)
-    averaged.load_state_dict(start.average, strict=False)  # a part that is new has no average yet
+    averaged.load_state_dict(start.average, strict=False)  # a new part has no average yet
     return ghn.train(), averaged.eval()
 
 
@@ -361,7 +361,7 @@ def _optimizer(ghn: GHN, settings: FinetuneSettings, start: TrainingState) -> to
         lr=settings.lr,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
-        fused=True,  # one kernel in place of several small ones a parameter
+        fused=True,  # one kernel instead of several small ones per parameter
     )
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": start.moments, "param_groups": groups})

@@ -1,4 +1,4 @@
-"""What a training run tells while it goes on: a bar on the terminal and TensorBoard's curves."""
+"""What a training run shows while it runs: a bar on the terminal and TensorBoard's curves."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ghnq_quant.research.runs.progress import Progress, rate
 
 
 class TrainingProgress:
-    """Shows steps a second, loss, accuracy and time left; writes what is logged for TensorBoard.
+    """Shows steps per second, loss, accuracy and time left; writes logged values for TensorBoard.
 
     Args:
-        counters: where the run is, of one that is resumed.
-        steps: length of the run, None where it is set in ``minutes``.
-        minutes: length of the run where it is set in time.
+        counters: the position of a resumed run.
+        steps: length of the run, None if it is set in ``minutes``.
+        minutes: length of the run if it is set in time.
         shown: whether there is a bar.
         events: folder for TensorBoard's events; None in all but one of several processes.
     """
@@ -50,7 +50,7 @@ class TrainingProgress:
             self.events.close()
 
     def update(self, counters: Counters, since: Sequence[StepResult]) -> None:
-        """After each step, with those since the last logged line."""
+        """Call after each step, with the results since the last logged line."""
         losses = [loss for result in since for loss in result.losses]
         top1 = [value for result in since for value in result.top1]
         parts = [

@@ -1,7 +1,7 @@
-"""What a training run keeps on disk: its whole state, its history and its best checkpoint.
+"""The files of a training run: its complete state, its history and its best checkpoint.
 
-The state is one safetensors file, replaced as a whole, so a killed run leaves the last one or the one
-before; everything random in a run is a function of its seed and step, so the state holds no generator.
+The state is one safetensors file, replaced as a whole, so a killed run leaves either the last one or
+the one before. Everything random in a run depends on its seed and step, so no generator is saved.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ghnq_quant.research.runs.lock import LOCK_FILE
 
 @dataclass
 class Counters:
-    """Where a run is.
+    """The position of a run.
 
     Attributes:
-        step: steps done.
+        step: number of completed steps.
         seconds: time spent, over all sessions.
-        first_step, first_second: where the run began, if it goes on from another one.
-        failed_networks, skipped_steps: what was left out for want of memory or for values not finite.
-        skipped_in_a_row: of the steps just before.
-        best_top1, best_step: of the best validation so far.
+        first_step, first_second: where the run started, if it continues another one.
+        failed_networks, skipped_steps: what was left out for lack of memory or values not finite.
+        skipped_in_a_row: how many of the last steps were skipped.
+        best_top1, best_step: accuracy and step of the best validation so far.
     """
 
     step: int = 0
@@ -78,32 +78,32 @@ class RunFolder:
             save_file(state.tensors(), temporary, metadata)
 
     def load_state(self, settings: dict[str, Any]) -> tuple[TrainingState, Counters]:
-        """The saved state, with the history cut back to it.
+        """Load the saved state, and cut the history back to it.
 
         Raises:
-            CheckpointError: it is damaged, or it is of a run with other settings.
+            CheckpointError: it is damaged, or belongs to a run with other settings.
         """
         state, metadata = read_run_state(self.state_file)
         saved = json.loads(metadata["settings"])
-        # settings that are no more, or that count no more, are left out
+        # settings that no longer exist or no longer matter are left out
         saved = {k: v for k, v in saved.items() if k in settings}
         check_same_run(saved, settings, self.state_file, CheckpointError)
         counters = Counters(**json.loads(metadata["counters"]))
-        # before its first validation a run begins anew, with the line of its first step
+        # before its first validation a run starts over, with the line of its first step
         truncate_history(self.history_file, counters.step - (not counters.has_begun))
         return state, counters
 
     def begin(self, resume: bool) -> bool:
-        """Whether there is a state to go on from; without one, an old history is removed.
+        """Whether there is a state to continue from; without one, an old history is removed.
 
-        A run that was killed before it saved any state begins anew.
+        A run that was killed before it saved any state starts over.
 
         Args:
-            resume: whether that is asked for.
+            resume: whether to resume.
 
         Raises:
-            CheckpointError: nothing to resume.
-            GhnqError: a run that is not to be resumed.
+            CheckpointError: there is nothing to resume.
+            GhnqError: there is a run, but ``resume`` is not set.
         """
         exists = self.state_file.exists()
         if exists and not resume:
@@ -116,10 +116,10 @@ class RunFolder:
         return exists
 
     def save_checkpoint(self, ghn: GHN, name: str) -> Path:
-        """Save ``ghn`` as a checkpoint folder of that name, each file replaced as a whole."""
+        """Save ``ghn`` as a checkpoint folder of this name, each file replaced as a whole."""
         target = self.path / name
         with replacing_files(target) as temporary:
             ghn.save_pretrained(temporary)
             for file in temporary.iterdir():
-                file.chmod(0o644)  # safetensors writes for the owner alone
+                file.chmod(0o644)  # safetensors makes it readable only for the owner
         return target

@@ -34,17 +34,17 @@ COLORS = {
     "pos_enc": "#7f7f7f",
 }
 _MAX_LAYERS_PER_ROW = 36
-_GAP = 1.6  # between rows, in units of the distance between neighbouring nodes
+_GAP = 1.6  # between rows, in units of the distance between neighboring nodes
 
 
 def draw_network(item: SampledNetwork, path: str | os.PathLike[str]) -> None:
-    """Save a picture of a network's graph, wrapped like text where it is long.
+    """Save a picture of a network's graph, wrapped like text if it is long.
 
-    A node's color is its primitive; in it is the side of its window, below it its channels.
+    A node's color is its primitive; inside it is the side of its window, below it its channels.
 
     Args:
-        item: as from :class:`ConvNets250K`.
-        path: of the picture; its ending, such as ``.png``, is its format.
+        item: a network, as from :class:`ConvNets250K`.
+        path: the picture; its suffix, such as ``.png``, is its format.
     """
     from matplotlib.figure import Figure
 
@@ -62,7 +62,7 @@ def draw_graph(axes: Axes, graph: ArchGraph) -> tuple[list[Artist], np.ndarray, 
 
     Returns:
         a dot with a label for each primitive that occurs, for a legend; and the nodes' x and y, in
-        units of the distance between neighbours, behind them those of edges' corners.
+        units of the distance between neighbors, followed by those of the edges' corners.
     """
     layout = layered_layout(graph)
     x, y, rows = _wrap(layout)
@@ -84,7 +84,7 @@ def _title(item: SampledNetwork) -> str:
 
 
 def _wrap(layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places on the page, and the row of each: rows of one length, each as high as it needs."""
+    """Positions on the page, and the row of each: rows of equal length, as high as they need."""
     num_layers = int(layout.layer.max()) + 1
     per_row = -(-num_layers // -(-num_layers // _MAX_LAYERS_PER_ROW))
     rows = layout.layer // per_row
@@ -99,7 +99,7 @@ def _wrap(layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _draw_edges(axes: Axes, layout: Layout, x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> None:
-    """Curves between neighbouring layers; where a row ends, a stub on each side of the page."""
+    """Curves between neighboring layers; where a row ends, a stub on each side of the page."""
     lines = []
     for a, b in layout.segments:
         if rows[a] == rows[b]:
@@ -130,7 +130,7 @@ def _draw_nodes(axes: Axes, graph: ArchGraph, x: np.ndarray, y: np.ndarray) -> N
 
 
 def _labels(node: Node) -> tuple[str, str]:
-    """What is written in a node and below it."""
+    """The text in a node and below it."""
     shape = node.shape or ()
     window = str(shape[2]) if len(shape) == 4 else ""
     is_weight = len(shape) > 1 and node.primitive not in ("max_pool", "avg_pool")

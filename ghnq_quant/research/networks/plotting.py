@@ -33,11 +33,11 @@ _LABELS = {
 
 
 def plot_statistics(statistics: Sequence[NetworkStatistics], path: str | os.PathLike[str]) -> None:
-    """Save histograms as one picture: a row for each split, a column for each quantity.
+    """Save histograms as one picture: a row per split, a column per quantity.
 
     Args:
-        statistics: of the networks of one or more splits, as from :func:`space_statistics`.
-        path: of the picture; its ending, such as ``.png``, is its format.
+        statistics: statistics of one or more splits' networks, as from :func:`space_statistics`.
+        path: the picture; its suffix, such as ``.png``, is its format.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What two sessions of a run must share to be one run, told by hashes of what decides its result."""
+"""What two sessions of a run must share to be one run, as hashes of what determines its result."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ghnq_quant.errors import GhnqError, warn
 from ghnq_quant.ghn import GHN
 from ghnq_quant.research.data.images import Images
 
-#: The part of a run's facts that is hashes.
+#: The part of a run's facts that holds hashes.
 IDENTITY = "identity"
 _DIGITS = 16
 
 
 def digest_of_images(images: Images) -> str:
-    """Of pixels, labels, the classes' names and the normalization.
+    """Hash of pixels, labels, the classes' names and the normalization.
 
     Example:
         >>> from ghnq_quant.research.data import load_images
@@ -36,7 +36,7 @@ def digest_of_images(images: Images) -> str:
 
 
 def digest_of_hypernetwork(ghn: GHN) -> str:
-    """Of its parameters and of the settings that what it predicts depends on.
+    """Hash of its parameters and of the settings that affect its predictions.
 
     Example:
         >>> ghn = GHN(hid=8)
@@ -48,9 +48,9 @@ def digest_of_hypernetwork(ghn: GHN) -> str:
 
 
 def digest_of_model(create: Callable[[], nn.Module]) -> str:
-    """Of the code that makes a model: its modules, its traced graph and its first values.
+    """Hash of the code that makes a model: its modules, its traced graph and its first values.
 
-    A comment that is changed changes nothing.
+    A changed comment does not change it.
 
     Args:
         create: makes the model; its random values follow from torch's seed.
@@ -67,13 +67,13 @@ def digest_of_model(create: Callable[[], nn.Module]) -> str:
         torch.manual_seed(0)
         model = create()
     graph = [node.format_node() for node in capture(model).graph.nodes]
-    # objects that print their address are others in each process
+    # the printed address of an object differs between processes
     text = re.sub(r" at 0x[0-9a-f]+", "", "\n".join([repr(model), *map(str, graph)]))
     return digest_of_tensors(model.state_dict(), text)
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor], plain: object = None) -> str:
-    """Of names, shapes, types and values, and of what else JSON can write."""
+    """Hash of names, shapes, types and values, and of ``plain``, anything that JSON can hold."""
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -88,15 +88,15 @@ def check_same_run(
     where: Path,
     error: type[GhnqError] = GhnqError,
 ) -> None:
-    """Raise if a run with the facts ``found`` is not the one that goes on with the facts ``now``.
+    """Raise if a run with the facts ``found`` is not the one that continues with the facts ``now``.
 
-    Files of earlier versions have no :data:`IDENTITY`; a warning says what cannot be compared then.
+    Files of earlier versions have no :data:`IDENTITY`; a warning then says what cannot be compared.
 
     Args:
-        found: as they were written.
-        now: of this session.
-        where: they were written.
-        error: raised where they differ.
+        found: facts as written.
+        now: facts of this session.
+        where: where ``found`` was written.
+        error: raised if they differ.
     """
     found, now = dict(found), dict(now)
     if IDENTITY in now and IDENTITY not in found:
@@ -116,7 +116,7 @@ def check_same_run(
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested facts under dotted names."""
+    """Nested facts, with dotted names."""
     for key, value in content.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

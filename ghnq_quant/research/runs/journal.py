@@ -1,4 +1,4 @@
-"""A file of results that grows as they come, from which a killed run goes on."""
+"""A file of results that grows as they come, from which a killed run continues."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ghnq_quant.research.runs.identity import check_same_run
 
 
 class Result(Protocol):
-    """What a journal keeps."""
+    """What a journal holds."""
 
     @property
     def key(self) -> Hashable:
-        """Which of the run's results it is."""
+        """Identifies the result within the run."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain lists, numbers and texts."""
+        """As plain lists, numbers and strings."""
 
     @classmethod
     def from_json(cls: type[_R], content: Mapping[str, Any]) -> _R:
@@ -32,17 +32,17 @@ _R = TypeVar("_R", bound=Result)
 
 
 class Journal(Generic[_R]):
-    """A file with the run's settings in its first line, then a line for each result; of several
-    with the same key the last counts.
+    """A file with the run's settings in its first line, then one line per result; the last of several
+    with the same key counts.
 
-    Every line is on the disk before the next result is begun, so a killed run loses none; half a
-    line at the end is dropped when the run goes on.
+    Every line is on disk before the next result is started, so a killed run loses none; an incomplete
+    last line is dropped when the run continues.
 
     Args:
-        path: of the file.
-        header: what must be the same for the run to go on, see
+        path: the file.
+        header: what must be the same for the run to continue, see
             :func:`ghnq_quant.research.runs.identity.check_same_run`.
-        kind: of the results.
+        kind: class of the results.
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any], kind: type[_R]) -> None:
@@ -51,10 +51,10 @@ class Journal(Generic[_R]):
         self.kind = kind
 
     def resume(self) -> dict[Hashable, _R]:
-        """Begin the file or go on with it; what is finished, by its key.
+        """Start the file or continue it; returns the finished results by key.
 
         Raises:
-            GhnqError: the file is of a run with another header, or no such file.
+            GhnqError: the file belongs to a run with another header, or is not a journal.
         """
         found, lines, finished = _read(self.path, self.kind)
         if lines:
@@ -76,7 +76,7 @@ class Journal(Generic[_R]):
 
 
 def read_journal(path: str | Path, kind: type[_R]) -> dict[Hashable, _R]:
-    """What a :class:`Journal` holds, by key; nothing where there is no such file.
+    """The contents of a :class:`Journal`, by key; empty if there is no such file.
 
     Raises:
         GhnqError: the file is damaged.
@@ -87,7 +87,7 @@ def read_journal(path: str | Path, kind: type[_R]) -> dict[Hashable, _R]:
 def _read(
     path: Path, kind: type[_R]
 ) -> tuple[dict[str, Any] | None, list[bytes], dict[Hashable, _R]]:
-    """The header, None where earlier versions wrote none; the whole lines of results, and these."""
+    """The header (None in files of earlier versions), the results of whole lines, and these lines."""
     content = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     lines = [line for line in content if line.endswith(b"\n")]
     header = None
@@ -107,5 +107,5 @@ def _read(
 
 
 def _line(content: object) -> bytes:
-    # ASCII with a single newline at its end: a line is whole if and only if it has that
+    # ASCII with a single newline at the end: a line is complete if and only if it has that
     return json.dumps(content, allow_nan=False).encode("ascii") + b"\n"

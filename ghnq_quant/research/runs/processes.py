@@ -1,4 +1,4 @@
-"""Works on many tasks in processes of one thread each, which may be limited in memory and time."""
+"""Works on many tasks in single-threaded processes, which may have limits of memory and time."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from ghnq_quant.errors import GhnqError
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
-#: What is known of a task: the last is its result, those before it are what remains should the process
-#: die. It is pickled once for each process.
+#: Yields what is known of a task: the last is its result, earlier ones are what remains if the process
+#: dies. It is pickled once for each process.
 Work = Callable[[_Task], Iterator[_Result]]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a process may take; then each task has a process of its own.
+    """The limits of a process; each task then has its own process.
 
     Attributes:
-        memory: bytes of address space; an allocation beyond fails.
-        seconds: after which the process is ended.
-        preload: names of modules that are imported once, before the first process starts.
+        memory: bytes of address space; allocations beyond that fail.
+        seconds: time after which the process is killed.
+        preload: names of modules to import once, before the first process starts.
     """
 
     memory: int
@@ -49,8 +49,8 @@ class Outcome(Generic[_Task, _Result]):
 
     Attributes:
         task: as given.
-        result: the last that was known; None for nothing.
-        failure: None of a task that ended well, else such as «killed by signal 9».
+        result: the last that was known; None if nothing was.
+        failure: None for a task that ended well, else for example "killed by signal 9".
     """
 
     task: _Task
@@ -61,11 +61,11 @@ class Outcome(Generic[_Task, _Result]):
 def in_processes(
     work: Work[_Task, _Result], tasks: Sequence[_Task], workers: int
 ) -> Iterator[_Result]:
-    """Work on all of ``tasks``, so many at a time; results come as they are finished.
+    """Work on all ``tasks``, this many at a time; results come as they are finished.
 
     Raises:
         GhnqError: a process died.
-        Exception: whatever a task raises; no other is begun then.
+        Exception: whatever a task raises; no other task is then started.
     """
     for outcome in _outcomes(work, tasks, workers, None):
         assert outcome.result is not None
@@ -75,7 +75,7 @@ def in_processes(
 def in_limited_processes(
     work: Work[_Task, _Result], tasks: Sequence[_Task], workers: int, limits: Limits
 ) -> Iterator[Outcome[_Task, _Result]]:
-    """The same in a process for each task, within limits; what a process dies of concerns no other.
+    """The same with one process per task, within limits; a process that dies affects no other.
 
     Raises:
         GhnqError: the platform cannot fork.
@@ -87,7 +87,7 @@ def in_limited_processes(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread, as in every process: the number of threads decides how sums are rounded."""
+    """Use one thread, as in every process: the number of threads affects how sums are rounded."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -117,14 +117,14 @@ def _outcomes(
                     process.end()
                     running.remove(process)
                 yield outcome
-    finally:  # an error, Ctrl-C, or the caller has enough
+    finally:  # an error, Ctrl-C, or the caller stops early
         for process in running:
             process.kill()
 
 
 def _context(limits: Limits | None) -> BaseContext:
-    # a fork of a process that has run torch's threads may hang: either new interpreters, or forks of
-    # a server that has imported everything and started no thread
+    # forking a process that has run torch's threads may hang: use new interpreters, or forks of a
+    # server that has imported everything but started no thread
     if limits is None:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -142,7 +142,7 @@ def _context(limits: Limits | None) -> BaseContext:
 
 
 class _Ended(NamedTuple):
-    """That a task ended, and where it failed why."""
+    """That a task ended, and why if it failed."""
 
     failure: str | None = None
     error: Exception | None = None
@@ -150,7 +150,7 @@ class _Ended(NamedTuple):
 
 
 class _Process(Generic[_Task, _Result]):
-    """A process and the task that it works on."""
+    """A process and its current task."""
 
     def __init__(
         self,
@@ -171,11 +171,11 @@ class _Process(Generic[_Task, _Result]):
         self.task, self.result = task, None
         seconds = self.limits.seconds if self.limits else float("inf")
         self.deadline = time.monotonic() + seconds
-        with suppress(ConnectionError):  # a process that died is found out when its turn comes
+        with suppress(ConnectionError):  # a dead process is noticed when its turn comes
             self.connection.send(task)
 
     def outcome(self) -> Outcome[_Task, _Result] | None:
-        """How the task ended; None as long as it goes on."""
+        """How the task ended; None while it runs."""
         ended = self._read()
         if ended is None:
             if self.limits is None or time.monotonic() < self.deadline:
@@ -202,7 +202,7 @@ class _Process(Generic[_Task, _Result]):
         return None
 
     def end(self) -> None:
-        """Let it end, as it has nothing left to do."""
+        """Let it exit: there is nothing left to do."""
         self.connection.close()
         self.process.join()
 
@@ -233,7 +233,7 @@ def _work(work: Work[Any, Any], connection: Connection, memory: int | None) -> N
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot stop its processes, which would go on for nobody."""
+    """Exit with the parent: if killed, it cannot stop its processes, which would run for nobody."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""All comparisons of starts that the documentation reports, by one command."""
+"""All comparisons of starts in the documentation, with one command."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _THREE = ("pytorch", "pytorch-fitted", "ghnq")
 def rungs(
     data: str = "cifar10", *, data_name: str | None = None, ghn: str = DEFAULT_CHECKPOINT
 ) -> dict[str, CompareSettings]:
-    """The comparisons by name, in the order in which they are made.
+    """The comparisons by name, in the order in which they run.
 
     Args:
         data, data_name: CIFAR-10.
-        ghn: the checkpoint's folder or name.
+        ghn: folder or name of the checkpoint.
 
     Example:
         >>> list(rungs())[:4]
@@ -50,7 +50,7 @@ def rungs(
         "between": replace(base, steps=(25, 800), starts=("ghnq",)),
         "long": replace(base, archs=two, steps=(6400,), seeds=2),
         "float-first": replace(base, archs=two, steps=(100, 400, 1600), starts=("float-first",)),
-        # one rate: a step of it takes as long as some fifty of the others
+        # one rate, because one step takes as long as about fifty of the others
         "deep": replace(
             base, archs=("resnet18_small_stem",), steps=(100, 400), lrs=(0.1,), seeds=1
         ),
@@ -68,14 +68,14 @@ def run_ladder(
     workers: int = 1,
     console: Console | None = None,
 ) -> dict[str, Comparison]:
-    """Make the comparisons of :func:`rungs`, each in a folder of its name below ``output``.
+    """Make the comparisons of :func:`rungs`, each in a folder of its name inside ``output``.
 
-    A learning rate that one comparison chose is taken over by those of the same conditions. Stopped
-    at any moment and called again with the same arguments, it goes on with what is missing.
+    A learning rate that one comparison chose is reused by others with the same conditions. If stopped
+    and called again with the same arguments, it continues with what is missing.
 
     Args:
-        data: CIFAR-10, as :func:`ghnq_quant.research.data.load_images` takes it.
-        output: folder.
+        data: CIFAR-10, as for :func:`ghnq_quant.research.data.load_images`.
+        output: folder for the results.
         only: names of the comparisons to make; None for all.
         ghn, data_name, download, workers, console: as for
             :func:`ghnq_quant.research.starts.compare_init`.

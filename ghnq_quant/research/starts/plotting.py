@@ -1,4 +1,4 @@
-"""A comparison as a picture: accuracy against the steps that are paid for."""
+"""A comparison as a picture: accuracy against the number of steps spent."""
 
 from __future__ import annotations
 

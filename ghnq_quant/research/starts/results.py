@@ -19,14 +19,14 @@ BASELINE = "pytorch"
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a training reached.
+    """The result of one training.
 
     Attributes:
-        trial: which one.
-        first, accuracy: top-1 in % before the first quantized step and after the last, with running
-            statistics and ranges estimated anew.
+        trial: the training.
+        first, accuracy: top-1 in % before the first quantized step and after the last, after
+            recalibrating running statistics and ranges.
         loss: mean training loss of the last tenth; None if it is not finite.
-        seconds: it took.
+        seconds: duration.
     """
 
     trial: Trial
@@ -37,11 +37,11 @@ class TrialResult:
 
     @property
     def key(self) -> Trial:
-        """Which training it is."""
+        """Identifies the training."""
         return self.trial
 
     def to_json(self) -> dict[str, Any]:
-        """As plain lists, numbers and texts."""
+        """As plain lists, numbers and strings."""
         return asdict(self)
 
     @classmethod
@@ -53,14 +53,14 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class Curve:
-    """One network, precision and start.
+    """Results for one network, precision and start.
 
     Attributes:
-        lr: the learning rate that was chosen.
+        lr: the chosen learning rate.
         first: accuracy in % before the first quantized step (of the shortest training).
-        first_steps: steps that had been taken by then: 0, or those of a float training.
-        steps: of the trainings, rising.
-        accuracy: by steps, over the seeds.
+        first_steps: number of steps taken by then: 0, or those of float training.
+        steps: lengths of the trainings, ascending.
+        accuracy: by number of steps, over the seeds.
     """
 
     lr: float
@@ -70,11 +70,11 @@ class Curve:
     accuracy: tuple[Summary, ...]
 
     def steps_to(self, accuracy: float) -> float | None:
-        """How many steps it takes to reach an accuracy in %; None if the longest training does not.
+        """Number of steps to reach an accuracy in %; None if the longest training does not.
 
-        ``first_steps`` where the network has it before the first quantized step. Between trainings the
-        mean accuracy is taken as linear in log2 of the steps; below the smallest nothing was
-        measured, so that is the answer at most.
+        It is ``first_steps`` if the network has it before the first quantized step. Between trainings
+        the mean accuracy is interpolated linearly in log2 of the steps; below the shortest nothing
+        was measured, so its length is an upper bound.
         """
         assert self.first.mean is not None
         if self.first.mean >= accuracy:
@@ -93,12 +93,12 @@ class Curve:
 
 
 def best_lr(results: Iterable[TrialResult], lrs: Sequence[float]) -> float:
-    """The learning rate of the highest accuracy; of equal ones the lowest."""
+    """The learning rate with the highest accuracy; the lowest of equal ones."""
     return max(results, key=lambda r: (r.accuracy, -lrs.index(r.trial.lr))).trial.lr
 
 
 def curve(results: Mapping[Trial, TrialResult], arch: str, bits: Precision, start: str) -> Curve:
-    """The curve of one network, precision and start from all trainings."""
+    """The curve of one network, precision and start, from all trainings."""
     mine = [
         r
         for r in results.values()
@@ -118,12 +118,12 @@ def curve(results: Mapping[Trial, TrialResult], arch: str, bits: Precision, star
 
 @dataclass(frozen=True)
 class Comparison:
-    """What :func:`ghnq_quant.research.starts.compare_init` returns.
+    """The result of :func:`ghnq_quant.research.starts.compare_init`.
 
     Attributes:
         settings: as given.
-        facts: how the numbers came about, as plain JSON values.
-        results: of all trainings, those that chose the learning rates too.
+        facts: how the numbers were obtained, as plain JSON values.
+        results: of all trainings, including those that chose the learning rates.
     """
 
     settings: CompareSettings
@@ -135,15 +135,15 @@ class Comparison:
         return ((arch, bits) for arch in self.settings.archs for bits in self.settings.bits)
 
     def curves(self, arch: str, bits: Precision) -> dict[str, Curve]:
-        """By start."""
+        """Curves by start."""
         return {s: curve(self.results, arch, bits, s) for s in self.settings.starts}
 
     def ratios(self, arch: str, bits: Precision, start: str) -> dict[int, float | None]:
-        """What a start saves: steps to the mean accuracy of PyTorch's start, over those that it took.
+        """What a start saves: its steps to the mean accuracy of PyTorch's start, over PyTorch's steps.
 
         Returns:
-            by the steps that PyTorch's start took, those of each training; None where the start does not
-            get there with the most steps; empty where PyTorch's is not among the starts.
+            by the steps of each training from PyTorch's start; None if the start does not get there
+            even with the most steps; empty if PyTorch's is not among the starts.
         """
         if BASELINE not in self.settings.starts:
             return {}

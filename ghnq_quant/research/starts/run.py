@@ -1,4 +1,4 @@
-"""``compare_init``: quantization-aware training from several starts, with the same steps and tuning."""
+"""``compare_init``: quantization-aware training from several starts, with equal steps and tuning."""
 
 from __future__ import annotations
 
@@ -53,28 +53,28 @@ def compare_init(
 ) -> Comparison:
     """Train each network from each start for each number of steps.
 
-    Each training has a schedule of its own, so each accuracy is what a user gets who pays that many
-    steps. For each network, precision and start the learning rate is chosen first, by a training
-    with each of ``settings.lrs`` that is measured on a tenth of the training images, which it leaves
-    out; the others train on all of them, or on the same few where ``settings.images_per_class`` is
-    given, and are measured on the test images. Stopped at any moment and called again with the same
-    arguments, it goes on with the trainings that are missing.
+    Each training has its own schedule, so each accuracy is what a user gets for that many steps. For
+    each network, precision and start the learning rate is chosen first, by one training with each of
+    ``settings.lrs``, measured on a tenth of the training images that is left out. The reported
+    trainings use all training images, or the same few if ``settings.images_per_class`` is given, and
+    are measured on the test images. If stopped and called again with the same arguments, it continues
+    with the trainings that are missing.
 
     Args:
         settings: networks, precisions, starts, steps and data.
         output: folder for ``trials.jsonl``, ``results.json``, ``table.md`` and ``curves.png``.
-        ghn: in place of ``settings.ghn``, a hypernetwork.
-        known: trainings of the same conditions that chose learning rates for another comparison;
-            they are not made again.
-        download: fetch CIFAR-10 where ``settings.data`` is ``cifar10`` and it is not there yet.
+        ghn: a hypernetwork, instead of ``settings.ghn``.
+        known: trainings under the same conditions that chose learning rates for another comparison;
+            they are not repeated.
+        download: fetch CIFAR-10 if ``settings.data`` is ``cifar10`` and it is not there yet.
         workers: processes that share the trainings; with more than one, a script must guard its
             entry with ``if __name__ == "__main__":``.
-        console: of rich, for live progress and the table; None for silence.
+        console: rich console for live progress and the table; None for no output.
 
     Raises:
-        GhnqError: a network, backend or checkpoint that does not exist, or a folder with a
-            comparison of other settings.
-        DataError: data of another number of classes than the hypernetwork's.
+        GhnqError: a network, backend or checkpoint does not exist, or the folder has a comparison
+            with other settings.
+        DataError: the data has another number of classes than the hypernetwork.
 
     Example:
         >>> settings = CompareSettings(("resnet8",), data="digits", steps=(40, 80), seeds=1)
@@ -112,7 +112,7 @@ def _run_missing(
     workers: int,
     console: Console | None,
 ) -> None:
-    """Add to ``finished`` what it lacks: the trainings that choose the rates, then those measured."""
+    """Add what is missing to ``finished``: first trainings that choose the rates, then the reported."""
     settings = measured.settings
     done = sum(trial.steps for trial in finished)
     with Progress(_total_steps(settings), console, unit="step", done=done) as progress:
@@ -154,10 +154,10 @@ def _check_classes(settings: CompareSettings, images: ImageSet, ghn: GHN) -> Non
 def _facts(
     settings: CompareSettings, images: ImageSet, held_out: Images, ghn: GHN
 ) -> dict[str, Any]:
-    """How the numbers come about; what must be the same for a run to go on.
+    """How the numbers are obtained, which must be the same for a run to continue.
 
     Raises:
-        GhnqError: a network that does not exist, before any is trained.
+        GhnqError: a network does not exist; raised before any training.
     """
     train, classes = images.train, len(images.train.classes)
     return {
@@ -187,7 +187,7 @@ def _facts(
 
 
 def choice_trials(settings: CompareSettings) -> list[Trial]:
-    """The trainings that choose the learning rates; none where there is no choice."""
+    """The trainings that choose the learning rates; none if there is no choice."""
     lrs = settings.lrs if len(settings.lrs) > 1 else ()
     return [
         Trial(*case, settings.lr_steps, lr, CHOICE_SEED) for case in _cases(settings) for lr in lrs

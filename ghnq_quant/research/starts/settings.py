@@ -1,4 +1,4 @@
-"""What a comparison of starts is, as data."""
+"""A comparison of starts, as data."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class CompareSettings:
     """Networks, precisions, starts and lengths of training.
 
     Attributes:
-        archs: networks' names.
+        archs: names of the networks.
         bits: (weight, activation) bits.
-        stem_bits: weight bits of a network's first layer where they differ.
+        stem_bits: weight bits of a network's first layer, if different.
         backend: a quantization backend's name.
-        steps: of the trainings, rising; each length is a training of its own.
-        seeds: repetitions; a seed decides the order of the images and all random parameters.
+        steps: lengths of the trainings, ascending; each is a separate training.
+        seeds: repetitions; a seed determines the order of the images and all random parameters.
         starts: names of :data:`ghnq_quant.research.starts.starts.STARTS`.
         lrs: learning rates, of which each start gets its best.
-        lr_steps: of the trainings that choose the learning rate.
+        lr_steps: length of the trainings that choose the learning rate.
         data, data_name: see :func:`ghnq_quant.research.data.load_images`.
         foreign: change the images as :func:`ghnq_quant.research.data.foreign.foreign` does.
-        images_per_class: train on so few; None for all.
-        test_images: that accuracy is measured on.
+        images_per_class: number of training images of each class; None for all.
+        test_images: number of images for the accuracy.
         ghn: the checkpoint's folder or name.
     """
 
@@ -69,7 +69,7 @@ class CompareSettings:
             check_bits(self.stem_bits, "stem_bits")
 
     def command(self) -> str:
-        """The command line that gives these settings."""
+        """The command line for these settings."""
         return command_line("compare-init", self)
 
 
@@ -81,7 +81,7 @@ class Trial:
         arch, bits, start: what is trained.
         steps: its length.
         lr: learning rate.
-        seed: of the images' order and of all random parameters; ``CHOICE_SEED`` to choose ``lr``.
+        seed: for the images' order and all random parameters; ``CHOICE_SEED`` to choose ``lr``.
     """
 
     arch: str

@@ -15,7 +15,7 @@ from ghnq_quant.research.starts.starts import STARTS
 if TYPE_CHECKING:
     from rich.table import Table
 
-#: The columns that say what a row is of.
+#: Titles of the columns that identify a row.
 _CASE_TITLES = ("network", "precision", "start")
 
 
@@ -36,7 +36,7 @@ def accuracy_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def ratio_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """The same of the ratios of steps; no rows where PyTorch's start is not among the starts."""
+    """The same for the ratios of steps; no rows if PyTorch's start is not among the starts."""
     settings = comparison.settings
     titles = [*_CASE_TITLES, *_steps_titles(comparison)]
     rows = [
@@ -60,14 +60,14 @@ def _case_cells(arch: str, bits: Precision, start: str) -> tuple[str, str, str]:
 
 
 def _ratio_cell(ratio: float | None, smallest: float) -> str:
-    """``smallest`` is that of the shortest training."""
+    """``smallest`` is the ratio for the shortest training."""
     if ratio is None:
         return "> 1"
     return f"≤ {ratio:.2f}" if ratio == smallest else f"{ratio:.2f}"
 
 
 def accuracy_caption(comparison: Comparison) -> str:
-    """What the accuracies are of."""
+    """What the accuracies describe."""
     settings, data = comparison.settings, comparison.facts["data"]
     stem = settings.stem_bits
     first = "" if stem is None else f", first layers' weights at {stem} bits"
@@ -79,7 +79,7 @@ def accuracy_caption(comparison: Comparison) -> str:
 
 
 def ratio_caption() -> str:
-    """What the ratios are of."""
+    """What the ratios describe."""
     return (
         f"Steps that a start takes to the accuracy that {STARTS[BASELINE].title} has after so many, "
         "over them; 0: it has it before the first step, > 1: not within the longest training."
@@ -87,7 +87,7 @@ def ratio_caption() -> str:
 
 
 def terminal_tables(comparison: Comparison) -> list[Table]:
-    """For rich: accuracies by network and precision, then the ratios of all."""
+    """Rich tables: accuracies by network and precision, then the ratios of all."""
     from rich.table import Table
 
     titles, rows = accuracy_rows(comparison)

@@ -33,9 +33,9 @@ class Bench:
     """What every process needs to run any of a comparison's trainings.
 
     Attributes:
-        settings: of the comparison.
+        settings: the comparison's settings.
         ghn: the hypernetwork, for the starts that predict.
-        train, test: images.
+        train, test: images to train and to measure on.
     """
 
     settings: CompareSettings
@@ -46,7 +46,7 @@ class Bench:
     def results(self, trial: Trial) -> Iterator[TrialResult]:
         """Train once and measure.
 
-        A start that trains in float first does so for a part of the steps, with a schedule of its own.
+        A start that trains in float first does so for part of the steps, with a separate schedule.
         """
         began = time.perf_counter()
         start, settings = STARTS[trial.start], self.settings
@@ -75,7 +75,7 @@ class Bench:
 
 
 def run_trials(bench: Bench, trials: Sequence[Trial], workers: int) -> Iterator[TrialResult]:
-    """Run all of ``trials``; results come as they are finished."""
+    """Run all ``trials``; results come as they are finished."""
     if min(workers, len(trials)) > 1:
         yield from in_processes(bench.results, trials, workers)
         return
@@ -85,7 +85,7 @@ def run_trials(bench: Bench, trials: Sequence[Trial], workers: int) -> Iterator[
 
 
 def create_network(arch: str, num_classes: int) -> nn.Module:
-    """A network of this comparison, or any that :func:`create_model` makes by its name.
+    """A network of this comparison, or any that :func:`create_model` makes by name.
 
     Raises:
         GhnqError: there is none of that name.

@@ -1,4 +1,4 @@
-"""The networks that are evaluated: which they are, and how each one is opened and measured."""
+"""The networks to evaluate: which they are, and how each is opened and measured."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Place = tuple[str, int]
 
 
 def network_places(settings: EvaluationSettings) -> list[Place]:
-    """Where all networks are, in their order.
+    """The places of all networks, in order.
 
     Raises:
         DataError: there is no such split.
-        GhnqError: a split has fewer networks than are asked for.
+        GhnqError: a split has fewer networks than requested.
     """
     if settings.models:
         return [(name, 0) for name in settings.models]
@@ -42,12 +42,12 @@ def network_places(settings: EvaluationSettings) -> list[Place]:
 
 
 def open_network(settings: EvaluationSettings, place: Place, images: Images) -> nn.Module:
-    """The network of a place; those of the splits come without initialization.
+    """The network at a place; networks of the splits are not initialized.
 
     Args:
-        settings: of the run.
-        place: of the network.
-        images: whose classes a named model tells apart, and whose size it is adapted to if wanted.
+        settings: the run's settings.
+        place: the network's place.
+        images: give a named model its number of classes, and its image size if it is adapted.
 
     Raises:
         GhnqError: there is no model of that name, or it cannot be adapted.
@@ -62,14 +62,14 @@ def open_network(settings: EvaluationSettings, place: Place, images: Images) -> 
 
 @dataclass(frozen=True, eq=False)
 class Evaluator:
-    """Measures any of a run's networks, in whichever process.
+    """Measures any of a run's networks, in any process.
 
     Attributes:
-        settings: of the run.
+        settings: the run's settings.
         ghn: the hypernetwork.
         images: the data set's whole test part.
         trained: a ``state_dict`` of the named model.
-        device: that networks run on.
+        device: device for the networks.
     """
 
     settings: EvaluationSettings
@@ -83,11 +83,11 @@ class Evaluator:
         return self.ghn.to(self.device), self.images.to(self.device)
 
     def network(self, place: Place) -> nn.Module:
-        """The network of one place."""
+        """The network at a place."""
         return open_network(self.settings, place, self.images)
 
     def measure(self, place: Place, on_batch: Callable[[], None] = lambda: None) -> NetworkResult:
-        """Measure the network of one place."""
+        """Measure the network at a place."""
         group, index = place
         return measure_network(
             self.network(place),
@@ -101,5 +101,5 @@ class Evaluator:
         )
 
     def results(self, place: Place) -> Iterator[NetworkResult]:
-        """The same as :func:`ghnq_quant.research.runs.processes.in_processes` takes it."""
+        """The same in the form for :func:`ghnq_quant.research.runs.processes.in_processes`."""
         yield self.measure(place)

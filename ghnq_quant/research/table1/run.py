@@ -45,7 +45,7 @@ from ghnq_quant.research.table1.tables import caption, terminal_tables, write_ta
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: That ConvNets-250K's networks tell apart.
+#: Number of classes of ConvNets-250K's networks.
 _CLASSES = 10
 
 
@@ -70,34 +70,33 @@ def evaluate(
     """Make the paper's Table 1: accuracy of predicted parameters at several precisions.
 
     Each network gets the parameters that the hypernetwork predicts for it and runs at all
-    precisions on the same batches of 64 test images, with the statistics and the ranges of the
-    batch. Every process computes with one thread, so the numbers do not depend on how many there
-    are. Stopped at any moment and called again with the same arguments, it goes on with the
-    networks that are missing.
+    precisions on the same batches of 64 test images, with the statistics and ranges of the batch.
+    Every process uses one thread, so the numbers do not depend on how many there are. If stopped and
+    called again with the same arguments, it continues with the networks that are missing.
 
     Args:
         data: see :func:`ghnq_quant.research.data.load_images`; its test part is used.
         output: folder for ``results.json``, ``table.md``, ``table.csv`` and ``networks.jsonl``.
         ghn: a hypernetwork, or the folder or name of its checkpoint.
         split: splits of ConvNets-250K, by default those of Table 1 and ``mobile``.
-        model: in place of splits, one or several names of torchvision's and timm's models, with the
-            zoo before it where both have one (``timm:resnet18``).
-        adapt_stem: whether to adapt these to the images' size by :func:`ghnq_quant.adapt_stem`.
+        model: instead of splits, one or several names of torchvision and timm models, prefixed with
+            the zoo if both have it (``timm:resnet18``).
+        adapt_stem: whether to adapt these to the images' size with :func:`ghnq_quant.adapt_stem`.
         trained: a trained ``state_dict`` of ``model``, whose weights' distributions are put beside
             the predicted ones.
-        precision: such as ``W4/A8``; float is always measured.
-        num_nets: the first so many networks of each split; None for all.
-        num_images: the first so many test images in their fixed mixed order; None for all.
-        data_name: the data set's name in the results, where it has a truer one than its file's.
-        download: fetch CIFAR-10 where ``data`` is ``cifar10`` and it is not there yet.
+        precision: for example ``W4/A8``; float is always measured.
+        num_nets: number of networks per split, from the first; None for all.
+        num_images: number of test images, from the first in their fixed mixed order; None for all.
+        data_name: the data set's name in the results, if it has a better one than its file's.
+        download: fetch CIFAR-10 if ``data`` is ``cifar10`` and it is not there yet.
         workers: processes that share the networks; with more than one, a script must guard its
             entry with ``if __name__ == "__main__":``.
-        device: that the networks run on.
-        console: of rich, for live progress and the tables; None for silence.
+        device: device for the networks.
+        console: rich console for live progress and the tables; None for no output.
 
     Raises:
-        GhnqError: settings that contradict each other, data of another number of classes than the
-            hypernetwork's, or a folder with an evaluation of other settings.
+        GhnqError: settings contradict each other, the data has another number of classes than the
+            hypernetwork, or the folder has an evaluation with other settings.
 
     Example:
         >>> import tempfile
@@ -154,7 +153,7 @@ def _measure_missing(
     workers: int,
     console: Console | None,
 ) -> tuple[NetworkResult, ...]:
-    """What the journal holds of ``places`` and, added to it, what it lacks."""
+    """The journal's results for ``places``, after measuring and adding what it lacks."""
     finished = journal.resume()
     missing = [place for place in places if place not in finished]
     with Progress(
@@ -169,7 +168,7 @@ def _measure_missing(
 def _measured(
     evaluator: Evaluator, places: Sequence[Place], workers: int, advance: Callable[[float], None]
 ) -> Iterator[NetworkResult]:
-    """Results as they are finished; ``advance`` is told what was done since, in networks."""
+    """Results as they are finished; ``advance`` is told the progress since, in networks."""
     if min(workers, len(places)) > 1:
         for result in in_processes(evaluator.results, places, workers):
             advance(1)
@@ -210,12 +209,12 @@ def _check_images(images: Images, ghn: GHN, settings: EvaluationSettings) -> Non
 def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # that of a build without such devices
+    except (RuntimeError, AssertionError) as error:  # a build without such devices
         raise GhnqError(f"--device {device}: torch has none of that name here: {error}") from error
 
 
 def _facts(evaluator: Evaluator, image_set: ImageSet) -> dict[str, Any]:
-    """What two runs must share for their numbers to be the same."""
+    """What two runs must share for their numbers to be equal."""
     settings, ghn, test = evaluator.settings, evaluator.ghn, image_set.test
     return {
         "settings": settings.to_json(),
