@@ -155,7 +155,7 @@ def export(
     ],
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", help="Where to write the *.onnx; for xnnpack the *.pte."),
+        typer.Option("-o", "--output", help="File to write: *.onnx, or *.pte for xnnpack."),
     ],
     bits: Annotated[
         str | None,
@@ -196,7 +196,7 @@ def export(
 
     is_program = target is not None and find_target(target).format == "pt2e"
     if is_program and format is not None:
-        raise GhnqError(f"--format is of ONNX files, and {target} reads none: leave it out")
+        raise GhnqError(f"--format is for ONNX files, which {target} does not read: leave it out")
     check_output(output, [".pte" if is_program else ".onnx"])
     state, noted = read_state(weights)
     bits = bits or noted.get("bits")

@@ -164,6 +164,6 @@ def test_export_command_tells_what_a_program_needs(
 ) -> None:
     hide_executorch(monkeypatch)
     assert "error: model.onnx must end in .pte" in ghnq("-o", "model.onnx")
-    assert "error: --format is of ONNX files" in ghnq("-o", "model.pte", "--format", "qdq")
+    assert "error: --format is for ONNX files" in ghnq("-o", "model.pte", "--format", "qdq")
     assert "pip install 'ghnq-quant[executorch]'" in ghnq("-o", "model.pte")
     assert not Path("model.pte").exists()
