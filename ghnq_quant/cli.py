@@ -184,10 +184,11 @@ def export(
     ] = None,
     image_size: Annotated[int, typer.Option(min=1, help="Side of the images.")] = 32,
 ) -> None:
-    """Write a trained quantized model as an ONNX file, or for xnnpack as an ExecuTorch program.
+    """Write a trained quantized model for a runtime.
 
-    Needs the extra onnx: pip install "ghnq-quant[onnx]"; for xnnpack the extra executorch. The program
-    takes one image at a time, the ONNX file any number.
+    As an ONNX file, which takes any number of images at a time, or for xnnpack as an ExecuTorch
+    program, which takes one. Needs the extra onnx, or for xnnpack executorch: pip install
+    "ghnq-quant[onnx]".
     """
     from ghnq_quant.files import check_output, load_state, read_state
     from ghnq_quant.quantization.scheme import parse_quantizers
