@@ -16,20 +16,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MARKERS = "osDv^<>p*hX"
+#: Of networks at one precision.
+_COLUMNS = 3
 
 
 def plot_curves(comparison: Comparison, path: Path) -> None:
-    """A grid of networks (rows) and precisions (columns), or one row for one precision, as PNG."""
+    """A grid of networks (rows) and precisions (columns), or of networks alone, as PNG."""
     from matplotlib.figure import Figure
 
     settings = comparison.settings
-    rows, columns = len(settings.archs), len(settings.bits)
-    if columns == 1:
-        rows, columns = columns, rows
+    cases = list(comparison.cases())
+    columns = len(settings.bits) if len(settings.bits) > 1 else min(_COLUMNS, len(cases))
+    rows = -(-len(cases) // columns)
     figure = Figure(figsize=(1 + 3.4 * columns, 1.5 + 2.6 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    grid = figure.subplots(rows, columns, squeeze=False)
     colour = colours(settings.starts)
-    for axes, (arch, bits) in zip(grid.flat, comparison.cases(), strict=True):
+    for axes in grid.flat[len(cases) :]:
+        axes.remove()
+    for axes, (arch, bits) in zip(grid.flat, cases, strict=False):
         axes.set_title(f"{arch}, {precision_name(bits)}", loc="left", fontsize=10)
         for number, (start, curve) in enumerate(comparison.curves(arch, bits).items()):
             _draw(axes, curve, STARTS[start].title, colour[start], _MARKERS[number % 11])
@@ -38,7 +42,6 @@ def plot_curves(comparison: Comparison, path: Path) -> None:
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    for axes in grid[-1]:
         axes.set_xlabel("steps of training")
     for axes in grid[:, 0]:
         axes.set_ylabel("top-1 (%)")
