@@ -1,4 +1,4 @@
-"""What comes after training: folded models, layers on integers, files for runtimes."""
+"""After training: folded models, integer layers, and files for runtimes."""
 
 from ghnq_quant.deployment.convert import convert
 from ghnq_quant.deployment.export import export_onnx

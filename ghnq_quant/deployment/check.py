@@ -1,4 +1,4 @@
-"""What in an ONNX file a runtime refuses, or computes in float."""
+"""Find the nodes of an ONNX file that a runtime refuses, or runs in float."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _LAYERS = ("Conv", "Gemm", "MatMul")
 
 
 def check_export(path: str | Path, target: str) -> list[str]:
-    """Name the nodes of an ONNX file that keep a runtime from executing it on integers.
+    """List the nodes of an ONNX file that a runtime refuses, or would run in float.
 
     Args:
-        path: of the file.
-        target: as in :meth:`QuantScheme.for_target`.
+        path: the file.
+        target: the runtime, as in :meth:`QuantScheme.for_target`.
 
     Returns:
-        a line for each node, the refused ones first; empty where all is well.
+        one line per node, refused nodes first; empty if there are none.
 
     Raises:
         SchemeError: an unknown target.
-        ConversionError: the target reads no ONNX file, or this is none.
+        ConversionError: the target does not read ONNX files, or the file is not one.
     """
     rules = find_target(target)
     if rules.format == "pt2e":
-        raise ConversionError(f"{target} reads no ONNX file")
+        raise ConversionError(f"{target} does not read ONNX files")
     try:
         graph = onnx.load(path).graph
     except (OSError, DecodeError) as error:
@@ -42,13 +42,13 @@ def check_export(path: str | Path, target: str) -> list[str]:
 
 
 def check_graph(graph: onnx.GraphProto, target: Target) -> None:
-    """Raise ConversionError for a node that the target does not take, and warn of layers that it
-    runs in float."""
+    """Raise ConversionError if the target does not support a node, and warn of layers that it
+    would run in float."""
     refused = _refusals(graph, target)
     if refused:
         raise ConversionError(
-            f"{target.name} does not take {len(refused)} nodes; the first is {refused[0]}: make the "
-            f"model of operations that it takes, with QuantScheme.for_target({target.name!r})"
+            f"{target.name} does not support {len(refused)} nodes; the first is {refused[0]}: use "
+            f"operations that it supports, and QuantScheme.for_target({target.name!r})"
         )
     in_float = _float_layers(graph)
     if in_float:
@@ -62,7 +62,7 @@ def _refusals(graph: onnx.GraphProto, target: Target) -> list[str]:
 
 
 def _float_layers(graph: onnx.GraphProto) -> list[str]:
-    """The convolutions and linear layers that read something other than integers."""
+    """Convolutions and linear layers whose input or weight is not quantized."""
     sources = {output: node for node in graph.node for output in node.output}
     found = []
     for node in graph.node:
@@ -103,7 +103,7 @@ class _Checker:
             if kind not in known:
                 yield f"{kind} constant; {target.name} takes {', '.join(known)}"
             if not target.weight_zero_points and self._has_zero_point(node):
-                yield f"zero point; {target.name} takes weights without one"
+                yield f"zero point; {target.name} needs weights without one"
         if node.op_type == "QuantizeLinear":
             zero_point = self.constants.get(node.input[2]) if len(node.input) > 2 else None
             kind = (
@@ -112,30 +112,30 @@ class _Checker:
             if kind not in target.activation_types:
                 yield f"{kind} activation; {target.name} takes {', '.join(target.activation_types)}"
             if not target.activation_zero_points and self._has_zero_point(node):
-                yield f"zero point; {target.name} takes activations without one"
+                yield f"zero point; {target.name} needs activations without one"
             allowed = {"DequantizeLinear", *(["Clip"] if target.integer_clip else [])}
             behind = set(self.users.get(node.output[0], [])) - allowed
             if behind:
-                yield f"{', '.join(sorted(behind))} on integers; {target.name} looks for a DequantizeLinear"
+                yield f"{', '.join(sorted(behind))} on integers; {target.name} expects a DequantizeLinear"
         if "FLOAT" not in target.bias_types and self._has_float_bias(node):
-            yield f"float bias; {target.name} takes int32 ones"
+            yield f"float bias; {target.name} needs an int32 one"
 
     def quant(self, node: onnx.NodeProto) -> Iterator[str]:
         name = self.target.name
         if node.op_type in ("Clip", "ReduceMean"):
-            yield f"{name} takes ReLU and GlobalAveragePool in its place"
+            yield f"{name} has only ReLU and GlobalAveragePool instead"
         if node.op_type != "Quant":
             return
         if self._has_zero_point(node):
-            yield f"zero point; {name} takes 0 alone"
+            yield f"zero point; {name} supports only 0"
         scale = numpy_helper.to_array(self.constants[node.input[1]])
         if self.target.weights.power_of_two and (np.frexp(scale)[0] != 0.5).any():
-            yield f"a scale that is no power of two, which {name} needs"
+            yield f"scale is not a power of two, which {name} needs"
         source = self.sources.get(node.input[0])
         signed = next(a.i for a in node.attribute if a.name == "signed")
         behind_relu = source is not None and source.op_type == "Relu"
         if node.input[0] not in self.constants and bool(signed) == behind_relu:
-            yield f"{name} takes unsigned levels behind ReLU alone, and signed ones elsewhere"
+            yield f"{name} needs unsigned levels after ReLU, and signed ones everywhere else"
 
     def _has_float_bias(self, node: onnx.NodeProto) -> bool:
         return node.op_type in ("Conv", "Gemm") and any(

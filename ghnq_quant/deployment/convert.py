@@ -1,4 +1,4 @@
-"""From a trained quantized model to one for inference."""
+"""Turn a trained quantized model into one for inference."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def convert(model: QuantModel, *, integer: bool | None = None) -> fx.GraphModule
     """Turn a trained quantized model into one for inference.
 
     Batch norms are folded with their running statistics, weights are rounded to their levels and
-    activation ranges are fixed, once and for all.
+    activation ranges are fixed, all for good.
 
     Args:
-        model: of any backend, trained or calibrated; it is not changed.
-        integer: True for layers that compute on integers, as those of devices do
-            (docs/how-to/export.md); False for simulated quantization in float. By default
-            integers where all weights and activations have 8 bits, and a simulation otherwise.
+        model: a trained or calibrated model of any backend; it is not changed.
+        integer: True for layers that compute on integers, as devices do
+            (docs/how-to/export.md); False for simulated quantization in float. By default,
+            integers if all weights and activations have 8 bits, else simulation.
 
     Returns:
-        a ``torch.fx.GraphModule`` in eval mode whose modules have the names they had. Its tensors
-        are plain ones, so ``torch.export`` takes it, with a batch size of any value.
+        a ``torch.fx.GraphModule`` in eval mode; modules keep their names. Its tensors are plain
+        ones, so ``torch.export`` accepts it, with any batch size.
 
     Raises:
         ConversionError: there are no running statistics or no fixed ranges yet.

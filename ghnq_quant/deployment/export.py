@@ -1,4 +1,4 @@
-"""From a trained quantized model to an ONNX file."""
+"""Write a trained quantized model as an ONNX file."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Exporter(Protocol):
     def __call__(
         self, folded: fx.GraphModule, example_input: Tensor, **target: Target
     ) -> onnx.ModelProto:
-        """The ONNX model; ``folded`` is on CPU and the exporter's own. ``target`` is given where
-        the user names one whose format this is."""
+        """The ONNX model. ``folded`` is on CPU, and the exporter may change it. ``target`` is passed
+        if the user names one, which then has this format."""
 
 
 def export_onnx(
@@ -40,22 +40,22 @@ def export_onnx(
     """Write a trained quantized model as an ONNX file.
 
     Args:
-        model: of any backend, trained or calibrated; it is not changed.
-        path: of the file.
-        example_input: (N, C, H, W), float32. The file's input has this shape with any N.
+        model: a trained or calibrated model of any backend; it is not changed.
+        path: the file to write.
+        example_input: (N, C, H, W), float32. The file's input has this shape, with any N.
         format: ``"qdq"``, standard operators with 8-bit and 4-bit integers; ``"qonnx"``, QONNX's
             ``Quant`` operator with the true bit widths, written by Brevitas; or one registered
             under the entry-point group ``ghnq_quant.exporters``. By default the target's, or qdq.
         target: the runtime that the model's scheme is for, as in
-            :meth:`QuantScheme.for_target`; the file keeps to what it takes.
+            :meth:`QuantScheme.for_target`; the file contains only what it supports.
 
     Returns:
         ``path``.
 
     Raises:
-        ConversionError: an unknown format, a package that is not installed, no running statistics
-            or fixed ranges yet, a model that torch.onnx cannot export, or nodes that the target
-            does not take.
+        ConversionError: the format is unknown, a package is not installed, there are no running
+            statistics or fixed ranges yet, torch.onnx cannot export the model, or the target does
+            not support a node.
         SchemeError: an unknown target.
 
     Example:
@@ -82,7 +82,7 @@ def _format(format: str | None, target: Target | None) -> str:
     if target is None:
         return format or "qdq"
     if target.format == "pt2e":
-        raise ConversionError(f"{target.name} reads no ONNX file: use ghnq_quant.export_pte")
+        raise ConversionError(f"{target.name} does not read ONNX files: use ghnq_quant.export_pte")
     if format not in (None, target.format):
         raise ConversionError(f"{target.name} reads format {target.format!r}, not {format!r}")
     return target.format
@@ -93,7 +93,7 @@ def _load(format: str) -> Exporter:
     if format not in entries:
         raise ConversionError(f"unknown format {format!r}; known are: {', '.join(sorted(entries))}")
     try:
-        import onnxscript  # noqa: F401  # torch.onnx asks for it late
+        import onnxscript  # noqa: F401  # torch.onnx notices late that it is missing
 
         exporter: Exporter = entries[format].load()
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""From a quantized model in training to a folded one: batch norms gone, everything fixed."""
+"""Fold a quantized model: batch norms into convolutions, weights and ranges fixed for good."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def fold(model: QuantModel) -> fx.GraphModule:
     """The model as one graph of folded layers and fixed quantizers, with the same names.
 
     Args:
-        model: of any backend; it is not changed.
+        model: a model of any backend; it is not changed.
 
     Raises:
-        ConversionError: a batch norm without running statistics, an activation without a fixed
-            range, or an input that is no quantized model made of a backend's layers.
+        ConversionError: a batch norm has no running statistics, an activation has no fixed range,
+            or ``model`` is not a quantized model made of a backend's layers.
     """
     if not isinstance(model, QuantModel):
         raise ConversionError(
-            f"expected a model of ghnq_quant.init_quantized or quantize, not {type(model).__name__}"
+            f"expected a model from ghnq_quant.init_quantized or quantize, not {type(model).__name__}"
         )
     if not isinstance(model, LayerwiseModel):
         raise ConversionError(
-            f"{type(model).__name__} is of a toolkit that makes and converts whole models: use the "
-            "toolkit's own conversion (docs/how-to/torch_ao.md)"
+            f"{type(model).__name__} comes from a toolkit that makes and converts whole models: use "
+            "the toolkit's own conversion (docs/how-to/torch_ao.md)"
         )
     graph, backend = _Tracer().trace(model), model.backend
     units = {unit.name: unit for unit in model.plan.units}
@@ -84,8 +84,8 @@ def _fixed(model: LayerwiseModel, backend: Backend, target: str) -> FixedQuantiz
     qparams = backend.activation_qparams(model.get_submodule(target))
     if qparams is None:
         raise ConversionError(
-            f"{target!r} quantizes over the range of each batch, so there is no fixed scale to "
-            "convert: use QuantScheme(act_range='ema'), or Quantizer(range='ema')"
+            f"{target!r} takes its range from each batch, so there is no fixed scale to convert: "
+            "use QuantScheme(act_range='ema'), or Quantizer(range='ema')"
             if _is_of_batch(model, target)
             else f"{target!r} has no range yet: {_TRAIN}"
         )
@@ -105,8 +105,8 @@ def _check_statistics(norm: nn.modules.batchnorm._BatchNorm, name: str) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Keeps every module whole; notes down which one each node calls, after which exporters name
-    what a node needs."""
+    """Keeps every module whole, and records which module each node calls: exporters name a node's
+    parameters after it."""
 
     proxy_buffer_attributes = True
 

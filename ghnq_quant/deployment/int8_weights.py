@@ -1,4 +1,4 @@
-"""Weights as int8, whatever their bits: what integer kernels take."""
+"""Weights of any bit width as int8, the type that integer kernels read."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ghnq_quant.errors import ConversionError
 from ghnq_quant.quantization.affine import QuantParams, along_channels
 from ghnq_quant.quantization.targets import Target
 
-#: Weights up to here, times 255, do not saturate the 16-bit sums of two products that x86 kernels
-#: make without VNNI instructions. Finer steps leave less of a bias to round.
+#: Without VNNI instructions x86 kernels add two products in 16 bits. Weights up to this size, times
+#: 255, do not saturate there. Smaller ones are scaled up to it: the bias is rounded to finer steps.
 _NEVER_SATURATES = 64
 
 
 def int8_weight(name: str, layer: FoldedLayer, target: Target) -> tuple[Tensor, QuantParams]:
-    """The levels less the zero point, times what brings them near ±64; or, if that does not fit in
-    int8 and the target takes a zero point, both less 128.
+    """The levels minus the zero point, times the factor that brings them close to ±64. If they do
+    not fit in int8 and the target supports zero points: levels and zero point, both minus 128.
 
     Raises:
-        ConversionError: it does not fit, and the target takes none.
+        ConversionError: they do not fit, and the target supports no zero point.
     """
     assert layer.weight_quant is not None
     q, levels = layer.weight_quant.qparams, layer.weight_levels()
@@ -32,7 +32,7 @@ def int8_weight(name: str, layer: FoldedLayer, target: Target) -> tuple[Tensor, 
     if largest > 127:
         raise ConversionError(
             f"the weight of {name!r} has 8 bits and a zero point, which {target.name} does not "
-            f"take: use QuantScheme.for_target({target.name!r}), or a symmetric Quantizer"
+            f"support: use QuantScheme.for_target({target.name!r}), or a symmetric Quantizer"
         )
     factor = max(_NEVER_SATURATES // largest, 1)
     return (levels - zero_point) * factor, QuantParams(

@@ -16,7 +16,7 @@ from ghnq_quant.deployment.integer_layers import (
 from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d, FoldedLinear
 from ghnq_quant.deployment.moves import absorb_clamps
 
-#: Operations that give the integers of their result for those of their input, of the same scale.
+#: Operations that turn integers into integers of the same scale.
 _KEEP_SCALE = [
     OPERATIONS[name]
     for name in (
@@ -27,21 +27,21 @@ _KEEP_SCALE = [
 
 
 def to_integers(folded: fx.GraphModule) -> fx.GraphModule:
-    """Put layers on integers in place of a folded model's.
+    """Replace a folded model's layers with layers on integers.
 
-    A convolution or linear layer computes on integers where its input is quantized. The quantizer
-    behind it, and a clamp between them (ReLU, ReLU6), become part of it. Max pooling, ReLU and
-    reshaping take and give integers. All else computes with the values that they stand for.
+    A convolution or linear layer computes on integers if its input is quantized. The quantizer after
+    it, and a clamp between them (ReLU, ReLU6), become part of it. Max pooling, ReLU and reshaping
+    read and return integers. Everything else computes with the values that the integers stand for.
 
     Args:
-        folded: of :func:`ghnq_quant.deployment.fold.fold`, on CPU; it is taken over.
+        folded: the result of :func:`ghnq_quant.deployment.fold.fold`, on CPU; it is changed.
     """
     absorb_clamps(folded)
     return _Rewrite(folded).run()
 
 
 class _Rewrite:
-    """Goes through the graph once; ``levels`` holds the nodes that give integers by now."""
+    """Walks the graph once; ``levels`` holds the nodes so far that return integers."""
 
     def __init__(self, folded: fx.GraphModule) -> None:
         self.model = folded
@@ -71,7 +71,7 @@ class _Rewrite:
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
     def _takes_integers(self, node: fx.Node) -> bool:
-        """Whether the node reads integers, as it is or as the layer that it is turned into."""
+        """Whether the node reads integers, unchanged or as the layer that replaces it."""
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or source not in self.levels:
             return False
@@ -101,7 +101,7 @@ class _Rewrite:
         return True
 
     def _values_of(self, node: fx.Node) -> fx.Node:
-        """The node that gives the values of one that gives integers."""
+        """The node with the values of one that returns integers."""
         if node not in self.values:
             with self.graph.inserting_after(node):
                 self.values[node] = self.graph.call_function(

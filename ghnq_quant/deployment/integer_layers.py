@@ -1,4 +1,4 @@
-"""Layers that compute on integers, in plain float32 tensors that hold them exactly."""
+"""Layers that compute on integers, held exactly in plain float32 tensors."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d, FoldedLayer, stretch
 from ghnq_quant.quantization.affine import along_channels
 
-#: float32 holds every integer up to here: sums that stay below are exact in any order, as those of
-#: 258 products of two integers up to 255 always do, and most of more.
+#: float32 holds every integer up to this one, so sums below it are exact in any order. Those of 258
+#: products of two integers up to 255 always are, and so are most longer ones.
 _EXACT = 2**24
-#: What the 32 bits of a device's accumulator hold.
+#: A device's accumulator has 32 bits.
 _ACCUMULATOR = 2**31
 
 
 @dataclass(frozen=True)
 class Levels:
-    """The integers of a quantized tensor, which are its levels less the zero point.
+    """The integers of a quantized tensor: its levels minus the zero point.
 
     Attributes:
         scale: each integer stands for the value integer · scale.
-        lowest, highest: of the integers.
+        lowest, highest: the range of the integers.
     """
 
     scale: float
@@ -35,17 +35,17 @@ class Levels:
 
     @staticmethod
     def of(quantizer: FixedQuantizer) -> Levels:
-        """Those that a quantizer rounds to."""
+        """The integers that a quantizer rounds to."""
         lowest, highest = (level - int(quantizer.zero_point) for level in quantizer.levels)
         return Levels(float(quantizer.scale), lowest, highest)
 
     def round_(self, steps: Tensor) -> Tensor:
-        """The integers nearest to ``steps``, in place of it; half to even."""
+        """Round ``steps`` in place to the nearest integers, half to even."""
         return steps.round_().clamp_(self.lowest, self.highest)
 
 
 class IntegerQuantize(nn.Module):
-    """From values to integers."""
+    """Turns values into integers."""
 
     def __init__(self, result: Levels) -> None:
         super().__init__()
@@ -61,17 +61,17 @@ class IntegerQuantize(nn.Module):
 class IntegerLayer(nn.Module):
     """A convolution or linear layer on integers (Jacob et al. 2018, sections 2.2 to 2.4).
 
-    Sums are exact: of products of levels and the bias, an integer in steps of input scale · weight
-    scale. Multiplied by input scale · weight scale / output scale in float32 and rounded half to
-    even, they are what onnxruntime's ``QLinearConv`` gives. Where values are asked for, the bias is
-    added to them as it is.
+    It adds up products of integers and the bias, an integer in steps of input scale · weight scale,
+    exactly. The sums, multiplied by input scale · weight scale / output scale in float32 and rounded
+    half to even, equal those of onnxruntime's ``QLinearConv``. If the output is values, the float
+    bias is added to them instead.
 
-    The weight is kept as int8 levels, half the range below unsigned ones.
+    The weight is stored as int8 levels: unsigned levels are lowered by half their range.
 
     Args:
-        layer: of which :func:`fits_integers` is true.
+        layer: a layer for which :func:`fits_integers` is true.
         source: the integers of the input.
-        result: those of the output; None for an output of values.
+        result: the integers of the output; None if the output is values.
 
     Shape:
         (N, C_in, H, W) or (N, …, C_in) to (N, C_out, H', W') or (N, …, C_out), float32.
@@ -115,8 +115,8 @@ class IntegerLayer(nn.Module):
         return y if self.bias is None else y.add_(self.bias)
 
     def sums(self, x: Tensor) -> Tensor:
-        """The exact sums of products and integer bias; beyond 2^24 rounded to float32 in the end."""
-        # made anew each time: keeping it would save a tenth of the time at batch size 1, no more
+        """Exact sums of products and integer bias; beyond 2^24 rounded to float32 at the end."""
+        # computed each time: storing it would save only a tenth of the time at batch size 1
         weight = self.weight.float()
         weight = weight.sub_(along_channels(self.weight_zero_point, weight))
         if self._piece is None:
@@ -135,7 +135,7 @@ class IntegerLayer(nn.Module):
 
 
 def fits_integers(layer: FoldedLayer, source: Levels, result: Levels | None) -> bool:
-    """Whether the layer can be an :class:`IntegerLayer` whose sums fit 32 bits."""
+    """Whether the layer can be an :class:`IntegerLayer`: its sums fit in 32 bits."""
     if layer.weight_quant is None:
         return False
     if isinstance(layer, FoldedConv2d) and layer.padding_mode != "zeros":
@@ -147,7 +147,7 @@ def fits_integers(layer: FoldedLayer, source: Levels, result: Levels | None) -> 
 
 
 def _weight_levels(layer: FoldedLayer) -> tuple[Tensor, Tensor]:
-    """The weight's levels and zero point on the scale of 8 bits, in the range of int8."""
+    """The weight's levels and zero point, stretched to 8 bits and within int8."""
     assert layer.weight_quant is not None
     quantizer = layer.weight_quant.quantizer
     factor, shift = stretch(quantizer), 0 if quantizer.signed else 128
@@ -162,15 +162,15 @@ def _accumulator_steps(layer: FoldedLayer, source: Levels) -> Tensor:
 
 
 def _bias_levels(layer: FoldedLayer, steps: Tensor, result: Levels | None) -> Tensor:
-    """The bias in the accumulator's steps, (C_out,) integers in float64; 0 without one."""
+    """The bias in the accumulator's steps: (C_out,) integers in float64; 0 without a bias."""
     if layer.bias is None or result is None:
         return torch.zeros(len(layer.weight), dtype=torch.float64)
     return torch.round(layer.bias.detach().double() / steps.double())
 
 
 def _largest_sums(layer: FoldedLayer, source: Levels) -> Tensor:
-    """The largest sum of positive products and of negative ones, (2, C_out, C_in / groups), that
-    each output takes from each of its input channels: no partial sum lies outside."""
+    """The largest sums of positive and of negative products, (2, C_out, C_in / groups), that each
+    output can get from each of its input channels. No partial sum exceeds them."""
     levels, zero_point = _weight_levels(layer)
     weight = (levels - along_channels(zero_point, levels)).double()
     weight = weight.reshape(*weight.shape[:2], -1)
@@ -180,7 +180,7 @@ def _largest_sums(layer: FoldedLayer, source: Levels) -> Tensor:
 
 
 def _exact_piece(sums: Tensor, bias: Tensor) -> int | None:
-    """Among how many input channels of a group sums are exact in float32; None if among all, with
+    """Over how many input channels of a group sums are exact in float32; None if over all, with
     the bias."""
     if sums.sum(2).max() + bias.abs().max() < _EXACT:
         return None

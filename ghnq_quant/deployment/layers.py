@@ -1,4 +1,4 @@
-"""Layers of a folded model: fixed weights on their quantization levels, fixed activation ranges."""
+"""Layers of a folded model: weights on their quantization levels, fixed activation ranges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ghnq_quant.quantization.quantizer import Quantizer
 
 
 class _QuantParamsBuffers(nn.Module):
-    """Keeps quantization parameters in the state, so that they are saved with the model."""
+    """Registers quantization parameters as buffers, so that they are saved with the model."""
 
     scale: Tensor
     zero_point: Tensor
@@ -38,10 +38,10 @@ class FixedQuantizer(_QuantParamsBuffers):
         qparams: scale, zero point and quantizer.
 
     Attributes:
-        levels: the lowest and the highest, which may be fewer than the quantizer's.
+        levels: the lowest and the highest one, possibly a part of the quantizer's.
 
     Shape:
-        any to the same: the values of the levels that are nearest.
+        any shape; the output, of the same shape, has the value of the nearest level.
 
     Example:
         >>> two_bits = QuantParams(torch.tensor(1.0), torch.tensor(1.0), Quantizer(2))
@@ -75,17 +75,17 @@ class FixedWeight(_QuantParamsBuffers):
 
 
 class _Folded(nn.Module):
-    """Mixin of a layer whose weight lies on its levels.
+    """Mixin for layers whose weight lies on its levels.
 
     Attributes:
-        weight_quant: the weight's quantization, None where it is float.
+        weight_quant: the weight's quantization; None if it is float.
     """
 
     weight: Tensor
     weight_quant: FixedWeight | None
 
     def weight_levels(self) -> Tensor:
-        """The levels of the weight, uint8 or, with negative levels, int8 of its shape."""
+        """The levels of the weight, of its shape: uint8, or int8 if there are negative levels."""
         assert self.weight_quant is not None
         return self.weight_quant.qparams.levels(self.weight.detach())
 
@@ -95,21 +95,21 @@ class _Folded(nn.Module):
 
 
 class FoldedConv2d(_Folded, nn.Conv2d):
-    """A convolution on its levels that holds the batch norm, as its bias does."""
+    """A convolution whose weight lies on its levels; weight and bias contain the batch norm."""
 
 
 class FoldedLinear(_Folded, nn.Linear):
-    """A linear layer on its levels."""
+    """A linear layer whose weight lies on its levels."""
 
 
 FoldedLayer = FoldedConv2d | FoldedLinear
 
 
 def stretch(quantizer: Quantizer) -> int:
-    """Factor that brings levels of few bits to 0 … 255 or −127 … 127, or just below.
+    """The factor that stretches levels of few bits to 0 … 255 or −127 … 127, or just below.
 
-    Integer kernels take the bias as an integer in steps of input scale · weight scale. With the
-    levels of few bits these steps would be too coarse for it.
+    Integer kernels read the bias as an integer in steps of input scale · weight scale. At few bits
+    these steps would be too coarse for it.
     """
     return (127 if quantizer.signed else 255) // quantizer.levels[1]
 
@@ -117,7 +117,7 @@ def stretch(quantizer: Quantizer) -> int:
 def folded_layer(
     module: nn.Module, weight: Tensor, bias: Tensor | None, qparams: QuantParams | None
 ) -> FoldedLayer:
-    """The layer with the geometry of ``module``, an ``nn.Conv2d`` or ``nn.Linear``, and these
+    """A layer with the geometry of ``module``, an ``nn.Conv2d`` or ``nn.Linear``, and these
     values."""
     layer: FoldedLayer
     if isinstance(module, nn.Conv2d):

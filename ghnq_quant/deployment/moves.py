@@ -1,4 +1,4 @@
-"""Exact changes of a folded model, after which runtimes find more to run on integers."""
+"""Exact changes to a folded model, after which runtimes can run more of it on integers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Bounds = tuple[float, float]
 
 
 def clamp_bounds(node: fx.Node, modules: dict[str, nn.Module]) -> Bounds | None:
-    """The bounds of an activation function that does nothing but clamp, None of another."""
+    """The bounds of an activation function that only clamps; None for others."""
     operation = find_operation(node, modules)
     module: Any = modules[str(node.target)] if node.op == "call_module" else None
     if operation is OPERATIONS["relu"]:
@@ -30,10 +30,10 @@ def clamp_bounds(node: fx.Node, modules: dict[str, nn.Module]) -> Bounds | None:
 
 
 def quantize_behind_relu(folded: fx.GraphModule) -> None:
-    """Let a quantizer that a ReLU alone follows come behind it: round(x / scale) and ReLU commute.
+    """Move quantizers that only a ReLU reads behind that ReLU: round(x / scale) and ReLU commute.
 
-    The sum of a residual is quantized before its ReLU; runtimes fuse an addition with the ReLU, and
-    want quantized what a convolution reads.
+    A residual's sum is quantized before its ReLU, but runtimes fuse the addition with the ReLU and
+    expect the input of a convolution to be quantized.
     """
     modules = dict(folded.named_modules())
     for quantize, _ in _quantizers(folded):
@@ -47,7 +47,7 @@ def quantize_behind_relu(folded: fx.GraphModule) -> None:
 
 
 def unclamp_covered(folded: fx.GraphModule) -> None:
-    """Make a ReLU of a ReLU6 whose quantizer, its only reader, has no level above 6."""
+    """Turn a ReLU6 into a ReLU if only a quantizer reads it, with no level above 6."""
     modules = dict(folded.named_modules())
     for quantize, quantizer in _quantizers(folded):
         clamp = quantize.all_input_nodes[0]
@@ -62,7 +62,7 @@ def unclamp_covered(folded: fx.GraphModule) -> None:
 
 
 def match_signs(folded: fx.GraphModule) -> None:
-    """Give symmetric quantizers unsigned levels right behind a ReLU and signed ones elsewhere, of
+    """Give symmetric quantizers unsigned levels right after a ReLU and signed levels elsewhere, with
     one bit less or more, so that they stand for the same values."""
     modules = dict(folded.named_modules())
     for quantize, quantizer in _quantizers(folded):
@@ -76,8 +76,8 @@ def match_signs(folded: fx.GraphModule) -> None:
 
 
 def absorb_clamps(folded: fx.GraphModule) -> None:
-    """Let quantizers clamp in place of the ReLU or ReLU6 before them, which they alone read, and of
-    the ReLU behind them: rounding is monotone, so a bound becomes its level."""
+    """Let quantizers clamp in place of a ReLU or ReLU6 before them that has no other reader, and of
+    a ReLU after them: rounding is monotone, so each bound becomes a level."""
     modules = dict(folded.named_modules())
     for quantize, quantizer in _quantizers(folded):
         before = quantize.all_input_nodes[0]
@@ -96,10 +96,10 @@ def absorb_clamps(folded: fx.GraphModule) -> None:
 
 def keep_rounding(folded: fx.GraphModule) -> None:
     """Put a leaky ReLU of slope 1, which changes no value, between a convolution and its quantizer
-    where the result is added to something.
+    if the result is added to something.
 
-    OpenVINO's CPU plugin makes convolution, quantizer, addition and the quantizer behind it one kernel,
-    and drops the first rounding unless something else comes before it.
+    OpenVINO's CPU plugin fuses convolution, quantizer, addition and the quantizer after it into one
+    kernel, and drops the first rounding unless something else comes before it.
     """
     modules = dict(folded.named_modules())
     for quantize, _ in _quantizers(folded):
@@ -113,8 +113,8 @@ def keep_rounding(folded: fx.GraphModule) -> None:
 
 
 def pad_input_channels(folded: fx.GraphModule, multiple: int) -> None:
-    """Bring the image's channels to a multiple by some of zeros, which the weights of the
-    convolutions that read it meet with zeros."""
+    """Pad the image with channels of zeros to a multiple, and the weights of the convolutions that
+    read it to match, also with zeros."""
     modules = dict(folded.named_modules())
     for quantize, _ in _quantizers(folded):
         image = quantize.all_input_nodes[0]
@@ -134,11 +134,11 @@ def pad_input_channels(folded: fx.GraphModule, multiple: int) -> None:
 
 
 def _levels_between(quantizer: FixedQuantizer, bounds: Bounds) -> tuple[int, int]:
-    """The levels that remain of those of a quantizer over values between two bounds."""
+    """The lowest and highest level of a quantizer for values between two bounds."""
     low, high = quantizer.levels
 
     def level(bound: float) -> int:
-        """Rounded as tensors are: in the arithmetic of the quantizer's own dtype."""
+        """Rounded as tensors are, in the quantizer's own dtype."""
         if math.isinf(bound):
             return low if bound < 0 else high
         steps = (quantizer.scale.new_tensor(bound) / quantizer.scale).round()

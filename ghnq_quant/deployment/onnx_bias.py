@@ -8,15 +8,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ghnq_quant.deployment.layers import FoldedLayer
 
-#: Operators that leave the levels of a quantized tensor as they are.
+#: Operators that do not change the levels of a quantized tensor.
 KEEP_LEVELS = {"Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-#: A bias beyond this many steps leaves no room for the sum in 32 bits.
+#: A bias of more steps leaves no room for the sum in 32 bits.
 _LARGEST_BIAS = 2**30
 
 
 def fine_bias(name: str, layer: FoldedLayer) -> list[TensorProto]:
-    """A bias's levels and scale as integers of 31 bits. Beside weights of 4 bits onnxruntime would
-    round a float bias to steps of input scale · weight scale, although it convolves in float."""
+    """A bias as 31-bit integers and their scale. Next to 4-bit weights onnxruntime would round a
+    float bias to steps of input scale · weight scale, although it convolves in float."""
     assert layer.bias is not None
     bias = layer.bias.detach().double().numpy()
     scale = np.float32(max(np.abs(bias).max() / 2**30, np.finfo(np.float32).tiny))
@@ -28,7 +28,7 @@ def fine_bias(name: str, layer: FoldedLayer) -> list[TensorProto]:
 
 def quantize_biases(graph: onnx.GraphProto) -> None:
     """Round the bias of each layer that reads integers to steps of input scale · weight scale, as
-    its kernel holds it (Jacob et al. 2018, section 2.4)."""
+    its kernel does (Jacob et al. 2018, section 2.4)."""
     values = {i.name: i for i in graph.initializer}
     sources = {output: node for node in graph.node for output in node.output}
     nodes = []
@@ -57,7 +57,7 @@ def quantize_biases(graph: onnx.GraphProto) -> None:
 def _scale(
     name: str, sources: dict[str, onnx.NodeProto], values: dict[str, TensorProto]
 ) -> np.ndarray | None:
-    """The scale of a tensor that comes from integers, None of another."""
+    """The scale of a tensor dequantized from integers; None for others."""
     node = sources.get(name)
     while node is not None and node.op_type in KEEP_LEVELS:
         node = sources.get(node.input[0])

@@ -1,7 +1,7 @@
 """ONNX with standard operators: QuantizeLinear and DequantizeLinear around float ones.
 
-torch.onnx exports the folded model with a marker in place of each quantizer and behind each weight;
-here the markers become integers.
+torch.onnx exports the folded model with a marker in place of each quantizer and after each weight,
+and this module replaces the markers with integers.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from ghnq_quant.deployment.torch_onnx import to_onnx
 from ghnq_quant.quantization.targets import PLAIN, Target
 
 _DOMAIN = "ghnq_quant"
-#: The first opset whose QuantizeLinear and DequantizeLinear have 4-bit types, and the one that is
-#: exported otherwise.
+#: The first opset with 4-bit types for QuantizeLinear and DequantizeLinear, and the opset for all
+#: other files.
 _OPSET_4_BITS, _OPSET = 21, 18
 
 _Rewritten = tuple[list[onnx.NodeProto], list[TensorProto]]
@@ -40,20 +40,21 @@ _Rewritten = tuple[list[onnx.NodeProto], list[TensorProto]]
 def export_qdq(
     folded: fx.GraphModule, example_input: Tensor, target: Target = PLAIN
 ) -> onnx.ModelProto:
-    """The folded model as ONNX nodes QuantizeLinear, DequantizeLinear and float operators.
+    """Export the folded model as QuantizeLinear, DequantizeLinear and float operators.
 
-    Weights are integers, of 4 bits up to 4 bits where the target has such, else of 8; per channel
-    with a scale for each output channel (axis 0). Activations have 8 bits, clipped to the levels
-    that there are: onnxruntime stops at a UINT4 activation behind a ReLU6. A clip takes the place
-    of the ReLU or ReLU6 beside it, and is left out where the integers' own range does its work.
+    Weights of up to 4 bits are 4-bit integers if the target has them, all others 8-bit integers;
+    per channel there is one scale per output channel (axis 0). Activations are 8-bit integers,
+    clipped to their levels, because onnxruntime fails on a UINT4 activation after ReLU6. A clip
+    replaces the ReLU or ReLU6 next to it, and is left out if the integers' own range has the same
+    effect.
 
     Args:
-        folded: on CPU; its layers are replaced.
-        example_input: (N, C, H, W); N of the exported model is free.
-        target: whose types and rules are kept.
+        folded: the folded model, on CPU; its layers are replaced.
+        example_input: (N, C, H, W); the exported model accepts any N.
+        target: the runtime whose types and rules to follow.
 
     Raises:
-        ConversionError: integers that the target does not take.
+        ConversionError: the target does not support the integers.
     """
     absorb_clamps(folded)
     if target.drops_rounding:
@@ -154,8 +155,8 @@ def _activation(
 def _float_clip(
     name: str, x: str, quantizer: FixedQuantizer, limits: tuple[int, int]
 ) -> _Rewritten:
-    """For runtimes that look for a DequantizeLinear right behind each QuantizeLinear: a Clip to the
-    values of the lowest and the highest level, or a ReLU where it does the same."""
+    """For runtimes that expect a DequantizeLinear right after each QuantizeLinear: a Clip to the
+    values of the lowest and the highest level, or a ReLU if that has the same effect."""
     low, high = quantizer.levels
     zero_point = int(quantizer.zero_point)
     if low == zero_point and high == limits[1]:

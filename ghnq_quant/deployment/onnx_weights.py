@@ -15,7 +15,7 @@ from ghnq_quant.quantization.targets import Target
 
 
 def has_four_bits(layer: FoldedLayer, target: Target) -> bool:
-    """Whether the weight's integers are of 4 bits."""
+    """Whether the weight is written as 4-bit integers."""
     assert layer.weight_quant is not None
     return layer.weight_quant.bits <= 4 and "INT4" in target.weight_types
 
@@ -24,7 +24,7 @@ def weight_constants(name: str, layer: FoldedLayer, target: Target) -> list[Tens
     """A weight's levels, scale and zero point: the inputs of its DequantizeLinear.
 
     Raises:
-        ConversionError: a zero point that the target does not take.
+        ConversionError: the weight needs a zero point, which the target does not support.
     """
     assert layer.weight_quant is not None
     q, levels = layer.weight_quant.qparams, layer.weight_levels()
@@ -46,16 +46,16 @@ def weight_constants(name: str, layer: FoldedLayer, target: Target) -> list[Tens
 
 
 def constants_of(name: str, qparams: QuantParams, dtype: int) -> list[TensorProto]:
-    """A scale and a zero point."""
+    """A scale and a zero point, as constants."""
     scale = numpy_helper.from_array(qparams.scale.float().numpy(), f"{name}.scale")
     return [scale, integers(f"{name}.zero_point", qparams.zero_point, dtype)]
 
 
 def integers(name: str, values: Tensor, dtype: int) -> TensorProto:
-    """A tensor of integers of 4 or 8 bits, as bytes."""
+    """A constant of 4-bit or 8-bit integers."""
     signed = dtype in (TensorProto.INT4, TensorProto.INT8)
     stored = values.numpy().astype(np.int8 if signed else np.uint8).tobytes()
-    if dtype in (TensorProto.INT4, TensorProto.UINT4):  # two in a byte, the first one lower
+    if dtype in (TensorProto.INT4, TensorProto.UINT4):  # two per byte, lower half first
         halves = np.frombuffer(stored + bytes(len(stored) % 2), np.uint8) & 15
         stored = (halves[::2] | halves[1::2] << 4).tobytes()
     return helper.make_tensor(name, dtype, values.shape, stored, raw=True)

@@ -1,4 +1,4 @@
-"""From a trained quantized model to a program for ExecuTorch, which XNNPACK executes."""
+"""Write a trained quantized model as an ExecuTorch program that XNNPACK runs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ghnq_quant.files import replacing
 from ghnq_quant.quantization.model import QuantModel
 from ghnq_quant.quantization.targets import find_target
 
-#: int8, where a :class:`FixedQuantizer` has 0 … 255.
+#: From the levels 0 … 255 of a :class:`FixedQuantizer` to int8.
 _SHIFT = 128
 _INT8 = (-128, 127, torch.int8)
-#: Operations whose result is on the levels of their input.
+#: Operations whose result lies on the levels of their input.
 _KEEP_LEVELS = [
     OPERATIONS[name] for name in ("max_pool", "flatten", "reshape", "squeeze", "unsqueeze")
 ]
@@ -31,24 +31,24 @@ _LARGEST_BIAS = 2**30  # in int32, with room for the sum
 
 
 def export_pte(model: QuantModel, path: str | Path, example_input: Tensor) -> Path:
-    """Write a trained quantized model as a program for ExecuTorch, lowered to XNNPACK.
+    """Write a trained quantized model as an ExecuTorch program, lowered to XNNPACK.
 
     A convolution or linear layer whose input and output are quantized runs on integers. Others, such
-    as the classifier, whose logits are not quantized, run in float on the levels of their weights.
+    as the classifier, whose logits are not quantized, run in float with their quantized weights.
 
     Args:
-        model: of ``QuantScheme.for_target("xnnpack", …)`` and any backend except ``pt2e``, trained or
-            calibrated; it is not changed.
-        path: of the file.
-        example_input: (N, C, H, W), float32. The program takes this shape alone.
+        model: a trained or calibrated model with ``QuantScheme.for_target("xnnpack", …)``, of any
+            backend except ``pt2e``; it is not changed.
+        path: the file to write.
+        example_input: (N, C, H, W), float32. The program accepts only this shape.
 
     Returns:
         ``path``.
 
     Raises:
-        ConversionError: ExecuTorch is not installed, no running statistics or fixed ranges yet,
-            quantizers that XNNPACK has no integer kernels for, or a model that ExecuTorch cannot
-            lower.
+        ConversionError: ExecuTorch is not installed, there are no running statistics or fixed
+            ranges yet, XNNPACK has no integer kernels for a quantizer, or ExecuTorch cannot lower
+            the model.
 
     Example:
         >>> import ghnq_quant, tempfile, torch
@@ -72,7 +72,7 @@ def export_pte(model: QuantModel, path: str | Path, example_input: Tensor) -> Pa
     _to_integers(folded)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about its own insides
+            warnings.simplefilter("ignore")  # torch's, about its own internals
             exported = torch.export.export(folded, (example_input.cpu(),))
             lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
             content = lowered.to_executorch().buffer
@@ -84,7 +84,7 @@ def export_pte(model: QuantModel, path: str | Path, example_input: Tensor) -> Pa
 
 
 def _to_integers(folded: fx.GraphModule) -> None:
-    """Write quantizers, and the weights of layers between two of them, with PT2E's operators."""
+    """Express quantizers, and the weights of layers between two of them, in PT2E's operators."""
     _requantize(folded)
     modules = dict(folded.named_modules())
     for node in list(folded.graph.nodes):
@@ -107,8 +107,8 @@ def _to_integers(folded: fx.GraphModule) -> None:
 
 
 def _requantize(folded: fx.GraphModule) -> None:
-    """Quantize again behind pooling and reshaping, which changes no value: XNNPACK's integer kernels
-    want a quantizer right before and behind each operation."""
+    """Quantize again after pooling and reshaping, which changes no value: XNNPACK's integer kernels
+    need a quantizer right before and right after each operation."""
     modules = dict(folded.named_modules())
     for node in list(folded.graph.nodes):
         source = node.args[0] if node.args else None
@@ -132,11 +132,11 @@ def _keeps_levels(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def _replace(node: fx.Node, quantizer: FixedQuantizer) -> None:
-    """A quantize, and a dequantize for each user: XNNPACK's partitioner fuses it with that user."""
+    """A quantize, and a dequantize per user: XNNPACK's partitioner fuses each with its user."""
     if quantizer.levels != (0, 255):
         raise ConversionError(
-            f"{node.target!r} is {quantizer.quantizer}, and xnnpack has integer kernels for "
-            "asymmetric activations of 8 bits alone: make the model with "
+            f"{node.target!r} is {quantizer.quantizer}, but xnnpack has integer kernels only for "
+            "asymmetric 8-bit activations: make the model with "
             "QuantScheme.for_target('xnnpack')"
         )
     operators = torch.ops.quantized_decomposed
@@ -156,7 +156,7 @@ def _replace(node: fx.Node, quantizer: FixedQuantizer) -> None:
 
 
 def _why_float(node: fx.Node, layer: FoldedLayer, modules: dict[str, nn.Module]) -> str | None:
-    """What keeps a layer from XNNPACK's integer kernels, None where nothing does."""
+    """Why a layer cannot use XNNPACK's integer kernels; None if it can."""
     operators = torch.ops.quantized_decomposed
     source, user = node.all_input_nodes[0], _only_user(node)
     if source.target is not operators.dequantize_per_tensor.default:

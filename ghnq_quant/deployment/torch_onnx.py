@@ -1,4 +1,4 @@
-"""torch.onnx as both exporters call it."""
+"""Calls torch.onnx, for both exporters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ghnq_quant.errors import ConversionError
 
 
 def to_onnx(module: nn.Module, example_input: Tensor, opset: int) -> onnx.ModelProto:
-    """Export a module in eval mode whose one input is a batch of images of any number.
+    """Export a module in eval mode whose one input is a batch of any number of images.
 
     Raises:
         ConversionError: torch.onnx cannot export it; torch's own error is the cause.
@@ -29,8 +29,8 @@ def to_onnx(module: nn.Module, example_input: Tensor, opset: int) -> onnx.ModelP
 
 
 def name_global_pooling(graph: onnx.GraphProto) -> None:
-    """Write means over height and width, which stay as dimensions of size 1, as
-    GlobalAveragePool: runtimes have integer kernels for it."""
+    """Write means over height and width that keep both dimensions as GlobalAveragePool, for which
+    runtimes have integer kernels."""
     constants = {i.name: i for i in graph.initializer}
     constants |= {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
     ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in graph.value_info}
@@ -48,8 +48,8 @@ def name_global_pooling(graph: onnx.GraphProto) -> None:
 def exporting(
     function: Callable[..., Any], module: nn.Module, example_input: Tensor, **settings: Any
 ) -> Any:
-    """What ``function`` returns, called with the arguments of ``torch.onnx.export``."""
-    batch = torch.cat([example_input] * 2)[:2].cpu()  # torch.export takes a 1 for a constant
+    """Call ``function`` with the arguments of ``torch.onnx.export``."""
+    batch = torch.cat([example_input] * 2)[:2].cpu()  # torch.export treats a 1 as a constant
     try:
         with _quiet():
             return function(
@@ -68,7 +68,7 @@ def exporting(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress and warnings, which are about its own insides."""
+    """Hide the exporter's progress and warnings, which are about its own internals."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -121,7 +121,7 @@ def test_what_has_no_integer_kernel_runs_in_float_and_is_told(tmp_path: Path) ->
 def test_other_quantizers_are_refused_by_name(tmp_path: Path) -> None:
     pytest.importorskip("executorch")
     for scheme, message in (
-        (QuantScheme(8, 4), r"'activation_quantizers\.x' .* activations of 8 bits alone"),
+        (QuantScheme(8, 4), r"'activation_quantizers\.x' .* only for asymmetric 8-bit activations"),
         (QuantScheme(8, 8), r"'stem\.0' has 8 bits and a zero point"),
     ):
         with pytest.raises(ConversionError, match=message):

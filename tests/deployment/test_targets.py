@@ -237,7 +237,7 @@ def test_a_relu6_above_all_levels_is_a_relu_in_qonnx(tmp_path: Path) -> None:
     assert (kinds(file).count("Relu"), kinds(file).count("Clip")) == (1, 0)
     torch.testing.assert_close(in_qonnx(file, x), qmodel(x), rtol=1e-5, atol=1e-5)
     qmodel = quantized(model, QuantScheme.for_target("hls4ml", 4))
-    with pytest.raises(ConversionError, match=r"hls4ml does not take 1 nodes.*Clip \S+: .* ReLU"):
+    with pytest.raises(ConversionError, match=r"hls4ml does not support 1 nodes.*Clip \S+: .* ReLU"):
         ghnq_quant.export_onnx(qmodel, tmp_path / "b.onnx", x[:1], target="hls4ml")
 
 
@@ -278,7 +278,7 @@ def test_a_model_for_another_target_is_refused_by_node(tmp_path: Path) -> None:
         ("openvino", QuantScheme(8, 8), r"'stem\.0' has 8 bits and a zero point"),
         ("tensorrt", QuantScheme(4, 8), r"QuantizeLinear '\S+\.x\.quantize': UINT8 activation"),
         ("qnn", QuantScheme.for_target("tensorrt"), "INT8 activation; qnn takes UINT8"),
-        ("xnnpack", QuantScheme(4, 8), "reads no ONNX file"),
+        ("xnnpack", QuantScheme(4, 8), "does not read ONNX files"),
     ):
         with pytest.raises(ConversionError, match=message):
             ghnq_quant.export_onnx(quantized(Residual(), scheme), file, images(1), target=target)
