@@ -1,8 +1,7 @@
-"""Folding of batch norm into the convolution before it, anew on every batch (design rule «Batch
-norm»).
+"""Fold batch norm into the convolution before it, again for every batch.
 
-The paper's equation 1: w_fold = γ w / sqrt(σ² + ε), quantized after folding; with the statistics
-of the batch at hand the convolution runs twice, once with the float weight to find them.
+The paper's equation 1: w_fold = γ w / sqrt(σ² + ε), quantized after folding. With the statistics of
+the current batch the convolution runs twice, the first time with the float weight to find them.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Quantize = Callable[[Tensor], Tensor]
 
 
 def has_running_statistics(bn: _BatchNorm) -> bool:
-    """Whether ``bn`` holds running statistics of at least one batch; on the meta device, it does not."""
+    """Whether ``bn`` has running statistics of at least one batch; on the meta device it has not."""
     if bn.running_mean is None or bn.running_mean.is_meta:
         return False
     if torch.compiler.is_compiling():
@@ -36,13 +35,13 @@ def has_running_statistics(bn: _BatchNorm) -> bool:
 
 
 class FoldsBatchNorm(nn.Module):
-    """Mixin of a convolution that folds a batch norm into the weight it quantizes.
+    """Mixin for convolutions that fold a batch norm into the weight they quantize.
 
-    The batch norm keeps its place in the model and is no child of this layer, so that it is
-    trained, saved and moved once; copies and pickles of the model keep the two together.
+    The batch norm keeps its place in the model and is not a child of this layer, so it is trained,
+    saved and moved only once. Copies and pickles of the model keep the two together.
 
     Attributes:
-        mode: statistics that are folded in eval.
+        mode: the statistics to fold in eval.
     """
 
     weight: Tensor
@@ -51,7 +50,7 @@ class FoldsBatchNorm(nn.Module):
     _norm_name: str = ""
 
     def fold(self, bn: nn.BatchNorm2d, name: str = "") -> None:
-        """Fold ``bn``, which errors call by its ``name`` in the model, from now on."""
+        """Fold ``bn`` from now on; errors refer to it by ``name``, its name in the model."""
         self._folded, self._norm_name = (bn,), name
 
     @property
@@ -60,7 +59,7 @@ class FoldsBatchNorm(nn.Module):
         return self._folded[0]
 
     def folded_weight(self) -> Tensor:
-        """The weight, of its own shape, with the running statistics, if any, folded in."""
+        """The weight with the running statistics, if any, folded in; its shape is unchanged."""
         bn = self.bn
         mean, variance = bn.running_mean, bn.running_var
         if mean is None or variance is None or not has_running_statistics(bn):
@@ -85,20 +84,20 @@ def conv_batch_norm(
     Args:
         x: (N, C_in, H, W), quantized.
         conv: the convolution; its own ``forward`` is not called.
-        bn: the batch norm; its parameters and running statistics are used and updated as by its own
-            forward, and it alone decides (``bn.training``) whether this batch's statistics count.
-        quantize: of the folded weight.
-        mode: statistics in eval; those of the batch are used too while there are no running ones.
-            With ``"running"`` a filter whose channel has no variance is folded to zero; its output,
-            β, is the same, but it does not set the range of the others.
-        straight_through: whether the gradient of ``quantize`` is the identity and it has no
-            parameters of its own, so that forward and backward can share most of their work.
+        bn: the batch norm; its parameters and running statistics are used and updated as in its own
+            forward, and ``bn.training``, not ``conv.training``, says whether this is training.
+        quantize: quantizes the folded weight.
+        mode: the statistics to use in eval; the batch's, if there are no running ones yet. With
+            ``"running"`` a filter whose channel has no variance is folded to zero: its output, β,
+            stays the same, but it no longer sets the range of the others.
+        straight_through: whether ``quantize`` has the identity as its gradient and no parameters of
+            its own, so that forward and backward can share most of their work.
 
     Returns:
         (N, C_out, H', W')
 
     Raises:
-        DataError: one value a channel in training.
+        DataError: there is only one value per channel in training.
 
     Example:
         >>> conv, bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
@@ -113,8 +112,8 @@ def conv_batch_norm(
 
 
 def fold_running_statistics(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight (C_out, …) and bias (C_out,) of the one convolution that ``conv`` and ``bn`` are in
-    eval; ``bn`` has running statistics."""
+    """Weight (C_out, …) and bias (C_out,) of the single convolution that equals ``conv`` and ``bn``
+    in eval; ``bn`` must have running statistics."""
     assert bn.running_mean is not None
     assert bn.running_var is not None
     return _folded(conv, bn, bn.running_mean, bn.running_var, True)
@@ -137,8 +136,8 @@ def _fold(
     eps: float,
     ignore_constants: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Batch norm as z · factor + shift; the factor is zero of channels that do not vary, if those
-    are ignored."""
+    """Batch norm as z · factor + shift; if constants are ignored, the factor of channels that do
+    not vary is zero."""
     if ignore_constants:
         variance = _ignoring_constants(mean, variance)
     factor = _factor(variance, gamma, eps)
@@ -146,9 +145,9 @@ def _fold(
 
 
 def _ignoring_constants(mean: Tensor, variance: Tensor) -> Tensor:
-    """The variance, infinite where it is no more than the rounding of the mean: a channel that
-    never varies is β whatever its filter, which is therefore folded to zero. At γ / sqrt(ε), 316 γ,
-    it would set the range of its whole layer, in which the others round to zero."""
+    """The variance, but infinite where it is within the rounding error of the mean. The output of a
+    channel that never varies is β for any filter, so its filter is folded to zero. Scaled by
+    γ / sqrt(ε), 316 γ, it would set the range of the whole layer, and the others would round to 0."""
     rounding = 8 * torch.finfo(variance.dtype).eps * mean
     return variance.masked_fill(variance <= rounding.square(), math.inf)
 
@@ -170,8 +169,8 @@ def _scaled(weight: Tensor, factor: Tensor) -> Tensor:
 def fast_layout(x: Tensor, weight: Tensor) -> Tensor:
     """On CPU, ``x`` in the memory layout in which its convolution and batch norm are fastest.
 
-    Convolutions, and more so channel statistics, like channels-last; but oneDNN then brings the
-    weight into that layout on each call, which costs more than it gains where the weight is large.
+    Convolutions, and channel statistics even more, are faster in channels-last. But oneDNN then
+    converts the weight on each call, which costs more than it gains if the weight is large.
     """
     if x.device.type != "cpu" or torch.compiler.is_exporting():
         return x
@@ -184,7 +183,7 @@ def fast_layout(x: Tensor, weight: Tensor) -> Tensor:
 def _update_running_statistics(
     bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int
 ) -> None:
-    """What ``bn``'s own forward does with mean and biased variance of ``count`` values."""
+    """Update as ``bn``'s own forward does, from mean and biased variance of ``count`` values."""
     if not bn.training or bn.running_mean is None or bn.running_var is None:
         return
     momentum = bn.momentum
@@ -217,8 +216,8 @@ def _with_batch_statistics(
         name = getattr(conv, "_norm_name", "")
         which = f"batch norm {name!r}" if name else f"a batch norm of {bn.num_features} channels"
         raise DataError(
-            f"{which} got one value a channel in training, which has no variance: give batches of "
-            "more images (a loader's drop_last) or larger ones"
+            f"{which} got one value per channel in training, which has no variance: use batches of "
+            "more images (drop_last=True in the loader) or larger images"
         )
     parameters = conv.weight, conv.bias, bn.weight, bn.bias
     if bn.training and isinstance(bn, nn.SyncBatchNorm) and in_processes(bn.process_group):
@@ -253,18 +252,18 @@ def conv_batch_statistics_norm(
     straight_through: bool = True,
     ignore_constants: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with the statistics of the batch, as a function of all it depends on.
+    """:func:`conv_batch_norm` with the statistics of the batch, as a function of all its inputs.
 
     Args:
-        weight, bias: of the convolution.
-        gamma, beta, eps: of the batch norm.
+        weight, bias: the convolution's parameters.
+        gamma, beta, eps: the batch norm's parameters.
         ignore_constants: fold filters whose channel does not vary to zero.
 
     Returns:
-        (N, C_out, H', W'), and each channel's mean and biased variance without gradient.
+        (N, C_out, H', W'), and each channel's mean and biased variance, without gradient.
     """
     if straight_through and not torch.is_autocast_enabled(x.device.type):
-        if torch.compiler.is_compiling():  # which fuses on its own
+        if torch.compiler.is_compiling():  # the compiler fuses on its own
             return _traced(x, weight, bias, gamma, beta, eps, geometry, quantize, ignore_constants)
         y, mean, variance = _ConvBatchNorm.apply(
             x, weight, bias, gamma, beta, eps, geometry, quantize, ignore_constants
@@ -291,8 +290,8 @@ def _traced(
     quantize: Quantize,
     ignore_constants: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:class:`_ConvBatchNorm` for a compiler: the float batch norm, plus the convolution with the
-    quantization's error, which has no gradient of the weight."""
+    """:class:`_ConvBatchNorm` for a compiler: the float batch norm, plus a convolution with the
+    weight's quantization error, through which the weight gets no gradient."""
     z = F.conv2d(x, weight, bias, *geometry)
     variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
     factor, shift = _fold(mean, variance, gamma, beta, eps, ignore_constants)
@@ -304,17 +303,17 @@ def _traced(
 
 
 def _full(z: Tensor, weight: Tensor) -> Tensor:
-    """In the dtype of the parameters: autocast computes in less, in which no statistics are kept."""
+    """``z`` in the parameters' dtype, in which statistics are kept: autocast's is less precise."""
     return z.to(weight.dtype)
 
 
 class _ConvBatchNorm(torch.autograd.Function):
     """Float convolution, its statistics, folding, quantization and the quantized convolution in
-    one.
+    one function.
 
     With a straight-through quantizer the gradient is that of a plain convolution and batch norm,
-    plus that of the quantization error's convolution with respect to the input. So one gradient of
-    the weight serves both convolutions.
+    plus the input's gradient through the convolution with the quantization error. So a single
+    weight gradient serves both convolutions.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Mean and variance of each channel, as a batch norm takes them."""
+"""Mean and variance of each channel, as batch norm computes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def batch_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
     channels = z.shape[1]
     groups = 1
     if z.is_contiguous(memory_format=torch.channels_last):
-        # Rows of several pixels make shorter sums, so less rounding, and longer vectors.
+        # Rows of several pixels mean shorter sums, so less rounding, and longer vectors.
         count = z.numel() // channels
         groups = math.gcd(count, 64) if count > 1024 else 1
         z = z.permute(0, 2, 3, 1).reshape(count // groups, groups * channels, 1, 1)

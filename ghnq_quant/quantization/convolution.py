@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Of pixels in (N, H, W, C).
+#: Pixels of a tensor (N, H, W, C).
 Place = tuple[slice, slice, slice]
 
 
@@ -23,16 +23,16 @@ class Geometry(NamedTuple):
     groups: int
 
     def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
-        """(H', W') of an input (H, W)."""
+        """(H', W') for an input (H, W)."""
         extents = zip(size, kernel, self.stride, self.padding, self.dilation, strict=True)
         return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in extents)
 
 
 class Convolution(Protocol):
-    """A convolution's input, ready for any weight of one shape."""
+    """A convolution's input, prepared for any weight of one shape."""
 
     def arranged(self, weight: Tensor) -> Tensor:
-        """The weight in the memory layout that is read, which others are brought into on each call."""
+        """The weight in the layout that is read; any other is converted on each call."""
 
     def __call__(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """(N, C_out, H', W')"""
@@ -41,16 +41,16 @@ class Convolution(Protocol):
         """The gradient of the weight."""
 
     def grad_input(self, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """The sum of the input's gradients through each (gradient, weight)."""
+        """The input's gradient, summed over pairs (gradient, weight)."""
 
 
 def convolution(x: Tensor, weight: Tensor, geometry: Geometry) -> Convolution:
     """The faster of two ways to convolve ``x`` (N, C_in, H, W) with weights of ``weight``'s shape.
 
-    Where there are more output channels than output positions in the batch, as behind the last
+    If there are at least as many output channels as output positions in the batch, as after the last
     downsampling of a network on small images, each tap of the kernel is a matrix product with the
-    pixels that it meets. Most of what the others multiply there is padding: of a 3×3 kernel on a map
-    of 2×2, five ninths.
+    pixels it meets. Most of what other algorithms multiply there is padding: five ninths for a 3×3
+    kernel on a 2×2 map.
 
     Example:
         >>> x, weight = torch.ones(1, 2, 3, 3), torch.ones(4, 2, 3, 3)
@@ -59,14 +59,14 @@ def convolution(x: Tensor, weight: Tensor, geometry: Geometry) -> Convolution:
     """
     height, width = geometry.output_size(x.shape[2:], weight.shape[2:])
     few = len(x) * height * width <= len(weight)
-    exact = weight.dtype.itemsize >= 4  # enough for sums that are rounded after each tap
+    exact = weight.dtype.itemsize >= 4  # enough for sums rounded after each tap
     if few and exact and geometry.groups == 1 and x.device.type == "cpu":
         return _ByTaps(x, weight.shape, geometry)
     return _Direct(x, weight.shape, geometry)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """:func:`convolution` with gradients; under autocast and in a compiler PyTorch's own."""
+    """:func:`convolution` with gradients; PyTorch's own under autocast and in a compiler."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return F.conv2d(x, weight, bias, *geometry)
     y: Tensor = _Convolve.apply(x, weight, bias, geometry)
@@ -106,9 +106,9 @@ class _Direct:
         return F.conv2d(self._x, weight, bias, *self._geometry)
 
     def grad_weight(self, grad: Tensor) -> Tensor:
-        weight = grad.new_empty(1).expand(self._weight_shape)  # its shape alone is read
+        weight = grad.new_empty(1).expand(self._weight_shape)  # only its shape is read
         if self._skips_pixels():
-            # oneDNN's kernel writes beyond its memory here (seen in torch 2.13 with three channels)
+            # oneDNN's kernel writes out of bounds here (seen in torch 2.13 with three channels)
             height, width = self._geometry.stride
             read = _Direct(
                 self._x[:, :, ::height, ::width],
@@ -125,7 +125,7 @@ class _Direct:
         return total
 
     def _skips_pixels(self) -> bool:
-        """Whether a 1×1 convolution of few channels reads a grid of the image's pixels alone."""
+        """Whether this is a strided 1×1 convolution of few channels, which skips pixels."""
         few = self._x.device.type == "cpu" and self._x.shape[1] < 8
         unpadded = tuple(self._geometry.padding) == (0, 0)
         pointwise = tuple(self._weight_shape[2:]) == (1, 1)
@@ -148,7 +148,7 @@ class _ByTaps:
         size, kernel = x.shape[2:], weight_shape[2:]
         self._output_size = geometry.output_size(size, kernel)
         rows, columns = map(_overlaps, size, self._output_size, kernel, *geometry[:3])
-        #: the taps that meet pixels: which in the weight, and the pixels read and written
+        #: taps that meet pixels: their index in the weight, the pixels read, the pixels written
         self._taps = [
             ((..., i, j), (slice(None), read_i, read_j), (slice(None), written_i, written_j))
             for (i, read_i, written_i), (j, read_j, written_j) in product(rows, columns)
@@ -191,8 +191,8 @@ class _ByTaps:
 def _overlaps(
     size: int, output: int, kernel: int, stride: int, padding: int, dilation: int
 ) -> Iterator[tuple[int, slice, slice]]:
-    """Along one dimension the taps that do not meet padding alone: which of the input's places each
-    reads, and which of the output's these are."""
+    """Along one dimension, the taps that meet more than padding, each with the input positions that
+    it reads and the output positions that it adds to."""
     for tap in range(kernel):
         offset = tap * dilation - padding
         first = max(0, -(offset // stride))
@@ -203,7 +203,7 @@ def _overlaps(
 
 
 def _rows(x: Tensor, place: Place) -> Tensor:
-    """Pixels of x (N, C, H, W) as (n, C); matrix products of more dimensions are slow."""
+    """Pixels of x (N, C, H, W) as (n, C): matrix products of more dimensions are slow."""
     return x.permute(0, 2, 3, 1)[place].flatten(0, 2)
 
 

@@ -1,4 +1,4 @@
-"""Whether a quantized model still tells images apart: one that does not is dead before training."""
+"""Whether a quantized model still tells images apart; if not, it is dead before training."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from ghnq_quant.errors import warn
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
 from ghnq_quant.quantization.model import QuantModel
 
-#: Of fewer images the share of different outputs says little.
+#: With fewer images the share of different outputs says little.
 _ENOUGH = 16
 
 
 @dataclass(frozen=True)
 class EqualOutputs:
-    """That a model hardly tells images apart.
+    """A model hardly tells images apart.
 
     Attributes:
-        images: how many different ones there were.
-        outputs: how many different outputs they have.
-        place: the first quantized activation of which that is true; None where it is none.
+        images: number of different images.
+        outputs: number of different outputs for them.
+        place: the first quantized activation that hardly differs between images; None if there is
+            none.
         one_pixel: whether its feature maps have a single pixel.
     """
 
@@ -35,8 +36,8 @@ class EqualOutputs:
 
 @torch.no_grad()
 def equal_outputs(qmodel: QuantModel, images: Tensor) -> EqualOutputs | None:
-    """Whether fewer than half of ``images`` (N, C, H, W) have an output of their own in eval; None
-    where they do, and of too few images to say so."""
+    """Report it if ``images`` (N, C, H, W) have, in eval, fewer than half as many different outputs as
+    there are different images; None otherwise, or if there are too few images to tell."""
     if len(images) < _ENOUGH:
         return None
     modes = {m: m.training for m in qmodel.modules()}
@@ -53,7 +54,7 @@ def equal_outputs(qmodel: QuantModel, images: Tensor) -> EqualOutputs | None:
 
 
 def warn_of_equal_outputs(qmodel: QuantModel, images: Tensor) -> None:
-    """Warn of :func:`equal_outputs`."""
+    """Warn if :func:`equal_outputs` has something to report."""
     found = equal_outputs(qmodel, images)
     if found is None:
         return
@@ -67,7 +68,7 @@ def warn_of_equal_outputs(qmodel: QuantModel, images: Tensor) -> None:
 
 
 def _distinct_rows(value: object) -> int | None:
-    """How many different rows a tensor, or the first of several, has; None of anything else."""
+    """The number of different rows of a tensor, or of the first of several; None for other types."""
     if isinstance(value, (tuple, list)) and value:
         value = value[0]
     if not isinstance(value, Tensor) or value.dim() == 0:

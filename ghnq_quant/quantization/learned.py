@@ -1,5 +1,5 @@
-"""Quantization whose scale and offset are learned: LSQ (Esser et al. 2020), where there is a zero
-point LSQ+ (Bhalgat et al. 2020)."""
+"""Quantization with learned scale and offset: LSQ (Esser et al. 2020) or, with a zero point, LSQ+
+(Bhalgat et al. 2020)."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from ghnq_quant.quantization.affine import (
 )
 from ghnq_quant.quantization.quantizer import Quantizer
 
-#: How far from zero the squareplus bends, as a share of the scale at the start, squared.
+#: Where the squareplus bends: distance from zero as a share of the initial scale, squared.
 _BEND = 1 / 16
 
 
 def scale_parameter(scale: Tensor) -> Tensor:
-    """The parameter from which :func:`positive_scale` gives ``scale`` at the start."""
+    """The parameter for which :func:`positive_scale` returns ``scale`` at the start."""
     return scale * (1 - _BEND / 4)
 
 
 def positive_scale(parameter: Tensor, start: Tensor, quantizer: Quantizer) -> Tensor:
-    """The scale of a parameter of about that value, positive whatever an optimizer does.
+    """The scale that belongs to a parameter of about its value; positive whatever an optimizer does.
 
     scale = start · (t + √(t² + 1/16)) / 2 with t = parameter / start, the squareplus of Barron (2021).
-    Its slope is 64/65 at the start, ½ at an eighth of it and falls to 0 with the scale, so a step that
-    would have jumped over zero makes the scale small, and small scales move slowly.
+    Its slope is 64/65 at the start and falls to 0 with the scale, with ½ at an eighth of the initial
+    scale. So a step that would have crossed zero makes the scale small, and small scales move slowly.
 
     Args:
-        parameter, start: scalars, or (C,) per channel; ``start`` is the scale at the start.
+        parameter, start: scalars, or (C,) per channel; ``start`` is the initial scale.
 
     Example:
         >>> start = torch.tensor(0.5)
@@ -55,8 +55,8 @@ def positive_scale(parameter: Tensor, start: Tensor, quantizer: Quantizer) -> Te
 
 
 def learned_zero_point(offset: Tensor | None, scale: Tensor, quantizer: Quantizer) -> Tensor:
-    """round(−offset / scale) within the levels, without gradient: unlike in LSQ+, which does not round
-    it, zero has a level as with every other range. 0 without an offset."""
+    """round(−offset / scale), clamped to the levels, without gradient; 0 without an offset. LSQ+ does
+    not round it; here zero has a level of its own, as with every other range."""
     scale = scale.detach()
     if offset is None:
         return torch.zeros_like(scale)
@@ -73,15 +73,15 @@ def learned_quantize(
 ) -> Tensor:
     """x̂ of :func:`~ghnq_quant.quantization.quantize_dequantize` with the gradients of LSQ and LSQ+.
 
-    Within the ends of the levels the gradient of x is 1, that of the scale round(x / scale) − x / scale
-    and that of the offset 0; beyond them they are 0, the lowest or highest level, and 1. Those of scale
-    and offset are multiplied by 1 / √(count · highest level).
+    Within the range the gradient of x is 1, that of the scale round(x / scale) − x / scale, and that of
+    the offset 0; outside it they are 0, the lowest or highest level, and 1. The gradients of scale and
+    offset are multiplied by 1 / √(count · highest level).
 
     Args:
         x: of any shape; (C, …) per channel.
-        scale, offset: scalars, or (C,); the offset, the value of level 0, is None where symmetric.
-        zero_point: of :func:`learned_zero_point`.
-        count: how many values share a scale: N of the papers.
+        scale, offset: scalars, or (C,); the offset, the value of level 0, is None if symmetric.
+        zero_point: from :func:`learned_zero_point`.
+        count: how many values share a scale, N in the papers.
     """
     y: Tensor = _Learned.apply(x, scale, offset, zero_point, quantizer, count)
     return y
@@ -116,12 +116,12 @@ class _Learned(torch.autograd.Function):
         return grad_x, of_scale, of_offset if ctx.needs_input_grad[2] else None, None, None, None
 
 
-#: x, the gradient of its values, where x's own is written, scale and zero point.
+#: x, the output's gradient, the tensor for x's gradient, scale and zero point.
 _Piece = tuple[Tensor, ...]
 
 
 def _pieces(whole: _Piece) -> list[_Piece]:
-    """For a CPU's cache, as :func:`in_pieces`; per channel some channels at a time."""
+    """Pieces that fit a CPU's cache, as in :func:`in_pieces`; per channel, a few channels each."""
     *tensors, scale, zero_point = whole
     if not scale.dim():
         return [(*piece, scale, zero_point) for piece in in_pieces(*tensors)]
@@ -132,15 +132,15 @@ def _pieces(whole: _Piece) -> list[_Piece]:
 
 
 def _gradients(piece: _Piece, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
-    """Those of scale and offset, summed but not yet multiplied by the factor; writes that of x."""
+    """Gradients of scale and offset, summed but not yet multiplied by the factor; writes x's."""
     x, grad, grad_x, scale, zero_point = piece
     lowest, highest = quantizer.levels
     shift = along_channels(zero_point, x)
     steps = x / along_channels(scale, x)
     clamped = torch.minimum(torch.maximum(steps, lowest - shift), highest - shift)
     beyond = steps.sub_(clamped)  # zero within the ends
-    # zero where ``beyond`` is at least the smallest number: on CPU a boolean mask takes longer than
-    # all the rest
+    # zero where ``beyond`` is at least the smallest number; on CPU a boolean mask would take longer
+    # than everything else here
     least = torch.finfo(x.dtype).tiny * torch.finfo(x.dtype).eps
     torch.ops.aten.hardtanh_backward(grad, beyond, -least, least, grad_input=grad_x)
     of_ends = grad - grad_x

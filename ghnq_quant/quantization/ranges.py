@@ -1,4 +1,4 @@
-"""Where ranges come from: the tensor at hand, a moving average, calibration, a search, gradients."""
+"""Where ranges come from: the current tensor, a moving average, calibration, a search, gradients."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ MOMENTUM = 0.1
 
 @runtime_checkable
 class RunningRange(Protocol):
-    """What a quantized model asks of a module, of any backend, that keeps an activation's range.
+    """What a quantized model needs of any backend's module that keeps an activation's range.
 
     Attributes:
-        moves: whether batches move it in training.
+        moves: whether batches move the range in training.
     """
 
     training: bool
@@ -46,14 +46,14 @@ class RunningRange(Protocol):
         """Whether there is a range yet."""
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Start over."""
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
-        """Begin with this range."""
+        """Start from this range."""
 
 
 class TensorRange(nn.Module):
-    """The range of each tensor at hand; per channel, where the quantizer is."""
+    """The range of the current tensor; per channel if the quantizer is."""
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()
@@ -69,24 +69,24 @@ class TensorRange(nn.Module):
         return quantize_dequantize(x, *qparams, self.quantizer), *qparams
 
     def qparams(self, x: Tensor) -> QuantParams:
-        """What ``x`` is quantized with in eval."""
+        """The parameters that quantize ``x`` in eval."""
         return QuantParams(*affine_parameters(*self._in_eval(x), self.quantizer), self.quantizer)
 
     def _in_eval(self, x: Tensor) -> Range:
         return quantizer_range(x, self.quantizer)
 
     def fixed_qparams(self) -> QuantParams | None:
-        """What every tensor is quantized with in eval, None where that depends on the tensor."""
+        """The parameters that quantize every tensor in eval; None if they depend on the tensor."""
         return None
 
 
 def move_average(average: tuple[Tensor, Tensor, Tensor], new: Range, momentum: float) -> Range:
-    """Move the average of minimum and maximum, with its count of batches, by a batch's; the first
-    one begins it."""
+    """Move the average of minimum and maximum, with its count of batches, by a new range; the first
+    one starts it."""
     low, high, count = average
     if low.device.type == "cpu" and not torch.compiler.is_compiling():
         weight: float | Tensor = momentum if int(count) > 0 else 1.0
-    else:  # without a branch that would wait for the device
+    else:  # without a branch, which would wait for the device
         weight = (count == 0).to(low.dtype).clamp_min_(momentum)
     for value, end in zip((low, high), new, strict=True):
         value.lerp_(end.to(value.dtype), weight)
@@ -97,12 +97,12 @@ def move_average(average: tuple[Tensor, Tensor, Tensor], new: Range, momentum: f
 class EmaRange(TensorRange):
     """A moving average of the batches' minima and maxima, frozen in eval.
 
-    It starts at the first batch's range; before that, eval takes the range of the batch at hand.
-    Of a quantizer whose range is to be calibrated, training does not move it.
+    It starts at the first batch's range; before that, eval uses the range of the current batch.
+    Training does not move it if the quantizer's range comes from calibration.
 
     Attributes:
         running_min, running_max: scalars.
-        num_batches_tracked: how many batches the average has seen.
+        num_batches_tracked: number of batches in the average.
     """
 
     running_min: Tensor
@@ -118,18 +118,18 @@ class EmaRange(TensorRange):
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
 
     def has_statistics(self) -> bool:
-        """Whether at least one batch was averaged."""
+        """Whether the average contains at least one batch."""
         if torch.compiler.is_compiling():
             return traced_with_statistics(self)
         return int(self.num_batches_tracked) > 0
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Start over."""
         for value in (self.running_min, self.running_max, self.num_batches_tracked):
             value.zero_()
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
-        """Begin with this range."""
+        """Start from this range."""
         self.running_min.copy_(low)
         self.running_max.copy_(high)
         self.num_batches_tracked.fill_(1)
@@ -151,9 +151,9 @@ class EmaRange(TensorRange):
 
 
 class HeldRange(TensorRange):
-    """A range that the first tensor in training begins, and that is not measured again.
+    """A range that starts from the first tensor in training and is not measured again.
 
-    Eval before that takes the range that the tensor at hand would begin.
+    Before that, eval uses the range that would start from the current tensor.
     """
 
     begun: Tensor
@@ -163,31 +163,31 @@ class HeldRange(TensorRange):
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__(quantizer)
         self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
-        self._has_begun = False  # the same, which no device need be waited for
+        self._has_begun = False  # the same, without waiting for a device
 
     def has_statistics(self) -> bool:
-        """Whether it has begun.
+        """Whether the range has started.
 
         Raises:
-            GhnqError: it has not, and is being compiled or exported.
+            GhnqError: it has not, but is being compiled or exported.
         """
         if torch.compiler.is_compiling() and not self._has_begun:
             raise GhnqError(
-                f"a {type(self).__name__} has not begun, so it cannot be compiled or exported: call "
-                "ghnq_quant.calibrate(model, batches), or train it for one batch before"
+                f"a {type(self).__name__} has no range yet, so it cannot be compiled or exported: call "
+                "ghnq_quant.calibrate(model, batches), or train for one batch first"
             )
         return self._has_begun
 
     def begin(self, x: Tensor) -> None:
-        """Begin with the range of ``x``."""
+        """Start from the range of ``x``."""
         raise NotImplementedError
 
     def is_trained(self) -> bool:
-        """Whether it holds more than calibration would find anew."""
+        """Whether it holds something that a new calibration would not find."""
         return False
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Start over."""
         self._set_begun(False)
 
     def _set_begun(self, begun: bool) -> None:
@@ -200,14 +200,14 @@ class HeldRange(TensorRange):
 
 
 class SearchedRange(HeldRange):
-    """The share of a weight's minimum and maximum whose quantization has the least squared error.
+    """The share of a weight's minimum and maximum that quantizes with the least squared error.
 
-    The share is found once and kept, so that the range follows the weight: a channel's is the same
-    whatever the batch norm that is folded into it, and a search at each step would take a hundred
-    times as long as the quantization.
+    The share is found once and kept, and the range follows the weight. Per channel, the share does
+    not depend on the batch norm that is folded in. A search at each step would take a hundred times
+    as long as the quantization.
 
     Args:
-        channels: of the weight's output.
+        channels: number of output channels of the weight.
 
     Attributes:
         share: a scalar, or (C,) per channel.
@@ -237,17 +237,18 @@ class SearchedRange(HeldRange):
 
 
 class LearnedRange(HeldRange):
-    """A scale and, of an asymmetric quantizer, an offset with gradients: LSQ and LSQ+.
+    """A learned scale and, for asymmetric quantizers, a learned offset: LSQ and LSQ+.
 
-    It begins with the range of least squared error.
+    It starts from the range with the least squared error.
 
     Args:
-        channels: of a weight's output; None for an activation.
+        channels: number of output channels of a weight; None for an activation.
 
     Attributes:
-        scale, offset: of :func:`~ghnq_quant.quantization.learned.positive_scale`: scalars, or (C,)
-            per channel. They exist from the start, for optimizers; their values come when it begins.
-        start: the scale that it began with.
+        scale, offset: parameters, scalars or (C,) per channel; the scale is that of
+            :func:`~ghnq_quant.quantization.learned.positive_scale`. They exist from construction,
+            for optimizers, and get their values with the first range.
+        start: the initial scale.
     """
 
     scale: nn.Parameter
@@ -268,13 +269,13 @@ class LearnedRange(HeldRange):
         self.scale.copy_(scale_parameter(self.start))
 
     def begin(self, x: Tensor) -> None:
-        """Begin with the range of ``x``; of an activation, in all training processes."""
+        """Start from the range of ``x``; for an activation, over all training processes."""
         low, high = self._first(x)
         self.set_range(*((low, high) if self.of_weight else of_all_processes(low, high)))
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:
-        """Begin with this range."""
+        """Start from this range."""
         scale, zero_point = affine_parameters(low, high, self.quantizer)
         self.start.copy_(scale)
         self.scale.copy_(scale_parameter(scale))
@@ -283,7 +284,7 @@ class LearnedRange(HeldRange):
         self._set_begun(True)
 
     def is_trained(self) -> bool:
-        """Whether an optimizer has moved it since it began."""
+        """Whether an optimizer has moved the scale since the start."""
         return not torch.equal(self.scale, scale_parameter(self.start))
 
     def forward(self, x: Tensor) -> Range:
@@ -323,7 +324,7 @@ class LearnedRange(HeldRange):
 
     def _first(self, x: Tensor) -> Range:
         if not self.of_weight:
-            histogram = Histogram()  # an activation has too many values for a hundred quantizations
+            histogram = Histogram()  # too many values to quantize a hundred times
             histogram.add(x)
             return histogram.least_error_range(self.quantizer)
         low, high = quantizer_range(x, self.quantizer)
@@ -332,14 +333,14 @@ class LearnedRange(HeldRange):
 
 
 def make_range(quantizer: Quantizer) -> TensorRange:
-    """The module that gives an activation's quantizer its range."""
+    """The module that provides the range of an activation's quantizer."""
     if quantizer.learned:
         return LearnedRange(quantizer)
     return EmaRange(quantizer) if quantizer.running else TensorRange(quantizer)
 
 
 def make_weight_range(quantizer: Quantizer, channels: int) -> TensorRange:
-    """The module that gives the quantizer of a weight with that many output channels its range."""
+    """The module that provides the range of a weight's quantizer; ``channels`` are its output channels."""
     if quantizer.learned:
         return LearnedRange(quantizer, channels)
     if quantizer.range == "mse":

@@ -1,4 +1,4 @@
-"""What runtimes execute on integers: one row for each."""
+"""What runtimes run on integers, one entry for each."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _ANY = tuple(range(2, 9))
 
 @dataclass(frozen=True)
 class Target:
-    """A runtime: the quantizers that it has integer kernels for, and how its files are written.
+    """A runtime: the quantizers it has integer kernels for, and how its files are written.
 
     Attributes:
-        name: as people type it.
-        format: of :func:`ghnq_quant.export_onnx`, or ``"pt2e"``: no ONNX file, but
-            :func:`ghnq_quant.export_pte`'s program.
-        weights, activations: the kind of quantizer, here of 8 bits.
-        weight_bits, activation_bits: those that it runs on integers.
+        name: the name that users type.
+        format: a format of :func:`ghnq_quant.export_onnx`, or ``"pt2e"`` for the program of
+            :func:`ghnq_quant.export_pte` instead of an ONNX file.
+        weights, activations: the kind of quantizer, here with 8 bits.
+        weight_bits, activation_bits: the bit widths that it runs on integers.
         source: the runtime's own page that says so.
         weight_types, activation_types: element types of the integers in an ONNX file.
-        weight_zero_points, activation_zero_points: whether a zero point may be other than 0.
-        bias_types: of biases, the one that is written first: ``"FLOAT"``, or ``"INT32"`` in steps
-            of input scale · weight scale.
+        weight_zero_points, activation_zero_points: whether zero points other than 0 are supported.
+        bias_types: element types of biases, the one to write first: ``"FLOAT"``, or ``"INT32"`` in
+            steps of input scale · weight scale.
         integer_clip: whether integers may be clipped between QuantizeLinear and DequantizeLinear.
-        drops_rounding: whether a convolution's quantizer does not round where an addition follows,
+        drops_rounding: whether a convolution's quantizer does not round if an addition follows,
             unless something is between the two.
-        channel_multiple: its fast integer convolutions want a multiple of this many input channels.
+        channel_multiple: fast integer convolutions need a multiple of this many input channels.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Target:
     channel_multiple: int = 1
 
     def quantizers(self, bits: tuple[int, int]) -> tuple[Quantizer, Quantizer]:
-        """(weights, activations) of that many bits.
+        """(weights, activations) with these bit widths.
 
         Raises:
             SchemeError: the runtime has no integer kernels for them.
@@ -61,7 +61,7 @@ class Target:
         ):
             if own not in known:
                 raise SchemeError(
-                    f"{self.name} has no integer kernels for {what} of {own} bits, but for "
+                    f"{self.name} has no integer kernels for {what} of {own} bits, only for "
                     f"{', '.join(map(str, known))} ({self.source})"
                 )
         return replace(self.weights, bits=bits[0]), replace(self.activations, bits=bits[1])
@@ -71,7 +71,7 @@ _PER_CHANNEL = Quantizer(8, symmetric=True, granularity="channel")
 _PER_TENSOR = Quantizer(8, symmetric=True)
 _AFFINE = Quantizer(8)
 
-#: What is written where nobody names a runtime: what onnxruntime computes exactly on any CPU.
+#: Used if no runtime is named: files that onnxruntime computes exactly on any CPU.
 PLAIN = Target(
     "ONNX",
     "qdq",
@@ -159,10 +159,10 @@ TARGETS = {
 
 
 def find_target(name: str) -> Target:
-    """The row of a runtime.
+    """Look up a runtime by name.
 
     Raises:
-        SchemeError: a name that no row has.
+        SchemeError: an unknown name.
 
     Example:
         >>> find_target("tensorrt").activation_types

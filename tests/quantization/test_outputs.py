@@ -40,7 +40,7 @@ def test_logits_are_float_and_features_are_not(softmax: nn.Module) -> None:
 def test_one_value_a_channel_has_no_variance(backend: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4))
     copied = quantize(model, bits=8, backend=backend)
-    with pytest.raises(DataError, match="batch norm '1' got one value a channel"):
+    with pytest.raises(DataError, match="batch norm '1' got one value per channel"):
         copied(torch.randn(1, 3, 2, 2))
     copied(torch.randn(2, 3, 2, 2))
     assert copied.eval()(torch.randn(1, 3, 2, 2)).isfinite().all()
