@@ -1,7 +1,7 @@
-"""Attention that a network has as one module, for hypernetworks that predict its parameters.
+"""Attention as a single module of a network, for hypernetworks that predict its parameters.
 
-Its layers are no modules that run on their own, so they have neither calls in a trace nor units in a
-plan: a quantized copy cannot have them.
+Its layers are not modules that run on their own, so they have no calls in a trace and no units in a
+plan, and quantized copies of the network cannot have them.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import nn
 from ghnq_quant.capture.arch_graph import Node
 from ghnq_quant.errors import CaptureError
 
-#: Among the names of :meth:`AttentionAdapter.attention_parts`, the softmax over the keys.
+#: The softmax over the keys, among the names in :meth:`AttentionAdapter.attention_parts`.
 SOFTMAX = "softmax"
 _OF_TORCH: tuple[str, ...] = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
 
 
 @runtime_checkable
 class AttentionAdapter(Protocol):
-    """What the capture asks of an adapter that knows attention modules."""
+    """What the capture needs of an adapter that knows attention modules."""
 
     def attention_parts(self, module: nn.Module) -> tuple[str, ...]:
-        """What ``module`` computes with, in its order: names of weights and biases of linear layers,
-        and :data:`SOFTMAX`; nothing where it is no attention.
+        """The parts of ``module``, in the order it computes them: names of weights and biases of
+        linear layers, and :data:`SOFTMAX`; empty if ``module`` is not attention.
 
         Raises:
             CaptureError: GHN-3 has no rules for it.
@@ -33,7 +33,7 @@ class AttentionAdapter(Protocol):
 
 
 def attention_parts(module: nn.Module, adapters: Iterable[object]) -> tuple[str, ...]:
-    """The same for PyTorch's own attention, or by the first adapter that knows ``module``.
+    """The parts of PyTorch's own attention, or those named by the first adapter that knows ``module``.
 
     PyTorch's has no softmax: its kernels are fused, so the public code of GHN-3 finds none either.
 
@@ -51,17 +51,17 @@ def attention_parts(module: nn.Module, adapters: Iterable[object]) -> tuple[str,
 
 
 def swin_v2_error(module: nn.Module) -> CaptureError:
-    """The error for attention of Swin V2. Of its graph the public code of GHN-3 makes one with a
-    cycle, so that there is nothing to agree with."""
+    """The error for attention of Swin V2: the public code of GHN-3 builds a graph with a cycle for it,
+    so there is nothing to agree with."""
     return CaptureError(
         f"{type(module).__name__} is attention of Swin V2, which GHN-3 has no rules for (a network of "
-        "its own gives its biases of positions): predict a Swin V1, or train this model from its own "
+        "its own computes its position biases): predict a Swin V1, or train this model from its own "
         "initialization"
     )
 
 
 def attention_nodes(name: str, module: nn.Module, parts: Iterable[str]) -> tuple[Node, ...]:
-    """The nodes that stand for attention ``module``, one behind the other."""
+    """The chain of nodes that stands for attention ``module``."""
     named = dict(module.named_parameters())
     return tuple(
         Node("msa")

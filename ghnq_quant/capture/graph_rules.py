@@ -1,17 +1,17 @@
-"""GHN-3's rules for the graph of a network, where they differ from those of GHN-2.
+"""GHN-3's rules for the graph of a network, as far as they differ from GHN-2's.
 
 Both hypernetworks read the same kind of graph. GHN-3 was trained on graphs in which
 
-- a mean over H and W is global pooling, be it with the dimensions kept or not, and of (N, H, W, C)
-  too;
-- the pooling of squeeze-and-excitation is left out, and what its gate scales is a ``cse`` node;
-- a 1×1 convolution that is pooled to give the logits, as in SqueezeNet, comes after the pooling, and
-  is the classification layer;
-- a classification layer has a bias: without one it is a linear layer like others. It is the deepest
+- a mean over H and W, also of (N, H, W, C), is global pooling, whether it keeps the dimensions or
+  not;
+- the pooling of squeeze-and-excitation is left out, and the product with its gate is a ``cse`` node;
+- a 1×1 convolution that is pooled to give the logits, as in SqueezeNet, comes after the pooling and is
+  the classification layer;
+- a classification layer has a bias; without one it is a linear layer like any other. It is the deepest
   layer of the network, whatever other outputs there are;
-- heads that run in training alone, as GoogLeNet's, belong to the network;
-- attention is its linear layers, and a ``msa`` node where its softmax is an operation of its own;
-- a position embedding that is added to the tokens is a ``pos_enc`` node behind no other.
+- heads that run only in training, such as GoogLeNet's, belong to the network;
+- attention is its linear layers, plus an ``msa`` node if its softmax is an operation of its own;
+- a position embedding that is added to the tokens is a ``pos_enc`` node without predecessors.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from ghnq_quant.capture.build_arch_graph import build_arch_graph
 from ghnq_quant.capture.operations import Kind, classify, is_mean_over
 from ghnq_quant.capture.tracer import trace_training
 
-#: Whose rules a graph is made by; a hypernetwork reads only graphs like those it was trained on.
+#: The rules a graph follows; a hypernetwork reads only graphs like those it was trained on.
 GraphRules = Literal["ghn2", "ghn3"]
 
 _POOLINGS = (Kind.GLOBAL_AVG_POOL, Kind.SPATIAL_MEAN)
-#: What may lie between the pooling of squeeze-and-excitation and its product.
+#: Operations allowed between the pooling of squeeze-and-excitation and its product.
 _GATE = (
     *(Kind.CONV, Kind.LINEAR, Kind.BATCH_NORM, Kind.OTHER_NORM),
     *(Kind.ACTIVATION, Kind.RESHAPE, Kind.OTHER),
@@ -50,14 +50,14 @@ def build_ghn3_graph(
     whole: tuple[str, ...] = (),
     attention: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> ArchGraph:
-    """The graph of a traced network by GHN-3's rules.
+    """Build the graph of a traced network by GHN-3's rules.
 
     Args:
         whole: names of the modules that were kept whole.
-        attention: those of them that are attention, and what each computes with.
+        attention: the attention modules among them, with the parts of each.
 
     Raises:
-        CaptureError: it has layers that run in training alone, and cannot be traced in training.
+        CaptureError: it has layers that run only in training, but cannot be traced in training.
     """
     if _has_idle_layers(graph, modules):
         graph = trace_training(root, whole)
@@ -74,7 +74,7 @@ def _chain(
     modules: dict[str, nn.Module],
     attention: Mapping[str, tuple[str, ...]],
 ) -> tuple[Node, ...]:
-    """What stands for attention or a position embedding; nothing for others."""
+    """The nodes for attention or a position embedding; empty for anything else."""
     name = str(node.target)
     if node.op == "call_module" and name in attention:
         return attention_nodes(name, modules[name], attention[name])
@@ -85,8 +85,8 @@ def _chain(
 
 
 def _position_map(embedding: nn.Parameter | None) -> tuple[int, ...]:
-    """(1, C, S, S) of a (1, S · S, C) embedding, or one with a row more, the class token's; else
-    nothing."""
+    """(1, C, S, S) for a (1, S · S, C) embedding, or one with an extra row for the class token; else
+    empty."""
     if embedding is None or embedding.dim() != 3 or len(embedding) != 1:
         return ()
     tokens, width = embedding.shape[1:]
@@ -95,7 +95,7 @@ def _position_map(embedding: nn.Parameter | None) -> tuple[int, ...]:
 
 
 def _has_idle_layers(graph: fx.Graph, modules: dict[str, nn.Module]) -> bool:
-    """Whether a conv or linear layer is not called, neither itself nor in a module kept whole."""
+    """Whether some conv or linear layer is not called, directly or in a module kept whole."""
     called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     running = {id(layer) for name in called for layer in modules[name].modules()}
     return any(
@@ -111,7 +111,7 @@ def _kind(node: fx.Node, kinds: dict[fx.Node, Kind]) -> Kind:
 
 
 def _squeezes(pooling: fx.Node, kinds: dict[fx.Node, Kind]) -> bool:
-    """Whether a gate made of the pooled values alone is multiplied with something else."""
+    """Whether a gate computed only from the pooled values is multiplied with something else."""
     gate = {pooling}
     products = []
     pending = [pooling]
@@ -126,7 +126,7 @@ def _squeezes(pooling: fx.Node, kinds: dict[fx.Node, Kind]) -> bool:
 
 
 def _pooled_first(graph: ArchGraph) -> ArchGraph:
-    """The pooling that a network ends with before the 1×1 convolution that it pools."""
+    """Move the pooling at the end of a network before the 1×1 convolution that it pools."""
     weight, bias, pooling = (len(graph) - 3, len(graph) - 2, len(graph) - 1)
     names = [node.primitive for node in graph.nodes[-3:]]
     if names != ["conv", "bias", "glob_avg"] or not _is_layer(graph, weight, bias):
@@ -134,7 +134,7 @@ def _pooled_first(graph: ArchGraph) -> ArchGraph:
     if [e for e in graph.edges.tolist() if bias in e] != [[weight, bias], [bias, pooling]]:
         return graph
     nodes = (*graph.nodes[:-3], graph.nodes[pooling], graph.nodes[weight], graph.nodes[bias])
-    # positions stay as they are, since what led to the weight leads to the pooling
+    # the edges stay: what led to the weight now leads to the pooling
     return ArchGraph(nodes, graph.edges)
 
 
@@ -148,7 +148,7 @@ def _with_classifier(graph: ArchGraph) -> ArchGraph:
 
 
 def _is_layer(graph: ArchGraph, weight: int, bias: int) -> bool:
-    """Whether two nodes are those of one linear layer or 1×1 convolution."""
+    """Whether two nodes are weight and bias of the same linear layer or 1×1 convolution."""
     first, second = graph.nodes[weight], graph.nodes[bias]
     shape = first.shape or ()
     names = [name.rpartition(".")[0] for node in (first, second) for name in node.parameters]

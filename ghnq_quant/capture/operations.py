@@ -1,7 +1,7 @@
-"""The one table of operations, and which of them each node of a traced graph is.
+"""The one table of operations, and the operation of each node in a traced graph.
 
-What the package knows of an operation stands here: how networks call it, what it is to the
-hypernetwork, and whether its result is quantized. All others read it.
+Everything that the package knows about an operation is here: how networks call it, what it is to the
+hypernetwork, and whether its result is quantized. All other modules read this table.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch.nn.modules.dropout import _DropoutNd
 
 
 class Kind(Enum):
-    """What an operation does, as far as :class:`ArchGraph` and :class:`QuantPlan` tell it apart.
+    """What an operation does, as far as it matters to :class:`ArchGraph` and :class:`QuantPlan`.
 
     Attributes:
         value: its name in a plan.
-        primitive: of the node that stands for it in the hypernetwork's graph, None where it has
-            none. A grouped convolution has another: see :func:`conv_primitive`.
+        primitive: the primitive of its node in the hypernetwork's graph; None if it has no node.
+            Grouped convolutions have other primitives: see :func:`conv_primitive`.
         quantized: whether its result is quantized although it belongs to no unit.
 
     Example:
@@ -55,7 +55,7 @@ class Kind(Enum):
     AVG_POOL = "avg_pool", "avg_pool", True
     GLOBAL_AVG_POOL = "adaptive_avg_pool", "glob_avg", True
     SPATIAL_MEAN = "mean", "glob_avg", True
-    #: Keeps every value (dropout is the identity in eval), so a quantized tensor stays quantized.
+    #: Changes no value (dropout is the identity in eval), so a quantized tensor stays quantized.
     RESHAPE = "reshape"
     SOFTMAX = "softmax"
     #: An integer or a shape, not a tensor of activations.
@@ -64,9 +64,9 @@ class Kind(Enum):
     OTHER = "other"
 
 
-#: The kinds of layers whose weight is quantized.
+#: Layers whose weight is quantized.
 WEIGHTED = (Kind.CONV, Kind.LINEAR)
-#: The kinds of poolings whose window has a size of its own, and a stride.
+#: Pooling with a window of its own size and stride.
 WINDOWED_POOLS = (Kind.MAX_POOL, Kind.AVG_POOL)
 
 
@@ -76,9 +76,9 @@ class Operation:
 
     Attributes:
         kind: what it does.
-        modules: its layers, and with them their subclasses.
-        functions: that compute it.
-        methods: names of a tensor's methods that do.
+        modules: its layers, including their subclasses.
+        functions: functions that compute it.
+        methods: names of tensor methods that compute it.
     """
 
     kind: Kind
@@ -100,7 +100,7 @@ def _named(
     return Operation(kind, modules, (*functions, *(f for f in found if callable(f))), methods)
 
 
-#: Where a layer is a subclass of another's, as ReLU6 of Hardtanh, it stands first.
+#: A layer that is a subclass of another, as ReLU6 is of Hardtanh, comes first.
 OPERATIONS: dict[str, Operation] = {
     "conv": Operation(Kind.CONV, (nn.Conv2d,)),
     "linear": Operation(Kind.LINEAR, (nn.Linear,)),
@@ -170,14 +170,14 @@ _ARITHMETIC = {Kind.ADD, Kind.MULTIPLY, Kind.RESHAPE, Kind.OTHER, Kind.CONCAT}
 
 
 def conv_primitive(groups: int, dilation: int) -> str:
-    """Primitive of a convolution: of a grouped one ``sep_conv``, or ``dil_conv`` if dilated too."""
+    """Primitive of a convolution: if grouped, ``sep_conv``, or ``dil_conv`` if also dilated."""
     if groups == 1:
         return "conv"
     return "dil_conv" if dilation > 1 else "sep_conv"
 
 
 def find_operation(node: fx.Node, modules: dict[str, nn.Module]) -> Operation | None:
-    """The operation that a node calls, None where the table has none of its kind."""
+    """The operation that a node calls; None if it is not in the table."""
     if node.op == "call_module":
         return _operation_of(modules[str(node.target)])
     if node.op == "call_function":
@@ -190,19 +190,19 @@ def _operation_of(module: nn.Module) -> Operation | None:
 
 
 def module_kind(module: nn.Module) -> Kind:
-    """What a call of ``module``, kept whole, does."""
+    """The kind of operation that a call of ``module``, kept whole, performs."""
     operation = _operation_of(module)
     if operation is not None:
         return operation.kind
     weight = module._parameters.get("weight")
-    is_norm = weight is not None and weight.dim() == 1  # a zoo's own
+    is_norm = weight is not None and weight.dim() == 1  # a model zoo's own
     return Kind.OTHER_NORM if is_norm else Kind.OTHER
 
 
 def classify(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, Kind]:
     """The kind of each node of ``graph``, in the graph's order.
 
-    ``modules`` maps the names that call_module nodes refer to.
+    ``modules`` maps names, as call_module nodes use them, to modules.
     """
     kinds: dict[fx.Node, Kind] = {}
     for node in graph.nodes:
@@ -239,7 +239,7 @@ def _tensor_operands(node: fx.Node, kinds: dict[fx.Node, Kind]) -> int:
 
 
 def is_mean_over(node: fx.Node, dims: tuple[int, ...]) -> bool:
-    """Whether a node is a mean over these dimensions of a tensor that has four."""
+    """Whether a node is a mean over these dimensions of a 4-dimensional tensor."""
     if node.op not in ("call_function", "call_method") or node.target not in _MEANS:
         return False
     found = argument(node, 1, "dim", None)
@@ -265,9 +265,9 @@ def pooling_window(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[int, i
         return size, size
     if isinstance(size, (tuple, list)) and all(isinstance(s, int) for s in size):
         return int(size[0]), int(size[-1])
-    return 3, 3  # a size computed while the network runs; the public GHN-2 code takes 3 too
+    return 3, 3  # a size computed at run time; the public GHN-2 code uses 3 too
 
 
 def keeps_dimensions(node: fx.Node) -> bool:
-    """Whether a mean over H and W gives (N, C, 1, 1) and not (N, C)."""
+    """Whether a mean over H and W returns (N, C, 1, 1) rather than (N, C)."""
     return bool(argument(node, 2, "keepdim", False))

@@ -47,7 +47,7 @@ class TimmAdapter:
         return rewrite(module)
 
     def attention_parts(self, module: nn.Module) -> tuple[str, ...]:
-        """Swin's."""
+        """The parts of Swin's attention."""
         if isinstance(module, swin_transformer_v2.WindowAttention):
             raise swin_v2_error(module)
         if type(module) is not swin_transformer.WindowAttention:

@@ -33,7 +33,7 @@ class TorchvisionAdapter:
         return None
 
     def attention_parts(self, module: nn.Module) -> tuple[str, ...]:
-        """Swin's, whose layers are called as one function."""
+        """The parts of Swin's attention, which runs its layers as one function."""
         if isinstance(module, ShiftedWindowAttentionV2):
             raise swin_v2_error(module)
         if type(module) is not ShiftedWindowAttention:

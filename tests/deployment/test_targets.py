@@ -237,7 +237,9 @@ def test_a_relu6_above_all_levels_is_a_relu_in_qonnx(tmp_path: Path) -> None:
     assert (kinds(file).count("Relu"), kinds(file).count("Clip")) == (1, 0)
     torch.testing.assert_close(in_qonnx(file, x), qmodel(x), rtol=1e-5, atol=1e-5)
     qmodel = quantized(model, QuantScheme.for_target("hls4ml", 4))
-    with pytest.raises(ConversionError, match=r"hls4ml does not support 1 nodes.*Clip \S+: .* ReLU"):
+    with pytest.raises(
+        ConversionError, match=r"hls4ml does not support 1 nodes.*Clip \S+: .* ReLU"
+    ):
         ghnq_quant.export_onnx(qmodel, tmp_path / "b.onnx", x[:1], target="hls4ml")
 
 
