@@ -1,4 +1,4 @@
-"""Layers that adapters rewrite or keep, modules that are skipped, and a third party's adapter."""
+"""Layers that adapters rewrite or keep, skipped modules, and a third party's adapter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STANDARDIZED = {
 
 
 def standardized(conv: nn.Conv2d) -> Tensor:
-    """Qiao et al. 2019, equation 5; with Brock et al. 2021, equation 1, where there is a gain."""
+    """Qiao et al. 2019, equation 5; if there is a gain, Brock et al. 2021, equation 1."""
     w = conv.weight.detach()
     mean = w.mean((1, 2, 3), keepdim=True)
     variance = w.var((1, 2, 3), correction=0, keepdim=True)
@@ -97,7 +97,7 @@ def test_every_norm_of_timm_is_predicted(norm: nn.Module) -> None:
 
 
 def test_gradient_of_a_convolution_that_skips_pixels() -> None:
-    """oneDNN's own gradient of this one writes beyond its memory."""
+    """oneDNN's own gradient of this convolution writes out of bounds."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 48, 1, stride=2), nn.BatchNorm2d(48))
     x = torch.randn(2, 3, 64, 64)

@@ -1,4 +1,4 @@
-"""What the hypernetwork reads of a network: contraction, nodes, classifier, and distances."""
+"""The graph that the hypernetwork reads: contraction, nodes, classifier, and distances."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ghnq_quant.capture import ArchGraph, Node, capture
 
 
 def named_edges(graph: ArchGraph) -> set[str]:
-    """«from > to» for each edge; a node is called by its module, or by its primitive."""
+    """«from > to» for each edge; nodes are named by module, or by primitive."""
     names = [
         (n.parameters[0].rpartition(".")[0] if n.parameters else n.primitive) for n in graph.nodes
     ]

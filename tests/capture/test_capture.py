@@ -1,4 +1,4 @@
-"""Capturing a network: what is left untouched, what an example is for, and what is refused."""
+"""Capturing a network: what stays untouched, what an example checks, and what is refused."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_model_is_untouched(make: Callable[[], nn.Module]) -> None:
 
 
 class Remembers(nn.Module):
-    """Keeps what it computes: an attribute, a dict's entry, and a tensor made in ``forward``."""
+    """Stores what it computes: an attribute, a dict's entry, and a tensor made in ``forward``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def test_what_a_forward_keeps_is_undone() -> None:
     assert model.last is expected
     assert captured.root.conv.weight is model.conv.weight
     assert torch.equal(fx.Interpreter(captured.root, graph=captured.graph).run(x), expected)
-    quantized = quantize(model, bits=32, backend="reference")  # the model holds results by now
+    quantized = quantize(model, bits=32, backend="reference")  # the model now holds results
     assert torch.equal(quantized(x), expected)
     assert quantized.state_dict().keys() == model.state_dict().keys()
 

@@ -1,4 +1,4 @@
-"""What a network does in training alone, and what no graph holds, is kept or refused."""
+"""What a network does only in training, and what no graph can hold, is kept or refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ghnq_quant.capture import capture
 
 
 class Net(nn.Module):
-    """A convolution, what ``middle`` makes of its result, and a linear layer."""
+    """A convolution, then ``middle``, then a linear layer."""
 
     def __init__(self, middle: Callable[[Any, Tensor], Tensor], **parts: nn.Module) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Net(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Of one's own."""
+    """Stochastic depth, as users write it themselves."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -41,7 +41,7 @@ class DropPath(nn.Module):
 
 
 class Noise(nn.Module):
-    """Random in eval too, by a tensor that does not depend on the input."""
+    """Random in eval, too, through a tensor that does not depend on the input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.rand(1)

@@ -17,7 +17,7 @@ from ghnq_quant.capture import QuantPlan, capture
 
 
 class Net(nn.Module):
-    """Layers by name, and what ``forward`` does with them."""
+    """Named layers, and a function as ``forward``."""
 
     def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def units(plan: QuantPlan) -> list[str]:
 
 
 def points(plan: QuantPlan) -> list[str]:
-    """«name» or, where the node is called otherwise, «name @ node»."""
+    """«name», or «name @ node» if the node has another name."""
     return [p.name if p.name == p.node else f"{p.name} @ {p.node}" for p in plan.points]
 
 
@@ -276,7 +276,7 @@ def test_densenet121() -> None:
         "features.denseblock1.denselayer1.conv1",
         "features.denseblock1.denselayer1.conv2",
     ]
-    # input; convs; norms that none folds: of dense layers, transitions, the last; 3 + 1 poolings
+    # input; convs; norms that are not folded: dense layers, transitions, last; 3 + 1 poolings
     assert len(names) == 1 + 120 + (58 + 3 + 1) + 4
     assert not [n for n in names if "cat" in n]
 

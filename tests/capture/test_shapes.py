@@ -13,7 +13,7 @@ from ghnq_quant.capture import capture
 
 
 class Odd(nn.Module):
-    """Layers and values whose shape no rule tells."""
+    """Layers and values whose shape no rule gives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class Odd(nn.Module):
         self.circular = nn.Conv2d(6, 6, 3, padding=1, padding_mode="circular")
         self.strided = nn.Conv2d(6, 8, (5, 3), stride=(2, 3), padding=(0, 2), dilation=(1, 2))
         self.prelu = nn.PReLU(8)
-        self.scale = torch.ones(8, 1, 1)  # no buffer: it is on no meta device
+        self.scale = torch.ones(8, 1, 1)  # not a buffer, so never on a meta device
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.prelu(self.strided(self.circular(self.same(x)))) * self.scale

@@ -1,4 +1,4 @@
-"""Which activations the plan knows to be never negative."""
+"""Activations that the plan knows are never negative."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A capture changes nothing outside of itself, so that several may run beside each other."""
+"""A capture changes no global state, so several can run at the same time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ghnq_quant.capture import capture
 
 
 class Watches(nn.Module):
-    """Runs another network while it is itself recorded."""
+    """Runs another network while it is being recorded."""
 
     def __init__(self) -> None:
         super().__init__()

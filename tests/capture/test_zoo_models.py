@@ -1,4 +1,4 @@
-"""Models of timm and torchvision: captured whole, and rewritten layers that compute the same."""
+"""Models of timm and torchvision: captured whole, with rewritten layers that compute the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from ghnq_quant.capture import capture
 
-#: Beside those that tests/research/coverage takes through all stages.
+#: In addition to those that tests/research/coverage takes through all stages.
 ZOO = [
     "torchvision:googlenet",
     "torchvision:shufflenet_v2_x0_5",
@@ -46,7 +46,7 @@ def zoo_model(name: str) -> nn.Module:
 @pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo_models_are_captured(name: str) -> None:
-    """Every parameter of a conv, linear or norm layer has its node, and the graph runs."""
+    """Every parameter of a conv, linear or norm layer has a node, and the graph runs."""
     with torch.device("meta"):
         model = zoo_model(name)
     captured = capture(model, torch.empty(2, 3, 96, 96, device="meta"))
@@ -96,7 +96,7 @@ def test_stem_and_classifier_are_those_that_timm_names(name: str) -> None:
     ],
 )
 def test_a_rewritten_network_computes_the_same(name: str) -> None:
-    """The captured graph, and a copy of it with other parameters, are the user's network."""
+    """The captured graph, and a copy with other parameters, equal the user's network."""
     torch.manual_seed(0)
     model = (timm_vgg() if name == "test_vgg" else zoo_model(name)).eval()
     captured = capture(model)
@@ -114,7 +114,7 @@ def test_a_rewritten_network_computes_the_same(name: str) -> None:
 
 
 def timm_vgg() -> nn.Module:
-    """timm's VGG, with its head that pools small images up, at a size that is quick."""
+    """A small, fast timm VGG; its head enlarges the feature maps of small images."""
     return timm.models.vgg.VGG(
         cfg=[4, "M", 8, "M"], num_classes=10, mlp_ratio=0.01, norm_layer=nn.BatchNorm2d
     )

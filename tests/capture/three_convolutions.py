@@ -1,4 +1,4 @@
-"""A network to whose convolutions anything can be done."""
+"""A network whose ``forward`` is passed as a function."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Forward = Callable[[Any, Tensor], Tensor]
 
 
 class Net(nn.Module):
-    """Three convolutions of four channels, and whatever ``forward`` does with them."""
+    """Three convolutions of four channels, and a function as ``forward``."""
 
     def __init__(self, forward: Forward, **layers: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""ONNX files as onnxruntime and QONNX's executor run them."""
+"""Runs ONNX files in onnxruntime and in QONNX's executor."""
 
 from __future__ import annotations
 

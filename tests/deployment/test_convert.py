@@ -1,4 +1,4 @@
-"""Folded models and models on integers against the simulation that was trained."""
+"""Folded models and integer models against the trained simulation."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_eight_bits_run_on_integers_by_default() -> None:
 
 @pytest.mark.parametrize("bits", [2, 4, (4, 8), (8, 4)])
 def test_fewer_bits_run_on_integers_on_request(bits: int | tuple[int, int]) -> None:
-    """Within a step of the outputs' range on every image, and mostly the very values."""
+    """Within a step of the outputs' range on every image, and mostly equal."""
     qmodel, x = trained(bits), images(64)
     y = qmodel(x)
     difference = (ghnq_quant.convert(qmodel, integer=True)(x) - y).abs()
@@ -93,7 +93,7 @@ def test_fewer_bits_run_on_integers_on_request(bits: int | tuple[int, int]) -> N
 
 
 class Everything(nn.Module):
-    """Layers that read integers, and others."""
+    """Layers that read integers, and others that do not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,12 +128,12 @@ def test_what_reads_no_integers_is_computed_in_float() -> None:
 
 LAYERS = {
     "a.0": "IntegerLayer",
-    "b.0": "IntegerLayer",  # gives values, since LeakyReLU is not a clamp
+    "b.0": "IntegerLayer",  # returns values, since LeakyReLU is not a clamp
     "c.0": "FoldedConv2d",  # its input is a concatenation of two scales
     "gate.1": "IntegerLayer",
     "d": "FoldedConv2d",  # not padded with zeros
     "head.1": "IntegerLayer",
-    "head.3": "IntegerLayer",  # gives logits, which are not quantized
+    "head.3": "IntegerLayer",  # returns logits, which are not quantized
 }
 
 

@@ -1,4 +1,4 @@
-"""Programs for ExecuTorch, in its own runtime with XNNPACK."""
+"""ExecuTorch programs in its own runtime, with XNNPACK."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ XNNPACK = QuantScheme.for_target("xnnpack")
 
 
 class Network(nn.Module):
-    """What XNNPACK has integer kernels for: sums, pooling, padding, groups, and clamps behind
-    them."""
+    """Operations that XNNPACK has integer kernels for: sums, pooling, padding, groups, and clamps
+    after them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ def test_other_quantizers_are_refused_by_name(tmp_path: Path) -> None:
 def ghnq(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """``ghnq export --target xnnpack`` with arguments: what it prints."""
+    """The output of ``ghnq export --target xnnpack`` with these arguments."""
     noted = {"bits": "8-symmetric-channel/8", "backend": "reference"}
     save_state(quantized(network()), tmp_path / "noted.safetensors", noted)
     monkeypatch.chdir(tmp_path)

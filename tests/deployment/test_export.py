@@ -1,4 +1,4 @@
-"""ONNX files as onnxruntime and QONNX's executor run them."""
+"""Exported ONNX files in onnxruntime and in QONNX's executor."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def trained(bits: int | tuple[int, int] = 4, backend: str = "reference") -> Quan
 
 @pytest.mark.parametrize("bits", BITS)
 def test_qdq_in_onnxruntime(bits: int | tuple[int, int], tmp_path: Path) -> None:
-    """As written the values are the simulation's; the optimizer's integer kernels may land on the
-    next level where a result is halfway between two."""
+    """Without optimization the file equals the simulation; the optimizer's integer kernels may round
+    a result halfway between two levels to the other one."""
     qmodel = trained(bits)
     file = ghnq_quant.export_onnx(qmodel, tmp_path / "model.onnx", images(1))
     x = images(40)  # any number of images
@@ -73,7 +73,7 @@ def test_the_opset_is_as_low_as_the_types_allow(bits: int, opset: int, tmp_path:
 
 
 def test_onnxruntime_does_not_saturate(tmp_path: Path) -> None:
-    """Extreme weights and activations, which overflow 16-bit sums of two products."""
+    """With extreme weights and activations, which overflow 16-bit sums of two products."""
     model = nn.Sequential(nn.Conv2d(64, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten())
     with torch.no_grad():
         model[0].weight.fill_(1.0)
@@ -87,7 +87,7 @@ def test_onnxruntime_does_not_saturate(tmp_path: Path) -> None:
     torch.testing.assert_close(run(file, x, optimized=True), y, rtol=0, atol=1e-2)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of Brevitas
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # Brevitas's
 @pytest.mark.parametrize("bits", BITS)
 def test_qonnx_in_its_executor(bits: int | tuple[int, int], tmp_path: Path) -> None:
     pytest.importorskip("brevitas")

@@ -1,4 +1,4 @@
-"""QONNX files of the target ``hls4ml``, read by hls4ml itself."""
+"""QONNX files for the target ``hls4ml``, read by hls4ml itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ hls4ml = pytest.importorskip("hls4ml")
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("make", [vgg7, resnet8])
 def test_hls4ml_converts_networks(make: Callable[..., nn.Module], tmp_path: Path) -> None:
-    """After the transformations that its documentation asks for."""
+    """After the transformations that its documentation requires."""
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.transformation.channels_last import ConvertToChannelsLastAndClean
     from qonnx.transformation.gemm_to_matmul import GemmToMatMul

@@ -1,4 +1,4 @@
-"""Layers on integers against exact sums and against onnxruntime's integer kernels, to the bit."""
+"""Integer layers equal exact sums, and onnxruntime's integer kernels to the bit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ghnq_quant.deployment.layers import FoldedLayer, folded_layer, stretch
 from ghnq_quant.quantization import QuantModel, QuantParams
 from ghnq_quant.quantization.affine import qparams_of
 
-#: Of activations; their integers reach from -100 to 155, or from 0 to 255.
+#: Activations whose integers range from -100 to 155, or from 0 to 255.
 SOURCES = [Levels(0.02, -100, 155), Levels(0.02, 0, 255)]
 
 
@@ -32,7 +32,7 @@ def integers(levels: Levels, *shape: int) -> Tensor:
 
 
 def quantized(module: nn.Conv2d | nn.Linear, quantizer: Quantizer) -> FoldedLayer:
-    """With random weights whose ranges differ between channels."""
+    """The folded layer, with random weights whose ranges differ between channels."""
     weight = torch.randn_like(module.weight) * torch.rand(len(module.weight)).view(
         -1, *(1,) * (module.weight.dim() - 1)
     )
@@ -40,7 +40,7 @@ def quantized(module: nn.Conv2d | nn.Linear, quantizer: Quantizer) -> FoldedLaye
 
 
 def exact_sums(layer: FoldedLayer, integer: IntegerLayer, x: Tensor) -> Tensor:
-    """In float64, which holds integers up to 2^53, of the levels in the file."""
+    """Sums of the stored levels in float64, which holds integers up to 2^53."""
     zero_point = integer.weight_zero_point.view(-1, *(1,) * (integer.weight.dim() - 1))
     weight, bias = integer.weight.double() - zero_point, integer.bias_levels.double()
     if isinstance(layer, nn.Conv2d):
@@ -81,11 +81,11 @@ def test_convolution_is_exact(
     layer = quantized(nn.Conv2d(8, 16, kernel, stride, padding, dilation, groups), quantizer)
     x = integers(source, 2, 8, 11, 11)
     simulated = copy.deepcopy(layer).double()(x.double() * source.scale).detach()
-    result = Levels(float(simulated.abs().max()) / 100, -100, 90)  # so that some are clamped
+    result = Levels(float(simulated.abs().max()) / 100, -100, 90)  # some are clamped
     integer, values = IntegerLayer(layer, source, result), IntegerLayer(layer, source)
     assert torch.equal(integer.sums(x).double(), exact_sums(layer, integer, x))
     torch.testing.assert_close(values(x).double(), simulated, rtol=1e-5, atol=1e-5)
-    # half a level, and half of the steps that the bias is rounded to
+    # half a level, and half of a step that the bias is rounded to
     level = (simulated / result.scale).clamp(-100, 90)
     allowed = 0.5 + 0.51 * float(integer.multiplier.max()) + 1e-4
     assert (integer(x) - level).abs().max() <= allowed
@@ -103,7 +103,7 @@ def test_convolution_is_exact(
 def test_sums_beyond_float32_are_exact(
     module: nn.Conv2d | nn.Linear, shape: tuple[int, ...], ones: bool
 ) -> None:
-    """Of random levels and of the largest ones, whose sums come near 2^28."""
+    """With random levels and with the largest ones, whose sums are close to 2^28."""
     torch.manual_seed(0)
     layer = quantized(module, Quantizer(8))
     if ones:
@@ -130,7 +130,7 @@ def session(model: Any) -> Any:
 
 
 def run(operator: str, x: Tensor, constants: list[np.ndarray], **attributes: Any) -> Tensor:
-    """One node; x is uint8, as are results other than sums."""
+    """Run a single node; x is uint8, and so are all results except sums."""
     onnx = pytest.importorskip("onnx")
     names = ["x", *(f"c{i}" for i in range(len(constants)))]
     node = onnx.helper.make_node(operator, names, ["y"], **attributes)
@@ -164,7 +164,7 @@ def test_a_linear_layer_is_that_of_onnxruntime_to_the_bit(kind: str) -> None:
 
 
 def compare(layer: FoldedLayer, shape: tuple[int, ...]) -> Callable[..., None]:
-    """Compares with onnxruntime's operators on integers, of this name and with these attributes."""
+    """A function that compares with onnxruntime's integer operators, by name and attributes."""
     source, zero_points = SOURCES[0], (np.uint8(100), np.uint8(120))
     x = integers(source, *shape)
     result = Levels(float(layer(x * source.scale).detach().abs().max()) / 140, -120, 135)
@@ -193,7 +193,7 @@ def compare(layer: FoldedLayer, shape: tuple[int, ...]) -> Callable[..., None]:
 
 @cache
 def network() -> QuantModel:
-    """Layers whose sums are made in one piece and in several, and a depthwise one."""
+    """Layers whose sums are computed in one piece or in several, and a depthwise layer."""
     torch.manual_seed(0)
     model = nn.Sequential(
         *(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()),

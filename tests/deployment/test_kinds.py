@@ -41,8 +41,8 @@ def test_a_folded_model_gives_the_simulation_s_very_values(kind: str, backend: s
 
 @pytest.mark.parametrize("kind", [*KINDS, "8-channel/8", "8-symmetric-channel/8"])
 def test_every_kind_runs_on_integers(kind: str) -> None:
-    """Within a step of the outputs' range on every image, which a power of two at most doubles, and
-    mostly the very values."""
+    """Within a step of the outputs' range on every image (at most doubled by a power of two), and
+    mostly equal."""
     qmodel, x = trained(kind), images(40)
     deployed = ghnq_quant.convert(qmodel, integer=True)
     layer: Any = deployed.get_submodule("stem.0")
@@ -78,7 +78,7 @@ def test_qdq_in_onnxruntime(kind: str, tmp_path: Path) -> None:
         assert not onnx.numpy_helper.to_array(zero_point).any()
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of Brevitas
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # Brevitas's
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_qonnx_in_its_executor(kind: str, tmp_path: Path) -> None:
     for package in ("onnxscript", "brevitas"):

@@ -1,4 +1,4 @@
-"""Schemes and files for runtimes, by the rules of their rows; some in the runtimes themselves."""
+"""Schemes and files follow each runtime's rules; some run in the runtimes themselves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 check_export = pytest.importorskip("ghnq_quant.deployment.check").check_export
 
-#: Bits that each target of ONNX files takes.
+#: Bit widths that each target with ONNX files supports.
 BITS = {
     "onnxruntime": [(8, 8), (4, 8), (4, 4)],
     "openvino": [(8, 8), (4, 8), (4, 4)],
@@ -37,7 +37,7 @@ of_brevitas = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Depreca
 
 
 class Residual(nn.Module):
-    """A sum behind which a ReLU comes, pooled over the whole image."""
+    """A sum followed by a ReLU, pooled over the whole image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def session(file: Path, *, optimized: bool) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = 1
     if optimized:
         options.optimized_model_filepath = str(file.with_suffix(".optimized.onnx"))
-        options.log_severity_level = 3  # about that file
+        options.log_severity_level = 3  # about this file
     else:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -92,7 +92,7 @@ def run(file: Path, x: Tensor, *, optimized: bool = False) -> Tensor:
 
 
 def in_openvino(file: Path, x: Tensor) -> Tensor:
-    """What it computes, with every convolution on integers."""
+    """OpenVINO's output; checks that every convolution runs on integers."""
     openvino = pytest.importorskip("openvino")
     settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(str(file), "CPU", settings)
@@ -162,7 +162,7 @@ def test_as_written_a_file_is_the_simulation_but_for_its_biases(
 def test_onnxruntime_runs_every_layer_on_integers(
     bits: tuple[int, int], exported: Callable[..., Path]
 ) -> None:
-    """And computes what the file says: it has no bias left to round."""
+    """It also computes what the file says, because there is no bias left to round."""
     x, file = images(20), exported("onnxruntime", bits)
     torch.testing.assert_close(run(file, x, optimized=True), run(file, x), rtol=0, atol=1e-5)
     weights = {t.name: tuple(t.dims) for t in onnx.load(file).graph.initializer}
@@ -171,7 +171,7 @@ def test_onnxruntime_runs_every_layer_on_integers(
         4,
         3,
         3,
-    )  # a channel of zeros, for the fast kernel
+    )  # padded with a channel of zeros, for the fast kernel
     optimized = kinds(file.with_suffix(".optimized.onnx"))
     assert [optimized.count(k) for k in ("QLinearConv", "QLinearAdd", "Conv", "Add")] == [
         2,
@@ -192,13 +192,13 @@ def test_openvino_runs_every_convolution_on_integers(
 
 
 def test_openvino_rounds_what_it_adds(tmp_path: Path) -> None:
-    """Its kernel of convolution and sum does not, unless something is before the quantizer."""
+    """Its fused kernel of convolution and sum does not, unless an operator precedes the quantizer."""
 
     class Deep(Residual):
         def __init__(self) -> None:
             super().__init__()
             self.second = nn.Conv2d(8, 8, 3, padding=1)
-            self.pool = nn.MaxPool2d(8)  # averages of levels are often halfway between two
+            self.pool = nn.MaxPool2d(8)  # averages of levels are often halfway between two levels
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.stem(x)
@@ -220,7 +220,7 @@ def test_files_of_qonnx_in_its_executor(target: str, exported: Callable[..., Pat
     values = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     quants = [node for node in graph.node if node.op_type == "Quant"]
     for scale, zero_point in ([values[name] for name in node.input[1:3]] for node in quants):
-        # what FINN's conversion insists on
+        # FINN's conversion requires these
         assert (scale.size, zero_point.size, zero_point.item()) == (1, 1, 0)
     y = residual(target, (4, 4))(x)
     torch.testing.assert_close(in_qonnx(file, x), y, rtol=1e-5, atol=1e-5)
@@ -228,10 +228,10 @@ def test_files_of_qonnx_in_its_executor(target: str, exported: Callable[..., Pat
 
 @of_brevitas
 def test_a_relu6_above_all_levels_is_a_relu_in_qonnx(tmp_path: Path) -> None:
-    """A scale rounded up to a power of two may leave levels above 6: that file is refused."""
+    """A scale rounded up to a power of two may leave levels above 6; then the export is refused."""
     pytest.importorskip("qonnx")
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Flatten(), nn.Linear(288, 10))
-    nn.init.normal_(model[0].weight)  # so that 6 is not beyond its results
+    nn.init.normal_(model[0].weight)  # so that some results exceed 6
     qmodel, x = quantized(model, QuantScheme.for_target("finn", 4)), images(4)
     file = ghnq_quant.export_onnx(qmodel, tmp_path / "a.onnx", x[:1], target="finn")
     assert (kinds(file).count("Relu"), kinds(file).count("Clip")) == (1, 0)
@@ -255,7 +255,7 @@ def test_asymmetric_weights_of_few_bits_are_int8_without_a_zero_point(tmp_path: 
 
 
 def test_asymmetric_weights_of_eight_bits_are_int8_in_onnxruntime(tmp_path: Path) -> None:
-    """With the zero point moved along: its integer kernel of uint8 weights is slower."""
+    """The zero point is shifted too; onnxruntime's integer kernel for uint8 weights is slower."""
     qmodel, x = quantized(Residual(), QuantScheme(8, 8)), images(20)
     plain = ghnq_quant.export_onnx(qmodel, tmp_path / "plain.onnx", x[:1])
     file = ghnq_quant.export_onnx(qmodel, tmp_path / "a.onnx", x[:1], target="onnxruntime")
