@@ -1,4 +1,4 @@
-"""The affine quantizer against PyTorch's, Brevitas's and its formula."""
+"""The affine quantizer equals PyTorch's, Brevitas's and its formula."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def parameters(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def formula(x: np.ndarray, bits: int) -> np.ndarray:
-    """The design's rule in float32, where nothing overflows."""
+    """The formula in float32, without overflow."""
     low, high = min(x.min(), np.float32(0)), max(x.max(), np.float32(0))
     levels = np.float32(2**bits - 1)
     scale = np.float32((high - low) / levels)
@@ -68,8 +68,8 @@ def test_values_are_those_of_torch(sample: Tensor, bits: int) -> None:
         sample, scale.item(), int(zero_point), 0, 2**bits - 1
     )
     ours = fake_quantize(sample, bits)
-    # torch multiplies by 1 / scale where the formula divides: at most one value in 10^5, on the
-    # edge between two levels, may round to the other one
+    # torch multiplies by 1 / scale where the formula divides: at most one value in 10^5, halfway
+    # between two levels, may round to the other one
     differing = ours != theirs
     assert differing.sum() <= sample.numel() * 1e-5
     edge = (sample[differing] / scale) % 1
@@ -145,7 +145,7 @@ def test_properties_of_any_tensor(array: np.ndarray, bits: int) -> None:
     assert zero_point == zero_point.round()
     assert 0 <= zero_point <= 2**bits - 1
     assert torch.all(y[x == 0] == 0)
-    # within half a level; the zero point's own rounding may cut half a level more off an end
+    # within half a level; the rounded zero point may cut another half off one end
     error = (y.double() - x.double()).abs() / scale.double()
     # the smallest floats are multiples of 2^-149, so a scale among them is off by up to half of that
     of_scale = (2**bits - 1) * 2.0**-150 / scale.double()

@@ -1,4 +1,4 @@
-"""Folding of batch norm against its formula and against nn.BatchNorm2d."""
+"""Batch-norm folding equals its formula and nn.BatchNorm2d."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run(
         function(x.detach() * scale, conv, bn)
     y = function(x, conv, bn)
     (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
-    if conv.bias is not None:  # none but rounding: batch norm takes the bias away
+    if conv.bias is not None:  # only rounding: batch norm removes the bias
         assert conv.bias.grad.abs().max() <= 1e-6 * y.numel()
     gradients = [x.grad, conv.weight.grad, *(p.grad for p in bn.parameters())]
     return y.detach(), gradients, list(bn.buffers())
@@ -217,7 +217,7 @@ def test_eval_before_any_statistics_uses_the_batch_and_warns_once(backend: str) 
 
 
 def depthwise_network(channels: int) -> nn.Module:
-    """The input through depthwise filters; those of one of fewer channels are the last ones."""
+    """Depthwise filters with batch norm; with fewer channels, the last ones of the four."""
     torch.manual_seed(2)
     conv, bn = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), nn.BatchNorm2d(4)
     nn.init.normal_(bn.bias)

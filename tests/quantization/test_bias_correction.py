@@ -1,4 +1,4 @@
-"""correct_biases against a forward pass written out for one network, and its effect on others."""
+"""correct_biases equals a handwritten pass over one network, and helps others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ghnq_quant.quantization import QuantModel, fake_quantize
 
 
 def plain() -> nn.Sequential:
-    """Without batch norms."""
+    """A network without batch norms."""
     torch.manual_seed(5)
     return nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3, groups=2), nn.ReLU(), nn.Flatten(),

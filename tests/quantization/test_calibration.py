@@ -1,4 +1,4 @@
-"""calibrate against the average of the batches' statistics, computed anew."""
+"""calibrate equals the average of the batches' statistics, computed independently."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_ranges_are_the_moving_average(backend: str) -> None:
 
 
 def test_ranges_alone() -> None:
-    """Trained batch norms stay, and ranges are of what they give."""
+    """Trained batch norms stay unchanged, and the ranges are those of their outputs."""
     qmodel, data = make("reference"), batches()
     norms = {key: v.clone() for key, v in qmodel.state_dict().items() if "norm" in key}
     trained = copy.deepcopy(qmodel).train()

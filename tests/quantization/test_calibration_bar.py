@@ -1,4 +1,4 @@
-"""The bar of ``calibrate``."""
+"""The progress bar of ``calibrate``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A start that tells no images apart is named."""
+"""A start that cannot tell images apart gives a warning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_table_marks_where_images_become_equal() -> None:
     model, console = dead_network(), Console(width=100)
     qmodel, images = quantize(model, bits=8, backend="reference"), torch.randn(32, 3, 4, 4)
     calibrate(qmodel, [images[:4]])
-    for shown, mark in ((images, "│ 0 * │"), (images[:4], "│ 0 │")):  # four say little
+    for shown, mark in ((images, "│ 0 * │"), (images[:4], "│ 0 │")):  # four are too few to tell
         with console.capture() as capture:
             console.print(layer_table(model, qmodel, title="", seconds=0, images=shown))
         text = " ".join(capture.get().split())

@@ -25,7 +25,7 @@ def conv_bn(inputs: int, outputs: int, size: int, **options: Any) -> list[nn.Mod
 
 
 def uneven(model: nn.Module) -> nn.Module:
-    """With channels of very different size, and running statistics of two batches."""
+    """Give channels very different magnitudes, and running statistics of two batches."""
     torch.manual_seed(3)
     with torch.no_grad():
         for p in model.parameters():
@@ -53,7 +53,7 @@ def separable(activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Module:
 
 
 def flattened() -> nn.Module:
-    """Pools, dropout, grouped convolutions, and a linear layer that reads several values a channel."""
+    """Pooling, dropout, grouped convolutions, and a linear layer with several inputs per channel."""
     return nn.Sequential(
         *conv_bn(3, 8, 3, padding=1), nn.LeakyReLU(0.1), nn.MaxPool2d(2), nn.Dropout(0.0),
         nn.Conv2d(8, 12, 3, padding=1, groups=4), nn.PReLU(12), nn.AvgPool2d(2), nn.Flatten(),
@@ -62,7 +62,7 @@ def flattened() -> nn.Module:
 
 
 class Averaged(nn.Module):
-    """A mean over positions in front of the classifier; functions in place of modules."""
+    """A mean over positions before the classifier; functions instead of modules."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def test_residuals_and_branches_end_a_row_of_layers() -> None:
     before = {n: p.clone() for n, p in qmodel.named_parameters()}
     ghnq_quant.equalize(qmodel)
     changed = {n for n, p in qmodel.named_parameters() if not torch.equal(p, before[n])}
-    # of each block what is between its two convolutions; all else is added or read twice
+    # in each block only between its two convolutions; all else is added or read twice
     expected = {
         f"body.{block}.{name}"
         for block in (2, 3, 4)

@@ -1,4 +1,4 @@
-"""What a quantized network leaves float is named."""
+"""The parts that a quantized network leaves in float are named."""
 
 from __future__ import annotations
 

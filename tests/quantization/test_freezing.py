@@ -1,4 +1,4 @@
-"""Batch norms and activation ranges that stay as they are."""
+"""Frozen batch norms and activation ranges."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def equal(first: list[Tensor], second: list[Tensor]) -> bool:
 
 @all_backends
 def test_frozen_batch_norms(backend: str) -> None:
-    """Training computes what eval does; their parameters learn, their statistics stay."""
+    """Training computes the same as eval; their parameters learn, their statistics stay."""
     qmodel = freeze_ranges(freeze_batch_norms(calibrated(backend)))
     x = images()
     assert torch.equal(qmodel.train()(x), copy.deepcopy(qmodel).eval()(x))
@@ -99,7 +99,7 @@ def test_one_convolution_is_enough(backend: str) -> None:
         with torch.profiler.profile() as profile, torch.no_grad():
             model(images())
         counts.append(sum(e.count for e in profile.key_averages() if e.key == "aten::conv2d"))
-    expected = 3 if backend == "pt2e" else 5  # which folds running statistics in any case
+    expected = 3 if backend == "pt2e" else 5  # pt2e always folds running statistics
     assert counts == [expected, 3]
 
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_frozen() -> None:
 
 
 def test_learned_ranges() -> None:
-    """Of weights too, and of copies; unfrozen, all are learned again."""
+    """Freezing also covers weights and copies; after unfreezing, all ranges learn again."""
     learned = Quantizer(4, range="learned")
     qmodel = ghnq_quant.quantize(small_network(4), (learned, learned), backend="reference")
     with pytest.raises(DataError, match="calibrate"):

@@ -1,4 +1,4 @@
-"""A saved graph: what comes back, and that none of its text is executed."""
+"""A saved graph loads unchanged, and none of its text is executed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ghnq_quant.quantization.graph_state import graph_from_state, graph_state
 
 
 class Network(nn.Module):
-    """Every kind of node, and of argument."""
+    """Every kind of node and argument."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,4 +88,4 @@ def test_text_that_would_be_code_is_refused(
 def test_a_function_is_saved_by_reference(graph: fx.Graph) -> None:
     targets = [target for _, op, target, _, _ in graph_state(graph) if op == "call_function"]
     assert operator.mul in targets
-    assert "max_pool2d" in targets  # of torch.nn.functional, where pickle does not find it
+    assert "max_pool2d" in targets  # torch.nn.functional's, which pickle does not find there

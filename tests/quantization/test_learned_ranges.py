@@ -1,4 +1,4 @@
-"""Learned ranges against the formulas of LSQ and LSQ+, and in models of every backend."""
+"""Learned ranges equal the formulas of LSQ and LSQ+, and work in models of every backend."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = ["", "symmetric", "channel", "symmetric-channel", "symmetric-power_of_tw
 def papers_gradients(
     x: Tensor, scale: Tensor, offset: Tensor, quantizer: Quantizer, grad: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of x, scale and offset, element by element: equations 3 of LSQ, 3 to 6 of LSQ+; one tensor."""
+    """Gradients of one tensor x, its scale and offset: equations 3 of LSQ, 3 to 6 of LSQ+."""
     lowest, highest = quantizer.levels
     of_x, of_scale, of_offset = torch.zeros_like(x), 0.0, 0.0
     factor = 1 / math.sqrt(count * highest)
@@ -64,7 +64,7 @@ def test_gradients_are_those_of_the_papers(kind: str, bits: int) -> None:
         papers_gradients(row, s, b, quantizer, g, rows.shape[1])
         for row, s, b, g in zip(rows, scales, offset, grads, strict=True)
     ]
-    slope = 64 / 65  # of the squareplus, at the start
+    slope = 64 / 65  # slope of the squareplus at the start
     torch.testing.assert_close(x.grad, torch.stack([e[0] for e in expected]).view_as(x))
     of_scale = torch.stack([e[1] for e in expected]).double().view_as(scale)
     torch.testing.assert_close(module.scale.grad, of_scale * slope, rtol=1e-5, atol=1e-9)
@@ -75,7 +75,7 @@ def test_gradients_are_those_of_the_papers(kind: str, bits: int) -> None:
 
 
 def ends(x: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
-    """Within the values, so that some are clipped, and off their quantiles."""
+    """A range that clips some of the values, with its ends between values."""
     rows = x.detach() if quantizer.per_channel else x.detach().view(1, -1)
     low, high = rows.quantile(0.13, 1), rows.quantile(0.83, 1)
     return (low, high) if quantizer.per_channel else (low[0], high[0])
@@ -86,7 +86,7 @@ def ends(x: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
 def test_gradients_in_pieces_are_those_of_the_whole(
     kind: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also of a gradient in another layout than the values."""
+    """Also if the gradient has another memory layout than the values."""
     torch.manual_seed(4)
     quantizer = Quantizer.parse(f"3-{kind}-learned".replace("--", "-"))
     x, grad = torch.randn(2, 5, 4, 3, 2, dtype=torch.float64).unbind()
@@ -103,7 +103,7 @@ def test_gradients_in_pieces_are_those_of_the_whole(
 
 
 def test_zeros_behind_a_relu_do_not_pull_at_the_offset() -> None:
-    """At the end of the levels they are exact, whatever the offset does."""
+    """They lie exactly on the lowest level, whatever the offset."""
     module = make_range(Quantizer(4, range="learned"))
     assert isinstance(module, LearnedRange)
     module.set_range(torch.tensor(0.0), torch.tensor(1.0))
@@ -172,7 +172,7 @@ def scheme(
 
 
 def make(backend: str, steps: int = 2) -> QuantModel:
-    """``steps`` batches before it is quantized."""
+    """A quantized model that ran ``steps`` batches before it was quantized."""
     model = small_network(steps=steps, dropout=0.0)
     return ghnq_quant.quantize(model, scheme=scheme(), backend=backend)
 
@@ -198,7 +198,7 @@ def test_ranges_are_a_group_of_their_own(backend: str) -> None:
 def test_trains_saves_loads_copies_and_converts(backend: str) -> None:
     qmodel, data = make(backend, steps=0), batches()
     parameters = list(qmodel.range_parameters())
-    optimizer = torch.optim.SGD(qmodel.parameters(), 0.01)  # before there is any range
+    optimizer = torch.optim.SGD(qmodel.parameters(), 0.01)  # before any range exists
     for x in data:
         optimizer.zero_grad()
         qmodel(x).square().mean().backward()

@@ -1,4 +1,4 @@
-"""Each quantized activation has a quantizer of its own, whatever the network's parts are called."""
+"""Every quantized activation has its own quantizer, whatever the network's parts are called."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_name_that_cannot_be(name: str) -> None:
 
 
 class Scaled(nn.Module):
-    """Reads a tensor that is neither parameter nor buffer."""
+    """Reads a tensor that is neither a parameter nor a buffer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a quantized network returns, and what it says of input that it cannot use."""
+"""What a quantized network returns, and its errors for unusable input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ghnq_quant import DataError, SchemeError, calibrate, quantize
 
 
 class Net(nn.Module):
-    """Returns logits, as they are or behind a softmax, and a feature map that it also goes on with."""
+    """Returns logits, with or without softmax, and a feature map that later layers also read."""
 
     def __init__(self, softmax: nn.Module) -> None:
         super().__init__()

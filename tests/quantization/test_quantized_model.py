@@ -1,4 +1,4 @@
-"""The emitted model: what of the user's model survives in it, in every backend."""
+"""What the emitted model keeps of the user's model, in every backend."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_state_dict_round_trip(backend: str, model: SmallNetwork, tmp_path: Path
     state = torch.load(tmp_path / "model.pt", weights_only=True)
     other.load_state_dict(state, strict=True)
     assert torch.equal(other.eval()(x), qmodel.eval()(x))
-    train_a_little(other.train())  # what was loaded goes on
+    train_a_little(other.train())  # loaded statistics go on
     assert other.get_submodule("norm").num_batches_tracked == 6
 
 
@@ -138,7 +138,7 @@ def test_weights_only_refuses_a_whole_model_whatever_is_allowed(model: SmallNetw
 def test_layers_fold_the_models_own_batch_norm(
     backend: str, twin_of: Callable[[nn.Module], nn.Module], model: SmallNetwork
 ) -> None:
-    """Which keeps its place: it is no child of the layer."""
+    """The batch norm keeps its place and is not a child of the layer."""
     qmodel = twin_of(ghnq_quant.quantize(model, 4, backend=backend))
     assert isinstance(qmodel, torch.fx.GraphModule)
     for conv, norm in (("stem.0", "stem.1"), ("depthwise", "norm")):
@@ -196,7 +196,7 @@ def train_a_little_in(qmodel: nn.Module, dtype: torch.dtype) -> None:
 def test_gradient_reaches_every_trainable_parameter(backend: str, model: SmallNetwork) -> None:
     qmodel = ghnq_quant.quantize(model, 4, backend=backend)
     x = images().requires_grad_()
-    # a bias before a batch norm has none: the batch norm takes it away
+    # a bias before a batch norm has none: the batch norm removes it
     (qmodel(x) * torch.randn(6, 10)).sum().backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0

@@ -1,4 +1,4 @@
-"""The emitted model's numbers: every backend against the reference and a naive simulation."""
+"""The emitted model's numbers: every backend equals the reference and a naive simulation."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def test_equals_the_reference(name: str, bits: int, backend: str) -> None:
 def test_equals_the_naive_simulation_unit_by_unit(
     network: nn.Module, bits: int, backend: str
 ) -> None:
-    """Each unit is given the naive simulation's own input, so that no difference adds up; in
-    float64, so that rounding in another order of summation moves no weight to the next level."""
+    """Every unit gets the naive simulation's input, so that differences do not add up; in float64,
+    so that another order of summation moves no weight to the next level."""
     qmodel = ghnq_quant.quantize(copy.deepcopy(network).double(), bits, backend=backend)
     naive = NaiveSimulation(copy.deepcopy(network).double(), QuantScheme(bits, bits))
     torch.manual_seed(2)
@@ -99,8 +99,8 @@ def test_equals_the_naive_simulation_unit_by_unit(
 def teacher_forced(
     qmodel: nn.Module, naive: NaiveSimulation, x: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Each quantized activation of ``qmodel`` and of the naive simulation, where the former goes on
-    with the latter's."""
+    """Each quantized activation of ``qmodel`` and of the naive simulation; ``qmodel`` continues with
+    the latter."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def hook(name: str) -> Any:
@@ -169,7 +169,7 @@ def test_ema_ranges(backend: str) -> None:
     assert all(torch.equal(before[k], v) for k, v in lasting_state(qmodel).items())
     _, seen = quantized_units(qmodel, images() * 100)
     scale = (high - low) / 255
-    assert (seen["x"][1].max() - high).abs() <= scale  # what is outside of the range is clamped
+    assert (seen["x"][1].max() - high).abs() <= scale  # values outside the range are clamped
     assert (seen["x"][1].min() - low).abs() <= scale
 
 
@@ -177,7 +177,7 @@ def test_ema_ranges(backend: str) -> None:
 def test_batch_ranges(backend: str) -> None:
     scheme = QuantScheme(4, 4, act_range="batch", bn="batch")
     qmodel = ghnq_quant.quantize(small_network(), scheme=scheme, backend=backend).eval()
-    if backend != "torch_ao":  # whose observers note down the range of the batch at hand
+    if backend != "torch_ao":  # its observers store the range of the current batch
         assert not [k for k in qmodel.state_dict() if k.startswith("activation_quantizers")]
     x = images()
     _, seen = quantized_units(qmodel, x * 100)
@@ -201,7 +201,7 @@ def test_quantized_weights_have_at_most_2_to_the_b_values(backend: str, bits: in
 
 
 def record_weight(layer: nn.Module) -> list[Tensor]:
-    """The weights that the layer's convolutions or products really use, the last one last."""
+    """The weights that the layer's convolutions or products really use, in order."""
     used: list[Tensor] = []
 
     class Recorder(torch.overrides.TorchFunctionMode):

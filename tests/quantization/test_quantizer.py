@@ -1,4 +1,4 @@
-"""A quantizer as a value, and its numbers against PyTorch's, formulas and themselves."""
+"""A quantizer as a value, and its numbers against PyTorch's, formulas and each other."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 def weights() -> Tensor:
-    """(8, 5000): channels of other sizes and centres, one constant, one dead."""
+    """(8, 5000): channels with different spreads and means, one constant, one dead."""
     torch.manual_seed(3)
     x = torch.randn(8, 5000) * torch.logspace(-3, 3, 8)[:, None] + torch.arange(8)[:, None]
     x[3], x[4] = 0.7, 0
@@ -131,7 +131,7 @@ def test_values_are_those_of_torch(kind: str, bits: int) -> None:
         x, scale, zero_point.int(), 0, *quantizer.levels
     )
     ours = fake_quantize(x, quantizer)
-    # torch multiplies by 1 / scale: a value between two levels may round to the other one
+    # torch multiplies by 1 / scale: a value halfway between two levels may round to the other
     differing = (ours - theirs).abs() > scale[:, None] * 1e-3
     assert differing.sum() <= x.numel() * 1e-5
     assert torch.all((ours - theirs).abs() <= scale[:, None] * 1.001)
@@ -154,7 +154,7 @@ def test_properties_of_any_weight(array: np.ndarray, quantizer: Quantizer) -> No
     assert found.scale.shape == (x.shape[:1] if quantizer.per_channel else ())
     for part, original in zip(y, x, strict=True):
         assert part.unique().numel() <= highest - lowest + 1
-        if quantizer.per_channel:  # each channel as if it were alone
+        if quantizer.per_channel:  # each channel on its own
             alone = replace(quantizer, granularity="tensor")
             assert torch.equal(part, fake_quantize(original, alone))
     assert torch.equal(found.values(found.levels(x)), y)

@@ -1,4 +1,4 @@
-"""Models with every kind of quantizer: all backends against each other and the naive simulation."""
+"""Models with every kind of quantizer: all backends agree with the naive simulation."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def compare(name: str, scheme: QuantScheme, backend: str, batch: Any) -> None:
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
 @kinds
 def test_equals_the_naive_simulation(kind: tuple[str, str], bits: int) -> None:
-    """In float64, so that rounding in another order of summation moves no value to a next level."""
+    """In float64, so that another order of summation moves no value to the next level."""
     model, chosen = small_network(dropout=0.0).double(), scheme(kind, bits)
     naive = NaiveSimulation(copy.deepcopy(model), chosen)
     qmodel = ghnq_quant.quantize(model, scheme=chosen, backend="reference")

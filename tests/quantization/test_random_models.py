@@ -1,5 +1,5 @@
-"""Random networks: a copy that quantizes nothing does what the network itself does, in both modes,
-whatever the backend.
+"""Random networks: a copy that quantizes nothing equals the network itself, in both modes and with
+every backend.
 
 More of them: ``EXAMPLES=2000 pytest tests/quantization/test_random_models.py -n0``
 """
@@ -31,7 +31,7 @@ class DropPath(nn.Module):
 
 
 class Function(nn.Module):
-    """A call in ``forward`` that follows the mode of the module."""
+    """A call in ``forward`` that follows the module's mode."""
 
     def __init__(self, function: Callable[[Tensor, bool], Tensor]) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class OneShared(nn.Module):
 
 
 class Tied(nn.Module):
-    """Two convolutions of one weight."""
+    """Two convolutions that share a weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Tied(nn.Module):
 
 
 class Matrix(nn.Module):
-    """A parameter outside of layers."""
+    """A parameter outside any layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def hooked() -> nn.Module:
     return act
 
 
-# Random numbers come in the order of memory, which the copy of a convolution may change.
+# Random numbers follow the memory layout, which the copy of a convolution may change.
 PARTS: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: nn.Conv2d(4, 4, 3, padding=1),
     "depthwise": lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
@@ -122,7 +122,7 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "hooked": hooked,
     "pool": lambda: nn.AvgPool2d(3, 1, 1),
 }
-#: What an exported graph of training cannot hold in eval too.
+#: Parts that a graph exported in training cannot represent in eval.
 NOT_EXPORTED = {"dropout2d", "rrelu", "drop path", "hooked"}
 names = st.sampled_from(["block", "block_0", "add", "add_1", "x", "keys", "weight", "a b", "7"])
 
@@ -157,7 +157,7 @@ def test_an_exported_float_copy_does_too(model: nn.Module, seed: int) -> None:
 
 
 def assert_same(model: nn.Module, backend: str, seed: int) -> None:
-    """A copy of ``backend`` gives the outputs and gradients of ``model`` and updates its buffers alike."""
+    """A copy by ``backend`` has the outputs, gradients and buffer updates of ``model``."""
     before = copy.deepcopy(model.state_dict())
     example = torch.zeros(2, 3, 6, 6, dtype=torch.double)
     copied = quantize(model, bits=32, backend=backend, example_input=example)

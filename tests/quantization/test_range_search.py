@@ -1,4 +1,4 @@
-"""Searched ranges: against every candidate, torch.quantile, and in calibration of every backend."""
+"""Searched ranges: against all candidates and torch.quantile, and in every backend's calibration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def heavy_tailed(*shape: int) -> Tensor:
 
 
 def errors(x: Tensor, quantizer: Quantizer) -> Tensor:
-    """(100,): the squared error over each hundredth of the range of one tensor, in float64."""
+    """(100,): the squared error for each hundredth of one tensor's range, in float64."""
     low, high = tensor_range(x)
     found = []
     for share in (i / 100 for i in range(1, 101)):
@@ -86,12 +86,13 @@ def test_a_share_of_any_weight(array: np.ndarray, kind: str) -> None:
 @pytest.mark.parametrize("percentile", [99.99, 99.9, 90, 51])
 def test_percentiles_are_those_of_torch_quantile_to_a_bin(percentile: float) -> None:
     x, histogram = heavy_tailed(30, 400), Histogram()
-    for part in x.sort().values:  # its bound doubles again and again
+    for part in x.sort().values:  # its bound doubles several times
         histogram.add(part * 1.0)
     low, high = histogram.percentile_range(percentile)
     values = x.flatten().double()
     for found, share in ((low, 1 - percentile / 100), (high, percentile / 100)):
-        around = torch.tensor([share - 1 / len(values), share + 1 / len(values)])  # a value's share
+        # give or take one value
+        around = torch.tensor([share - 1 / len(values), share + 1 / len(values)])
         near = values.quantile(around.double().clamp(0, 1))
         assert near[0] - x.abs().max() / 2048 <= found <= near[1] + x.abs().max() / 2048
 
@@ -180,7 +181,7 @@ def test_a_range_that_needs_data_says_so(backend: str, mode: bool) -> None:
 @backends
 @pytest.mark.parametrize("kind", ["3-mse", "2-symmetric-channel-mse"])
 def test_a_weights_share_is_found_once_and_kept(backend: str, kind: str) -> None:
-    """With the running statistics, for the first batch after calibrate, and by a new calibrate."""
+    """From the running statistics, for the first batch after calibrate, and in a new calibrate."""
     qmodel = make(backend, "ema", kind)
     layer, quantizer = qmodel.get_submodule("stem.0"), qmodel.scheme.weights
     folded = layer.folded_weight()

@@ -1,4 +1,4 @@
-"""What a QuantScheme accepts, and what of it reaches which layer."""
+"""What a QuantScheme accepts, and which quantizers reach which layer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_errors_are_the_packages_own() -> None:
 def test_overrides_by_glob() -> None:
     scheme = QuantScheme(4, 4, overrides={"stem.*": 8, "head": (2, 32), "*.0": (6, 5)})
     assert bits_of(scheme, "stem.1") == (8, 8)
-    assert bits_of(scheme, "stem.0") == (6, 5)  # the last pattern that matches counts
+    assert bits_of(scheme, "stem.0") == (6, 5)  # the last matching pattern counts
     assert bits_of(scheme, "head") == (2, 32)
     assert bits_of(scheme, "header") == (4, 4)
     assert bits_of(scheme, "Stem.1") == (4, 4)  # names are case-sensitive

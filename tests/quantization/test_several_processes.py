@@ -1,4 +1,4 @@
-"""Two processes that train together."""
+"""Training in two processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ State = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, State]]:
-    """What each of the two processes ended with."""
+    """The final states of the two processes."""
     folder, script = (
         tmp_path_factory.mktemp("processes"),
         Path(__file__).parent / "two_processes.py",
@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, State]]:
 
 
 def parts(state: State) -> dict[str, State]:
-    """Statistics of batch norms, quantizers, and parameters with all else."""
+    """Batch-norm statistics, quantizers, and parameters along with everything else."""
     found: dict[str, Any] = {"statistics": {}, "quantizers": {}, "parameters": {}}
     for key, value in state.items():
         norm = "running_mean" in key or "running_var" in key
@@ -50,7 +50,7 @@ def parts(state: State) -> dict[str, State]:
 
 @pytest.mark.parametrize("backend", ["reference", "torch_ao"])
 def test_processes_agree(backend: str, trained: list[dict[str, State]]) -> None:
-    """In the ranges of activations always, in the statistics of batch norms where they are shared."""
+    """On activation ranges always, on batch-norm statistics only if they are shared."""
     for synced in (False, True):
         first, second = (parts(states[f"{backend}, {synced}"]) for states in trained)
         ranges = [key for key in first["quantizers"] if key.startswith("activation_quantizers.")]
@@ -65,7 +65,7 @@ def test_processes_agree(backend: str, trained: list[dict[str, State]]) -> None:
 
 @pytest.mark.parametrize("backend", ["reference", "torch_ao"])
 def test_shared_statistics_equal_one_process(backend: str, trained: list[dict[str, State]]) -> None:
-    """With twice the batch."""
+    """One process that gets the whole batch."""
     alone = quantized(backend).train()
     train(alone, slice(None))
     for states in trained:
@@ -89,7 +89,7 @@ def test_an_exported_graph_shares_no_statistics() -> None:
 
 @backends
 def test_batch_norms_replaced_in_a_model_in_training(backend: str) -> None:
-    """Are folded from the next batch on, without a call of ``train()``."""
+    """They are folded from the next batch on, without a call of ``train()``."""
     pytest.importorskip("brevitas" if backend == "brevitas" else "torch")
     qmodel = ghnq_quant.quantize(small_network(), 4, backend=backend).train()
     nn.SyncBatchNorm.convert_sync_batchnorm(qmodel)

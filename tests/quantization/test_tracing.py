@@ -17,7 +17,7 @@ from ghnq_quant.quantization import QuantModel
 
 
 def quantized(backend: str, scheme: QuantScheme | None = None) -> QuantModel:
-    """Two layers: compilers are slow."""
+    """Only two layers, because compilers are slow."""
     pytest.importorskip({"brevitas": "brevitas", "pt2e": "torchao"}.get(backend, "torch"))
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 3, bias=False)
@@ -33,7 +33,7 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @backends
 def test_compiled_equals_eager(backend: str) -> None:
-    """In one graph: outputs, gradients, running statistics, ranges."""
+    """As a single graph, in outputs, gradients, running statistics and ranges."""
     channels = Quantizer(4, symmetric=True, granularity="channel")
     eager = quantized(backend, QuantScheme(channels if backend != "brevitas" else 4, 4))
     twin = copy.deepcopy(eager)
@@ -64,7 +64,7 @@ def test_pt2e_trains_uncompiled() -> None:
 
 
 def test_switches_of_a_compiled_model() -> None:
-    """torch.ao's are buffers, so turning them makes no new graph."""
+    """torch.ao's switches are buffers, so they cause no new graph."""
     eager = quantized("torch_ao")
     twin = copy.deepcopy(eager)
     compiled = torch.compile(twin, backend="eager", fullgraph=True)
@@ -80,7 +80,7 @@ def test_switches_of_a_compiled_model() -> None:
 
 @pytest.mark.parametrize("backend", ["reference", "brevitas", "torch_ao", "pt2e"])
 def test_export(backend: str) -> None:
-    """For any number of images, of a model that has statistics."""
+    """For any number of images, if the model has statistics."""
     qmodel, x = quantized(backend), images()
     batch = ({0: Dim("batch", min=1)},)
     with pytest.raises(GhnqError, match="no running statistics"):
@@ -104,7 +104,7 @@ def test_export_of_a_converted_model() -> None:
 
 
 def test_a_compiler_that_finds_no_statistics() -> None:
-    """Leaves eval to eager, which warns and uses the batch's."""
+    """It leaves eval to eager mode, which warns and uses the batch's statistics."""
     qmodel, x = quantized("reference").eval(), images()
     with pytest.warns(ghnq_quant.GhnqWarning, match="without running statistics"):
         y = torch.compile(qmodel, backend="eager")(x)

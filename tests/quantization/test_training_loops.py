@@ -1,4 +1,4 @@
-"""What training loops do with a quantized model: resume, average, mixed precision."""
+"""Quantized models in training loops: resuming, averaging, mixed precision."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def quantized(backend: str) -> QuantModel:
 
 
 class Run:
-    """A training: model, optimizer, scheduler."""
+    """A training run: model, optimizer, scheduler."""
 
     def __init__(self, backend: str) -> None:
         self.model = quantized(backend)
@@ -59,7 +59,7 @@ class Run:
 
 @all_backends
 def test_resuming(backend: str) -> None:
-    """To the bit, from the state dicts in a file."""
+    """Bit for bit, from state dicts in a file."""
     whole, file = Run(backend), io.BytesIO()
     whole.steps(0, 1)
     torch.save([part.state_dict() for part in whole.parts()], file)
@@ -83,13 +83,13 @@ def test_models_that_cannot_be_pickled(backend: str) -> None:
 
 @all_backends
 def test_average_of_the_weights(backend: str) -> None:
-    """From before the first batch. PyTorch's takes the quantizers' state from the model, timm's
-    averages it too."""
+    """Also from before the first batch. PyTorch's average takes the quantizers' state from the model,
+    timm's averages it too."""
     utils = pytest.importorskip("timm.utils")
     run = Run(backend)
     ours = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
     theirs = utils.ModelEmaV3(run.model, decay=0.5)
-    ours.update_parameters(run.model)  # the first is a copy
+    ours.update_parameters(run.model)  # the first update copies
     before = copy.deepcopy(run.model.state_dict())
     run.steps(1)
     for average in (ours, theirs):
@@ -103,13 +103,13 @@ def test_average_of_the_weights(backend: str) -> None:
         torch.testing.assert_close(found, middle if learned else value)
     x = batch(9)[0]
     with warnings.catch_warnings():
-        warnings.simplefilter("error", ghnq_quant.GhnqWarning)  # of missing ranges
+        warnings.simplefilter("error", ghnq_quant.GhnqWarning)  # about missing ranges
         assert all(average.eval()(x).isfinite().all() for average in (ours, theirs))
 
 
 @pytest.mark.parametrize("steps", [0, 1])
 def test_ranges_of_files_without_a_count(steps: int) -> None:
-    """Of version 0.2, whose ranges began at infinity."""
+    """Files of version 0.2, whose ranges started at infinity."""
     run = Run("torch_ao")
     run.steps(*range(steps))
     state = run.model.state_dict()
@@ -131,7 +131,7 @@ def test_ranges_of_files_without_a_count(steps: int) -> None:
 @all_backends
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_precision(backend: str, dtype: torch.dtype) -> None:
-    """Twenty steps as in float32, about; all that lasts is float32."""
+    """Twenty steps are close to those in float32, and the state stays float32."""
     start, losses = quantized(backend), {}
     x, y = batch(0)
     for kind in (torch.float32, dtype):
@@ -154,7 +154,7 @@ def test_mixed_precision(backend: str, dtype: torch.dtype) -> None:
 
 
 def test_statistics_in_mixed_precision() -> None:
-    """Those of a batch are not rounded to the few bits that it is computed in."""
+    """The batch's statistics are not rounded to the lower precision."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4))
     model = ghnq_quant.quantize(network, 8, backend="reference").train()

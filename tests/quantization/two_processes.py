@@ -1,4 +1,4 @@
-"""What each of two processes trains, for the test that starts them."""
+"""The training in each of two processes, for the test that starts them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def quantized(backend: str) -> nn.Module:
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
-    """Of both processes; the second half has a wider range."""
+    """The batch of both processes; its second half has a wider range."""
     x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(step))
     return torch.cat((x[:4], 1.5 * x[4:])), torch.arange(8) % 4
 
 
 def train(model: nn.Module, share: slice, *, average: bool = False) -> None:
-    """A few steps; ``average``: of the processes' gradients, as ``DistributedDataParallel`` takes
-    it, which on CPU refuses ``SyncBatchNorm``."""
+    """A few steps. ``average`` averages the processes' gradients as ``DistributedDataParallel`` does,
+    which refuses ``SyncBatchNorm`` on CPU."""
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     for step in range(STEPS):
         x, y = batch(step)
@@ -45,7 +45,7 @@ def train(model: nn.Module, share: slice, *, average: bool = False) -> None:
 
 
 def states(rank: int) -> dict[str, Any]:
-    """Of each backend's model after training, with and without shared batch statistics."""
+    """Each backend's model after training, with and without shared batch statistics."""
     found = {}
     for backend in ("reference", "torch_ao"):
         for synced in (False, True):
