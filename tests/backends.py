@@ -1,4 +1,4 @@
-"""What the tests of several backends share."""
+"""Helpers for tests of several backends."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from ghnq_quant import Quantizer, QuantScheme
 from ghnq_quant.quantization import QuantModel
 
-#: Backends that make layers of the plan.
+#: Backends that make layers for the plan.
 BACKENDS = ["reference", "brevitas", "torch_ao"]
 backends = pytest.mark.parametrize("backend", BACKENDS)
 #: ``PARITY=all``: every kind of quantizer at every bit width on every network, which takes long.
 ALL = os.environ.get("PARITY") == "all"
 
 
-#: (weights, activations) but for their bits: kinds of quantizers, and ranges.
+#: (weights, activations) without bits: kinds of quantizers, and ranges.
 KINDS = [
     ("symmetric", "symmetric"),
     ("channel", ""),
@@ -37,7 +37,7 @@ RANGES = [
 
 
 def scheme(kind: tuple[str, str], bits: int, **settings: Any) -> QuantScheme:
-    """Of one of :data:`KINDS` or :data:`RANGES`."""
+    """A scheme with one of :data:`KINDS` or :data:`RANGES`."""
     weights, activations = (Quantizer.parse(f"{bits}-{k}".rstrip("-")) for k in kind)
     return QuantScheme(weights, activations, **settings)
 
@@ -49,12 +49,12 @@ class Range(NamedTuple):
     high: Tensor
 
 
-#: How each toolkit calls the moving minimum and maximum in the state of a quantizer.
+#: Names of the moving minimum and maximum in each toolkit's quantizer state.
 _NAMES = (("running_min", "running_max"), ("min_val", "max_val"))
 
 
 def activation_ranges(qmodel: QuantModel) -> dict[str, Range]:
-    """The range that each activation quantizer keeps, by its name."""
+    """The range that each activation quantizer stores, by name."""
     ranges = {}
     for name, quantizer in qmodel.get_submodule("activation_quantizers").named_children():
         state = {key.rpartition(".")[2]: value for key, value in quantizer.state_dict().items()}
@@ -65,7 +65,7 @@ def activation_ranges(qmodel: QuantModel) -> dict[str, Range]:
 
 
 def lasting_state(qmodel: nn.Module) -> dict[str, Tensor]:
-    """A copy of the state without what torch.ao notes down of the weight at hand, in eval too."""
+    """A copy of the state without what torch.ao's observers store of each weight, even in eval."""
     return {
         key: value.clone()
         for key, value in qmodel.state_dict().items()
@@ -74,14 +74,14 @@ def lasting_state(qmodel: nn.Module) -> dict[str, Tensor]:
 
 
 def is_quantizer_state(key: str) -> bool:
-    """Whether an entry of a ``state_dict`` is a quantizer's and not the float model's."""
+    """Whether a ``state_dict`` entry belongs to a quantizer, not to the float model."""
     return key.startswith("activation_quantizers.") or ".weight_fake_quant." in key
 
 
 def quantized_units(
     qmodel: nn.Module, x: Tensor
 ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-    """The output, and of each activation quantizer its input and output."""
+    """The output, and the input and output of each activation quantizer."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     hooks = [
         module.register_forward_hook(
@@ -99,7 +99,7 @@ def quantized_units(
 
 
 def levels_apart(ours: Tensor, theirs: Tensor, bits: int) -> tuple[int, int]:
-    """How many of the quantized values differ, and by how many levels at most."""
+    """How many quantized values differ, and by how many levels at most."""
     span = max(theirs.max().item(), 0) - min(theirs.min().item(), 0)
     scale = span / (2**bits - 1) if span > 0 else 1.0
     distance = ((ours - theirs).abs() / scale).round()
@@ -124,7 +124,7 @@ def assert_forward_equal(ours: QuantModel, theirs: QuantModel, x: Tensor, bits: 
 
 
 def step(values: Tensor) -> float:
-    """The distance of two neighbouring levels that occur."""
+    """The smallest distance between two levels that occur."""
     distinct = values.double().unique()
     gaps = distinct.diff()
     gaps = gaps[gaps > 1e-6 * distinct.abs().max()]
@@ -145,14 +145,14 @@ def assert_equal(ours: QuantModel, theirs: QuantModel, x: Tensor) -> None:
     assert (y - expected).abs().max() <= 1e-3 * (expected.max() - expected.min())
     ranges = activation_ranges(theirs)
     for name, found in activation_ranges(ours).items():
-        if name not in ranges:  # torch.ao's observers note a learned range down too
+        if name not in ranges:  # torch.ao's observers store learned ranges, too
             continue
         torch.testing.assert_close(found.low, ranges[name].low, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(found.high, ranges[name].high, rtol=1e-5, atol=1e-6)
 
 
 def train(qmodel: QuantModel, data: list[Tensor]) -> None:
-    """A step of SGD for each batch, small enough that rounding is not amplified."""
+    """One SGD step per batch, small enough not to amplify rounding."""
     optimizer = torch.optim.SGD(list(qmodel.parameters()), 1e-3)
     for x in data:
         optimizer.zero_grad()

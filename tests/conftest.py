@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Fixtures for several test files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hypothesis import settings
 from ghnq_quant import GHN, cli
 
 torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 
-settings.register_profile("local", deadline=None)  # machines are busy at times
+settings.register_profile("local", deadline=None)  # machines are sometimes busy
 settings.register_profile(
     "ci", settings.get_profile("local"), derandomize=True, database=None, print_blob=True
 )
@@ -49,7 +49,7 @@ def ghnq(
 
 @pytest.fixture(scope="session")
 def formula_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GHN-2 checkpoint in the public format whose weights follow from their names."""
+    """A GHN-2 checkpoint in the public format, with weights computed from their names."""
     state = {}
     for key, shape in VECTORS["state_keys"].items():
         generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
@@ -68,6 +68,6 @@ def formula_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_ghn() -> GHN:
-    """A hypernetwork for ten classes that takes no time, with weights of its own initialization."""
+    """A tiny, fast hypernetwork for ten classes, freshly initialized."""
     torch.manual_seed(0)
     return GHN(max_shape=(16, 16, 7, 7), num_classes=10, hid=8).eval()

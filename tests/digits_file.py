@@ -1,4 +1,4 @@
-"""The digits as a file, which is read without scikit-learn."""
+"""The digits as a file, to read without scikit-learn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ghnq_quant.research.data import load_images
 
 
 def save_digits(path: Path) -> dict[str, np.ndarray]:
-    """Write them as an .npz; what is in it."""
+    """Write the digits as an .npz; returns its content."""
     digits = load_images("digits")
     arrays = {}
     for part, images in (("train", digits.train), ("test", digits.test)):

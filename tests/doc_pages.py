@@ -1,4 +1,4 @@
-"""The code blocks of README and docs, and what can be checked of one without running it."""
+"""The code blocks of README and docs, and checks that do not run them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ghnq_quant.cli import app
 ROOT = Path(__file__).parents[1]
 LANGUAGES = {"python", "bash", "toml", "text", "math", "bibtex"}
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-#: A comment above a block, between them nothing but the marker that ``.ci/run`` looks for.
+#: A comment above a block, with at most the marker that ``.ci/run`` looks for in between.
 _NOT_RUN = re.compile(
     r"^<!-- Not run by the tests: (.+)\. -->\n\s*(?:<!--[^\n]*-->\n)?\Z", re.MULTILINE
 )
-#: Pages whose commands made the numbers on them.
+#: Pages whose commands produced the numbers on them.
 _MEASURED = {
     "docs/checkpoints.md": "trains a hypernetwork",
     "docs/coverage.md": "measures 677 models",
@@ -35,7 +35,7 @@ _HARMLESS |= {"nvidia-cuda-mps-control", "pre-commit"}
 
 
 def pages() -> list[str]:
-    """README, CONTRIBUTING and all pages but the tables that ``ghnq evaluate`` writes."""
+    """README, CONTRIBUTING and all pages except the tables that ``ghnq evaluate`` writes."""
     docs = (p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
     return [
         "README.md",
@@ -93,7 +93,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def commands(code: str) -> Iterator[list[str]]:
-    """The words of each command of a shell block, without comments and continued lines."""
+    """The words of each command in a shell block, without comments, continuation lines joined."""
     for line in code.replace("\\\n", " ").splitlines():
         for command in line.split("&&"):
             if words := shlex.split(command, comments=True):
@@ -101,9 +101,9 @@ def commands(code: str) -> Iterator[list[str]]:
 
 
 def check_command(words: list[str]) -> None:
-    """Raise where a command of the docs is none, or has an option or path that does not exist."""
+    """Raise if a command in the docs does not exist, or has an unknown option or path."""
     name, *arguments = words
-    if "ghnq_quant.cli" in arguments:  # behind accelerate or torchrun
+    if "ghnq_quant.cli" in arguments:  # after accelerate or torchrun
         parse_ghnq(arguments[arguments.index("ghnq_quant.cli") + 1 :])
     elif name == "ghnq":
         parse_ghnq(arguments)
@@ -119,7 +119,7 @@ def check_command(words: list[str]) -> None:
 
 
 def parse_ghnq(arguments: list[str]) -> None:
-    """Raise as ``ghnq`` would where these are not arguments of a command."""
+    """Raise as ``ghnq`` would if these are not a command's arguments."""
     command: Any = typer.main.get_command(app)
     rest = list(arguments)
     while rest and rest[0] in getattr(command, "commands", {}):

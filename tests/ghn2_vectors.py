@@ -1,4 +1,4 @@
-"""What the public GHN-2 predicts for models of torchvision's, and with which weights."""
+"""Predictions of the public GHN-2 for torchvision's models, and its weights."""
 
 from __future__ import annotations
 

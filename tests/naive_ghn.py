@@ -103,7 +103,7 @@ def shape_embedding(
 
 
 def distances(graph: ArchGraph, limit: int) -> dict[tuple[int, int], int]:
-    """(source, target) of all pairs up to ``limit`` steps apart, by breadth-first search."""
+    """Distances of all pairs (source, target) up to ``limit`` steps apart, by breadth-first search."""
     following: dict[int, list[int]] = {v: [] for v in range(len(graph.nodes))}
     for source, target in graph.edges.tolist():
         following[source].append(target)
@@ -159,7 +159,7 @@ def full_weight(weights: Weights, x: Tensor, max_shape: tuple[int, int, int, int
 
 
 def kernel(w: Tensor, size: tuple[int, ...], centred: bool) -> Tensor:
-    """The (..., kh, kw) part of a weight; of no size (a linear layer's), a 1×1 one without its axes."""
+    """The (..., kh, kw) part of a weight; without a size (linear layers), a 1×1 part without axes."""
     starts = [have // 2 - want // 2 for have, want in zip(w.shape[2:], size or (1, 1), strict=True)]
     top, left = starts if centred else (0, 0)
     if not size:

@@ -1,4 +1,4 @@
-"""The quantized simulation in its naive form: the design's formulas, a node of the graph at a time.
+"""The quantized simulation in its naive form: the plain formulas, one graph node at a time.
 
 It shares the trace and the plan with the package, and no code that computes anything: the
 quantizer is PyTorch's own, batch norm is folded by its formula and differentiated by autograd.
@@ -126,7 +126,7 @@ class NaiveSimulation(fx.Interpreter):
 def conv_batch_norm(
     x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, quantizer: Quantizer, mode: str
 ) -> Tensor:
-    """The design's rule «Batch norm», word for word."""
+    """Batch-norm folding, written exactly as its formulas."""
     if norm.training or mode == "batch" or norm.running_mean is None:
         z = conv._conv_forward(x, conv.weight, conv.bias)
         mean = z.mean((0, 2, 3))

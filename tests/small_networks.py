@@ -1,4 +1,4 @@
-"""Networks of a few layers with everything in them that a quantized model has to carry over."""
+"""Networks of a few layers with everything that a quantized model must keep."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def images(count: int = 6) -> Tensor:
 
 
 def network(name: str) -> nn.Module:
-    """A small network, one of torchvision's, or one of a split of ConvNets-250K; without dropout."""
+    """A small network, one of torchvision's, or one from a split of ConvNets-250K; without dropout."""
     import torchvision
 
     torch.manual_seed(1)

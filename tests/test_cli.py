@@ -1,4 +1,4 @@
-"""``ghnq`` as its user meets it: what it prints, what it writes, and how it fails."""
+"""``ghnq`` from the user's side: what it prints, what it writes, and how it fails."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def not_a_model():
 
 @pytest.fixture(autouse=True)
 def folder_with_a_model(tmp_path, monkeypatch):
-    """Run in a folder of its own, with a wide terminal and no import from earlier ones."""
+    """Run in an empty folder, with a wide terminal and without imports from earlier folders."""
     (tmp_path / "tinynets.py").write_text(TINY)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -175,7 +175,7 @@ def test_a_callable_that_makes_no_model(name, message):
 def received(
     ghnq: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> QuickstartSettings | CompareSettings | EvaluationSettings:
-    """The settings that the command line written for ``settings`` gives a run."""
+    """The settings of a run started with the command line for ``settings``."""
     run = {
         QuickstartSettings: "starts.quickstart.run_quickstart",
         CompareSettings: "starts.compare_init",

@@ -1,4 +1,4 @@
-"""Bad calls of ``ghnq``: one line and an exit code, never a traceback, and nothing half made."""
+"""Bad calls of ``ghnq`` give one line and an exit code, no traceback, and leave nothing half-made."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EVALUATE = ("evaluate", "--data", "digits", "-o", "out", "--split", "test", "--n
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        # outputs that cannot be written: found before any work
+        # outputs that cannot be written, found before any work
         (("init", "net", "-o", "file/model.pt"), "Not a directory: 'file'"),
         (("init", "net", "-o", "folder"), "must end in .safetensors or .pt"),
         (("export", "net", "--weights", "none.pt", "-o", "model.onxx"), "must end in .onnx"),
@@ -55,7 +55,7 @@ EVALUATE = ("evaluate", "--data", "digits", "-o", "out", "--split", "test", "--n
         ((*COMPARE[:-1], "file"), "file"),
         ((*EVALUATE, "-o", "file", "--num-images", "64"), "file"),
         (("coverage", "resnet18", "-o", "file"), "file"),
-        # words and numbers that are none, and what there is none of
+        # invalid words and numbers, and things that do not exist
         (("init", "net", "-o", "a.pt", "--bits", "four"), "precision 'four': write it as float, 4"),
         (("init", "net", "-o", "a.pt", "--bits", "1"), "1"),
         (("init", "net", "-o", "a.pt", "--bits", "9/4"), "9"),
@@ -95,7 +95,7 @@ def test_one_line_and_nothing_half_made(
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full disk to write to")
 def test_a_full_disk_leaves_the_old_file(ghnq: Run, tmp_path: Path) -> None:
-    """Whatever writes past the first bytes of it is told that no space is left."""
+    """Every write beyond the first bytes fails because no space is left."""
     (tmp_path / "model.safetensors").write_text("old")
     before = files(tmp_path)
 

@@ -1,4 +1,4 @@
-"""README and docs as their reader meets them: every code block runs, or is marked and parses."""
+"""README and docs as readers use them: every code block runs, or is marked and parses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from ghnq_quant.cli import app
 
-#: Pages whose Python another file runs, on other data.
+#: Pages whose Python another test file runs, on other data.
 ELSEWHERE = {
     "docs/how-to/hugging_face.md": "integrations/test_trainers.py",
     "docs/how-to/lightning.md": "integrations/test_trainers.py",
@@ -28,7 +28,7 @@ MARKED = [block for page in pages() for block in blocks(page) if block.reason]
 
 
 def folder_of(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty working folder, from which a page's files can be imported."""
+    """An empty working folder from which a page's files can be imported."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     for block in blocks(page):
@@ -61,12 +61,12 @@ def run_python(block: Block, namespace: dict[str, object]) -> None:
     """A block that begins with ``# name.py`` is a file, and later ones import it."""
     if match := re.match(r"# (\w+\.py)\n", block.code):
         Path(match[1]).write_text(block.code, "utf-8")
-    lines = "\n" * (block.line - 1)  # so that a traceback has the page's own
+    lines = "\n" * (block.line - 1)  # so that tracebacks show the page's line numbers
     exec(compile(lines + block.code, str(ROOT / block.page), "exec"), namespace)
 
 
 def run_commands(block: Block) -> None:
-    """``ghnq`` runs; what installs, tests or versions this package is checked alone."""
+    """Run ``ghnq``; commands that install, test or version this package are only checked."""
     for words in commands(block.code):
         check_command(words)
         if words[0] == "ghnq":
@@ -76,7 +76,7 @@ def run_commands(block: Block) -> None:
 
 
 def without_numbers(text: str) -> list[str]:
-    """What is the same on every machine: the lines, with # for each number."""
+    """The lines with # for each number: what is the same on every machine."""
     return [
         re.sub(r"-?\d+(\.\d+)?(e-?\d+)?", "#", line.rstrip()) for line in text.strip().splitlines()
     ]
@@ -147,7 +147,7 @@ def test_help_fits_80_columns_and_has_an_example_that_parses(command, monkeypatc
     monkeypatch.setenv("TERMINAL_WIDTH", "80")
     text = CliRunner().invoke(app, [*command, "--help"], prog_name="ghnq").output
     assert max(map(len, text.splitlines())) <= 80
-    assert "..." not in text.partition("Commands:")[2]  # a sentence that was cut off
+    assert "..." not in text.partition("Commands:")[2]  # no sentence is cut off
     example = re.search(r"Example:\n +ghnq (.+)", text)
     assert example, text
     words = shlex.split(example[1])

@@ -1,4 +1,4 @@
-"""The scripts that measure what starts from float weights: what is on file is not measured again."""
+"""Scripts that measure starts from float weights do not repeat measurements that are on file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESULTS = ROOT / "docs" / "results"
 
 @pytest.fixture
 def low_bits(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The script, with trainings that take no time: accuracy is a hundred times the learning rate."""
+    """The script with instant trainings, whose accuracy is a hundred times the learning rate."""
     monkeypatch.syspath_prepend(ROOT / "docs" / "examples")
     import low_bits
 
@@ -38,7 +38,7 @@ def run(script: Any, output: Path, top1: float = 74.57) -> list[dict[str, Any]]:
 
 
 def test_goes_on_with_what_is_there(low_bits: Any, tmp_path: Path) -> None:
-    """At the rates it was begun with."""
+    """It continues with the learning rates of the first run."""
     shutil.copy(RESULTS / "low-bits" / "resnet8.jsonl", tmp_path)
     before = (tmp_path / "resnet8.jsonl").read_text()
     header, *results = run(low_bits, tmp_path)

@@ -1,4 +1,4 @@
-"""Starts from a GHN-3: by name or file, for networks of ImageNet's size, and where it is known to lose."""
+"""Starts from a GHN-3: by name or file, at ImageNet's image size, and where it is known to lose."""
 
 from __future__ import annotations
 

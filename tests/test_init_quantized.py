@@ -1,4 +1,4 @@
-"""init_quantized: what it accepts, what it gives, and that no error leaves a trace."""
+"""init_quantized: what it accepts and returns, and that errors leave no trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sensitivity of layers, and the bits assigned by it."""
+"""Sensitivity of layers, and the bits assigned from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``predict_parameters``: what a user gets for a model, and what is said of what is kept."""
+"""``predict_parameters``: what it returns for a model, and what it warns of."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def assert_for(model: nn.Module, predicted: dict[str, Tensor]) -> None:
 
 
 def assert_independent(model: nn.Module, predicted: dict[str, Tensor]) -> None:
-    """No two tensors share memory, nor with the model, and none holds more than its own."""
+    """No tensor shares memory with another or with the model, or holds more than its own."""
     memory = [p.untyped_storage() for p in predicted.values()]
     pointers = {m.data_ptr() for m in memory}
     assert len(pointers) == len(predicted)
@@ -74,7 +74,7 @@ def assert_independent(model: nn.Module, predicted: dict[str, Tensor]) -> None:
 def test_one_tensor_for_every_parameter(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     model = make()
     before = {name: p.clone() for name, p in model.state_dict().items()}
-    # the default's batch norms are new, as the model's own are
+    # by default batch norms are new, as the model's own are
     predicted = predict_parameters(model, GHN.from_pretrained("ghnq-cifar10"))
     assert_for(model, predicted)
     assert_independent(model, predicted)
@@ -151,7 +151,7 @@ def test_example_input_is_checked(tiny_ghn: GHN) -> None:
 
 
 def kept_by(model: nn.Module, ghn: GHN) -> tuple[dict[str, Tensor], set[str]]:
-    """The prediction, and the names of the parameters that keep their values; one warning."""
+    """The prediction, and the parameters that keep their values, according to its one warning."""
     with pytest.warns(GhnqWarning) as caught:
         predicted = predict_parameters(model, ghn)
     assert len(caught) == 1
@@ -179,14 +179,14 @@ def test_another_number_of_classes_without_bias(tiny_ghn: GHN) -> None:
 def test_auxiliary_heads(tiny_ghn: GHN) -> None:
     model = torchvision.models.googlenet(num_classes=10, init_weights=False)
     for p in model.parameters():
-        p.data.add_(1e-3)  # no two values alike, biases of zero neither
+        p.data.add_(1e-3)  # no two values are equal, not even biases of zero
     predicted, kept = kept_by(model, tiny_ghn)
     assert kept == {n for n in predicted if n.startswith("aux")}
     assert len(kept) == 14
 
 
 class Custom(nn.Module):
-    """A PReLU, a scale of its own, and a layer that is never used."""
+    """A PReLU, a scale parameter, and a layer that is never used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ def test_everything_predicted_gives_no_warning(tiny_ghn: GHN) -> None:
 
 
 def test_tied_parameters_stay_one(tiny_ghn: GHN) -> None:
-    """The first of the names is in the result, with the prediction for its first use."""
+    """The result has the first name, with the prediction for its first use."""
     model = small()
     model[3] = nn.Conv2d(20, 20, 3, bias=False)
     model.insert(4, nn.Conv2d(20, 20, 3, bias=False))
@@ -316,7 +316,7 @@ print(torchvision.models.resnet18(num_classes=3).fc.out_features)
 def test_operators_are_defined_only_where_they_are_missing(
     prepare: str, defined: list[str]
 ) -> None:
-    """The module alone, outside of the package, whose import defines them."""
+    """Only the module, without the package, whose import defines them."""
     source = Path(sys.modules["ghnq_quant.torchvision_ops"].__file__ or "")
     code = f"""
 import importlib.util, sys

@@ -1,4 +1,4 @@
-"""The start of a training: which parameters are predicted, and the classifier fitted to a task."""
+"""The start of training: which parameters are predicted, and the classifier fitted to a task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def task(count: int = 200, classes: int = 10, side: int = 8) -> list[Batch]:
-    """Batches of images whose class is where they are bright."""
+    """Batches of images whose class is the place where they are bright."""
     generator = torch.Generator().manual_seed(3)
     labels = torch.arange(count) % classes
     images = torch.randn(count, 3, side, side, generator=generator)
@@ -76,7 +76,7 @@ def test_share_counts_convolutions_from_the_image_and_rounds_up(
 
 
 class Branches(nn.Module):
-    """Of the two branches the short one runs last."""
+    """Two branches; the short one runs last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ def test_all_backends_get_the_same_start(backend: str, tiny_ghn: GHN) -> None:
         assert torch.equal(qmodel.get_parameter(name), p), name
     assert changed(reference, model) == ["0.weight", "11.weight", "11.bias"]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # ranges and statistics are there
+        warnings.simplefilter("error")  # ranges and statistics exist
         y = qmodel.eval()(data[0][0])
     assert y.isfinite().all()
 

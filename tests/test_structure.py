@@ -1,4 +1,4 @@
-"""What the files of the packages may import, and how long files may be, read from their source."""
+"""What the packages' files may import, and how long files may be, read from their source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Brevitas backend as Brevitas sees it: its layers, proxies, quantized tensors and tools."""
+"""The Brevitas backend from Brevitas's side: layers, proxies, quantized tensors and tools."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_quantizers_are_subclasses_of_brevitas_own(bits: int) -> None:
     assert issubclass(activations, ShiftedUint8ActPerTensorFloat)
     assert weights.bit_width == activations.bit_width == bits
     assert weight_quantizer(bits) is weights
-    # they work in a layer of the user's own, too
+    # they work in a user's own layer, too
     layer = qnn.QuantConv2d(3, 8, 3, weight_quant=weights, input_quant=activations)
     layer(images()).sum().backward()
     assert layer.quant_weight().value.unique().numel() <= 2**bits
@@ -164,7 +164,7 @@ def test_brevitas_status_manager() -> None:
 
 
 def test_another_weight_quantizer_of_brevitas_in_a_fused_layer() -> None:
-    """Not straight through: its scale is a parameter, which needs a gradient of its own."""
+    """It is not straight-through: its scale is a parameter, which needs its own gradient."""
 
     class LearnedScale(Int8WeightPerTensorFloat):
         scaling_impl_type = "parameter_from_stats"

@@ -1,4 +1,4 @@
-"""torchao's export flow: the plan in a prepared model that is a module like any other."""
+"""torchao's export flow: the plan in a prepared model that works like any module."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make(model: nn.Module, bits: int | Quantizer = 4, steps: int = 0, **scheme: 
 
 @pytest.fixture(scope="module")
 def trained() -> QuantModel:
-    """A model of some steps; tests take copies."""
+    """A model trained for a few steps; tests use copies."""
     return make(small_network(steps=2), steps=3)
 
 
@@ -88,7 +88,7 @@ def test_copies_and_state_round_trip(trained: QuantModel) -> None:
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_eval_equals_the_reference(bits: int) -> None:
-    """Running statistics folded: the same numbers in another order, so in float64."""
+    """Folded running statistics sum the same numbers in another order, so in float64."""
     model = small_network(steps=3).double().eval()
     ours = make(model, bits, act_range="batch")
     theirs = ghnq_quant.quantize(model, scheme=ours.scheme, backend="reference")
@@ -113,7 +113,7 @@ def test_equals_the_reference_without_batch_norm(bits: int) -> None:
 
 
 def test_takes_other_image_sizes() -> None:
-    """Where the model computes nothing from them."""
+    """If the model computes nothing from the size."""
     layers = [nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
     model = nn.Sequential(*layers, nn.Linear(32, 5)).double()
     ours = make(model, 4, act_range="batch")
@@ -135,7 +135,7 @@ class UnusualNorms(nn.Sequential):
 
 
 def test_float_bits_equal_the_float_model_in_both_modes() -> None:
-    """Momentum and ε too, which torchao itself sets to the usual ones."""
+    """Also with other momentum and ε, which torchao itself sets to the usual values."""
     torch.manual_seed(0)
     model = UnusualNorms()
     with pytest.warns(GhnqWarning, match=r"eps=0.001.*convert_pt2e folds with 1e-5"):
@@ -218,7 +218,7 @@ def test_switches(trained: QuantModel) -> None:
 
 
 def test_torchao_converts_to_integers() -> None:
-    """At all widths in one model: a conversion takes many seconds."""
+    """All bit widths in one model, because a conversion takes many seconds."""
     bits = {"stem.0": 8, "head": 2}
     qmodel, x = make(small_network(steps=2), 4, steps=2, overrides=bits).eval(), images()
     expected = qmodel(x)

@@ -1,4 +1,4 @@
-"""torchao's export flow against the reference: every kind of quantizer and range, whole networks."""
+"""torchao's export flow equals the reference: every quantizer and range, whole networks."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ if ALL:
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize(("name", "kind", "bits"), CASES)
 def test_equals_the_reference(name: str, kind: tuple[str, str], bits: int) -> None:
-    """With frozen batch norms: the same numbers in another order, so in float64."""
+    """With frozen batch norms it sums the same numbers in another order, so in float64."""
     model, data = network(name).double(), batches(name)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # with none, sums lie exactly between two levels
+        if isinstance(module, nn.BatchNorm2d):  # without bias, sums lie exactly between two levels
             nn.init.uniform_(module.bias, -0.5, 0.5)
     for x in data:
         model(x)

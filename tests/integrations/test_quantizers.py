@@ -1,4 +1,4 @@
-"""Quantizers of every kind as the toolkits see them, against the toolkits' own."""
+"""Quantizers of every kind inside the toolkits, compared with the toolkits' own."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_weights_equal_brevitas_own(name: str, kind: str, bits: int) -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 def test_fixed_point_of_brevitas_rounds_the_range_where_ours_rounds_the_scale(bits: int) -> None:
-    """So its scale is the same or half of ours, which clips the largest weights by a level."""
+    """So its scale equals ours or half of it; half clips the largest weights by a level."""
     qnn = pytest.importorskip("brevitas.nn")
     from brevitas.quant import Int8WeightPerTensorFixedPoint
     from ghnq_brevitas import weight_quantizer

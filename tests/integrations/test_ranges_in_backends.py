@@ -1,4 +1,4 @@
-"""Searched and learned ranges: every backend against the reference, in training and eval."""
+"""Searched and learned ranges: every backend equals the reference, in training and eval."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from small_networks import images, network
 
 import ghnq_quant
 
-#: One width for each kind, or all, on whole networks too.
+#: One bit width per kind, or all, also on whole networks.
 CASES = [("small", kind, [2, 8, 4][i % 3]) for i, kind in enumerate(RANGES)]
 if ALL:
     CASES = [

@@ -1,4 +1,4 @@
-"""GHN-3 and timm: the same graphs as torchvision's models, and the page's model for its train.py."""
+"""GHN-3 and timm: graphs equal torchvision's, and the page's model for timm's train.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ghnq_quant.capture import ArchGraph, capture
 
 
 def shapes_of(graph: ArchGraph) -> list[tuple[int, ...]]:
-    """Of all nodes; some linear layers are 1×1 convolutions in the other zoo."""
+    """Shapes of all nodes; some linear layers are 1×1 convolutions in the other zoo."""
     return sorted((*node.shape, 1, 1, 1)[:4] for node in graph.nodes if node.shape)
 
 

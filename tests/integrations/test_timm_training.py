@@ -1,4 +1,4 @@
-"""A quantized model in a training loop of timm's parts."""
+"""A quantized model in a training loop built from timm's parts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def images(count: int = 8) -> torch.Tensor:
 
 
 class FewImages(torch.utils.data.Dataset):
-    """In the place of torchvision's CIFAR10: 16 images for training, 8 for the test."""
+    """Replaces torchvision's CIFAR10: 16 images for training, 8 for testing."""
 
     def __init__(self, root, train, download, **_):
         self.size, self.transform = 16 if train else 8, None

@@ -1,4 +1,4 @@
-"""The torch.ao backend as torch.ao sees it: its layers, fake quantizers, observers and switches."""
+"""The torch.ao backend from torch.ao's side: layers, fake quantizers, observers, switches."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_parts_are_torch_ao_own() -> None:
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_fake_quantizers_equal_torch_ao_own(bits: int) -> None:
-    """Values, scale and zero point of the stock ``FakeQuantize`` with its stock observers."""
+    """Values, scale and zero point equal the stock ``FakeQuantize`` with its stock observers."""
     levels = {"quant_min": 0, "quant_max": 2**bits - 1, "dtype": torch.quint8}
     ours = {name: activation_quantizer(Quantizer(bits, range=name))() for name in ("batch", "ema")}
     ema = FakeQuantize(MovingAverageMinMaxObserver, averaging_constant=0.1, **levels)
@@ -111,7 +111,7 @@ def test_gradient_is_straight_through_outside_of_the_range_where_torch_masks_it(
 
 
 def test_fake_quantization_off_and_on() -> None:
-    """Without it the model is the float one; the observers go on."""
+    """Without it the model equals the float model; the observers go on."""
     model, qmodel, x = small_network(dropout=0.0), make(steps=0), images()
     quantized = copy.deepcopy(qmodel)(x)
     qmodel.apply(disable_fake_quant)
@@ -177,7 +177,7 @@ def test_float_layers_and_activations() -> None:
 
 
 def test_frozen_batch_norm_statistics_stay_frozen_in_train() -> None:
-    """torch.ao's method of the layer, which outlives ``model.train()``."""
+    """With torch.ao's layer method, whose effect outlasts ``model.train()``."""
     qmodel = make()
     qmodel.get_submodule("stem.0").freeze_bn_stats()
     norm = qmodel.train().get_submodule("stem.1")
@@ -190,7 +190,7 @@ def test_frozen_batch_norm_statistics_stay_frozen_in_train() -> None:
 
 
 def test_another_fake_quantizer_in_a_fused_layer() -> None:
-    """torch's own masks the gradient, so folding must not take it for straight-through."""
+    """torch's own masks the gradient, so folding must not treat it as straight-through."""
     qmodel = make()
     layer = qmodel.get_submodule("stem.0")
     layer.weight_fake_quant = FakeQuantize(MinMaxObserver, quant_min=0, quant_max=15)
@@ -201,7 +201,7 @@ def test_another_fake_quantizer_in_a_fused_layer() -> None:
 
 
 def test_torch_ao_is_imported_with_the_backend_alone() -> None:
-    """It is deprecated: who uses another backend must not depend on it."""
+    """It is deprecated, so users of other backends must not depend on it."""
     code = (
         "import sys, ghnq_quant; from torch import nn\n"
         "ghnq_quant.quantize(nn.Sequential(nn.Conv2d(3, 8, 3)), 4, backend='reference')\n"

@@ -1,4 +1,4 @@
-"""The pages on Lightning and on Hugging Face's Trainer, as they are, on a few images."""
+"""The code on the pages about Lightning and Hugging Face's Trainer, unchanged, on a few images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGES = Path(__file__).parents[2] / "docs" / "how-to"
 
 @pytest.fixture
 def run_page(monkeypatch, tmp_path):
-    """Run a page's code, its epochs and batches made few, beside 16 images."""
+    """Run a page's code with few epochs and batches, on 16 images."""
     monkeypatch.chdir(tmp_path)
     for split, name, shade in [
         (s, n, i) for s in ("train", "test") for n in "ab" for i in range(4)
@@ -46,7 +46,7 @@ def run_page(monkeypatch, tmp_path):
 
 
 def assert_frozen(names: dict[str, Any]) -> None:
-    """The last epoch, of two steps, counted in no batch norm: two of calibration did."""
+    """No batch norm counted the two steps of the last epoch, only calibration's two batches."""
     qat = names["qat"]
     norms = [m for m in qat.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {int(norm.num_batches_tracked) for norm in norms} == {2}
