@@ -1,4 +1,4 @@
-"""What the benchmarks share: how they time, and the public implementation where it is at hand.
+"""What the benchmarks share: timing, and the public implementation, if there is one.
 
 The public GHN-2 code is not part of this project. With ``PYTHONPATH`` naming a checkout of
 facebookresearch/ppuda (and its own requirement einops installed), the benchmarks of prediction and
@@ -15,13 +15,13 @@ from types import MappingProxyType
 import pytest
 import torch
 
-#: Of the hypernetworks that are compared: the public GHN-2 for CIFAR-10.
+#: Decoder size of the compared hypernetworks: the public GHN-2 for CIFAR-10.
 MAX_SHAPE = (64, 64, 11, 11)
 
 
 @pytest.fixture
 def all_cores() -> Iterator[None]:
-    """Wall-clock times are of all the machine's cores."""
+    """Use all the machine's cores, for wall-clock times."""
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     yield
@@ -34,11 +34,11 @@ def fastest(
     clock: Callable[[], float] = time.perf_counter,
     prepare: Mapping[str, Callable[[], object]] = MappingProxyType({}),
 ) -> dict[str, float]:
-    """Seconds of the fastest of several rounds, in each of which all candidates take their turn.
+    """Seconds of the fastest of several rounds, in each of which all candidates take turns.
 
-    So what else the machine does hits them alike. Each runs once untimed before its turn, so that the
-    time is not that of getting the memory which the one before it had no use for. What ``prepare``
-    holds for a candidate is done before each of its runs and not timed.
+    So other load on the machine affects them equally. Each runs once untimed before its turn, so
+    that its time excludes getting memory that the candidate before it did not need. ``prepare`` maps
+    a candidate to work that is done before each of its runs and not timed.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):

@@ -17,7 +17,7 @@ from ghnq_quant.research.networks import ConvNets250K
 
 
 def load() -> ModuleType | None:
-    """``ppuda.ghn.nn``, or None where it cannot be imported."""
+    """``ppuda.ghn.nn``, or None if it cannot be imported."""
     try:
         import ppuda.ghn.nn as public
     except ImportError:
@@ -57,7 +57,7 @@ class Step:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         graphs = sys.modules["ppuda.deepnets1m.graph"]
-        # it reads the number of a cell out of names that begin as ours do
+        # it reads a cell number from names that begin like ours
         monkeypatch.setattr(graphs, "get_cell_ind", lambda name, layers=1: 0)
         self.items = [ConvNets250K("train")[i] for i in indices]
         self.ghn = hypernetwork(public).train()
@@ -72,7 +72,7 @@ class Step:
         self.networks: list[Any] = []
 
     def build(self) -> None:
-        """New networks, which its loader makes outside of the step."""
+        """Make new networks, as its loader does outside the step."""
         layers = sys.modules["ppuda.deepnets1m.net"].named_layered_modules
         self.networks = [item.build(initialize=False).train() for item in self.items]
         for network in self.networks:
@@ -88,6 +88,6 @@ class Step:
 
 
 def _sized(model: nn.Module) -> nn.Module:
-    """The public code reads off a model what images it takes; by default 224×224 pixels."""
+    """Set the image size that the public code reads from a model; its default is 224×224."""
     model.expected_input_sz = (3, 32, 32)  # type: ignore[assignment]
     return model

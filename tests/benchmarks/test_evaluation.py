@@ -39,7 +39,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def noise(count: int) -> Images:
-    """Images whose content the time does not depend on."""
+    """Random images; the time does not depend on their content."""
     return Images(
         torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8),
         torch.randint(10, (count,)),

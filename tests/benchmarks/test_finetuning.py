@@ -31,7 +31,7 @@ from ghnq_quant.research.finetuning.step import backward_meta_batch
 from ghnq_quant.research.networks import ConvNets250K
 
 ROUNDS = 6
-#: Of the recipe: networks a step, images of each, architectures that are measured.
+#: The recipe's networks per step and images of each, and the architectures to measure.
 NETWORKS, IMAGES, ARCHITECTURES = 4, 130, 100
 
 
@@ -59,7 +59,7 @@ class Step:
 
 
 class NetworksAlone:
-    """The same networks in float with parameters of their own: what no hypernetwork can save."""
+    """The same float networks with their own parameters: time that no hypernetwork can save."""
 
     def __init__(self, indices: Sequence[int]) -> None:
         self.networks = [ConvNets250K("train")[i].build().train() for i in indices]
@@ -100,11 +100,11 @@ def test_step(
     print(f"\n{side}×{side}, {virtual_edges} virtual edges, networks {indices}: ms {milliseconds}")
     print(f"the float step's time over each: {ratios}")
     if public is not None:
-        assert times["float"] < times["public code"]  # how much is not the same on every CPU
+        assert times["float"] < times["public code"]  # by how much depends on the CPU
 
 
 class RecipeSteps:
-    """Steps of one process by the recipe over fixed architectures, each of which comes once."""
+    """One process's steps with the recipe, over fixed architectures that each occur once."""
 
     def __init__(self, side: int) -> None:
         self.ghn = GHN().train()
@@ -128,7 +128,7 @@ class RecipeSteps:
             self.optimizer.step()
 
     def with_pytorchs_convolutions(self) -> None:
-        """The same without the forms for small maps."""
+        """The same without special convolutions for small maps."""
         small_maps, functional.convolve = functional.convolve, _conv2d
         try:
             self()
@@ -136,7 +136,7 @@ class RecipeSteps:
             functional.convolve = small_maps
 
     def hypernetwork_alone(self) -> None:
-        """Its predictions and their backward."""
+        """Predictions and their backward pass."""
         for first in range(0, len(self.jobs), NETWORKS):
             predicted = self.ghn([graph for graph, _ in self.jobs[first : first + NETWORKS]])
             values = [p for parameters in predicted for p in parameters.values()]

@@ -53,7 +53,7 @@ else:
             p.uniform_(-0.02, 0.02)
 
 result = {}
-for _ in range(2):  # what the first one alone takes is the interpreter's
+for _ in range(2):  # memory that only the first one takes is the interpreter's
     model = torchvision.models.get_model(name)
     size = sum(p.nbytes for p in model.parameters())
     before, start = new_peak(), time.process_time()
@@ -84,7 +84,7 @@ print(json.dumps(result))
     "name", ["resnet50", "mobilenet_v2", "densenet121", "regnet_y_400mf", "convnext_tiny"]
 )
 def test_largest_size(name: str, benchmark: Any) -> None:
-    """Peaks are over the hypernetwork and the model, in multiples of the model's parameters."""
+    """Peaks are on top of hypernetwork and model, in multiples of the model's parameters."""
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, name]
     output = benchmark.pedantic(subprocess.check_output, (command,), {"text": True}, rounds=1)
     result = json.loads(output.splitlines()[-1])

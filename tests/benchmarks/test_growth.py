@@ -23,7 +23,7 @@ ROUNDS = 4
 
 
 def plain(layers: int, channels: int) -> nn.Module:
-    """A row of convolutions with batch norm, two nodes a layer."""
+    """A chain of convolutions with batch norm, two nodes per layer."""
     model = nn.Sequential()
     before = 3
     for _ in range(layers):
@@ -34,7 +34,7 @@ def plain(layers: int, channels: int) -> nn.Module:
 
 
 def report(title: str, times: dict[str, float], per: list[int], benchmark: Any) -> None:
-    """Milliseconds, and microseconds of each unit of what grows."""
+    """Report milliseconds, and microseconds per unit."""
     print(f"\n{title}")
     for (name, seconds), count in zip(times.items(), per, strict=True):
         print(f"{name}: {1e3 * seconds:.1f} ms, {1e6 * seconds / count:.3g} µs each")
@@ -75,7 +75,7 @@ def test_parameters(benchmark: Any) -> None:
 def test_meta_batch(bits: tuple[int, int], benchmark: Any) -> None:
     batch = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
     sizes = [2, 4, 8, 16]
-    # the first two networks over and over, so that every size has the same mean network
+    # repeats the first two networks, so that every size has the same mean network
     steps = [Step(10, bits, [i % 2 for i in range(size)]) for size in sizes]
     work: dict[str, Callable[[], object]] = {
         f"meta-batch {size}": partial(step, *batch) for size, step in zip(sizes, steps, strict=True)

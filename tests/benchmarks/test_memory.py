@@ -37,7 +37,7 @@ print((peak - before) / size, (resident() - before) / size)
 @pytest.mark.parametrize("classes", [10, 1000])
 @pytest.mark.parametrize("backend", ["reference", "brevitas"])
 def test_peak_memory(backend: str, classes: int, benchmark: Any) -> None:
-    """Over the model and everything before it, in multiples of the model's own parameters."""
+    """On top of the model and all before it, in multiples of the model's parameters."""
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, backend, str(classes)]
     output = benchmark.pedantic(subprocess.check_output, (command,), {"text": True}, rounds=1)
     peak, kept = map(float, output.split())

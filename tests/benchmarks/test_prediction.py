@@ -58,7 +58,7 @@ def test_prediction(name: str, benchmark: Any) -> None:
 
 @torch.no_grad()
 def naive(ghn: GHN, model: torch.nn.Module) -> None:
-    """Node by node, every weight decoded at full size."""
+    """Predict node by node, and decode every weight at full size."""
     naive_ghn.predict(
         ghn.state_dict(),
         capture(model).arch_graph,

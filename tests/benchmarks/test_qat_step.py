@@ -71,7 +71,7 @@ def test_toolkits(name: str, per_channel: bool) -> None:
 
 @pytest.mark.parametrize("backend", ["reference", "torch_ao"])
 def test_compiled(backend: str) -> None:
-    """Of the first blocks alone: the whole network compiles for minutes."""
+    """Only the first blocks: the whole network would compile for minutes."""
     x = torch.randn(16, 3, 64, 64)
     model = torchvision.models.mobilenet_v2(num_classes=10).features[:4].train()
     qmodel = ghnq_quant.quantize(model, 4, backend=backend)

@@ -2,8 +2,8 @@
 
     pytest tests/benchmarks/test_simulation.py --benchmark-json=simulation.json
 
-All networks of a case take turns within one run, so that what else the machine does hits them alike; the
-ratios of their fastest processor times are in ``extra_info``.
+All networks of a case take turns within one run, so that other load on the machine affects them equally;
+the ratios of their fastest CPU times are in ``extra_info``.
 """
 
 from __future__ import annotations
@@ -47,26 +47,26 @@ class StockChannelWeight(Int8WeightPerChannelFloat):
 
 
 class StockActivation(ShiftedUint8ActPerTensorFloat):
-    """As it is for its first 300 steps: the range is a percentile of each batch."""
+    """As in its first 300 steps: the range is a percentile of each batch."""
 
     bit_width = 4
 
 
 class LearnedActivation(StockActivation):
-    """As it is afterwards: the range is a parameter."""
+    """As after them: the range is a parameter."""
 
     collect_stats_steps = 1
 
 
 class StockConvBatchNorm2d(FoldsBatchNorm, qnn.QuantConv2d):
-    """Brevitas's own quantized convolution with the float batch norm behind it."""
+    """Brevitas's own quantized convolution, followed by the float batch norm."""
 
     def forward(self, input: Tensor) -> Tensor:
         return self.bn(super().forward(input))
 
 
 class StockBrevitas:
-    """Brevitas's own layers and quantizers in the places of the plan."""
+    """Brevitas's own layers and quantizers at the plan's places."""
 
     def __init__(self, activation: type) -> None:
         self._activation = activation
@@ -190,6 +190,6 @@ def test_simulation(name: str, work: Callable[..., None], benchmark: Any) -> Non
     ratios = {key: round(value / times["float"], 2) for key, value in times.items()}
     benchmark.extra_info.update(ratios)
     print(f"\n{name} {work.__name__}, times of float: {ratios}")
-    # the other ratios, torch.ao's too, are not the same on every CPU
+    # the other ratios, torch.ao's too, depend on the CPU
     assert times["reference"] < times["naive"]
     assert times["brevitas"] < times["Brevitas's own"]

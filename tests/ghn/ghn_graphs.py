@@ -1,4 +1,4 @@
-"""Graphs to predict for, with layers of odd shapes, and what compares predictions."""
+"""Graphs with layers of odd shapes to predict for, and a loss to compare predictions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ghnq_quant.capture import capture
 
 
 class OddShapes(nn.Module):
-    """Kernels, channel counts and joins that no shape table or decoder was made for."""
+    """Kernels, channel counts and joins outside the shape tables and decoders."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def resnet(**kwargs: Any) -> nn.Module:
 
 
 class Recurrent(nn.Module):
-    """A convolution and a linear layer that are called twice, the latter at last as classifier."""
+    """A convolution and a linear layer, each called twice; the second linear call is the classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], rtol: f
 
 
 def random_loss(networks: list[dict[str, Tensor]]) -> Tensor:
-    """Of a scale at which it does not drown what differs in one parameter."""
+    """A random loss on a scale at which a difference in one parameter still shows."""
     generator = torch.Generator().manual_seed(1)
     return sum(
         (p * torch.randn(p.shape, generator=generator, dtype=p.dtype)).sum() / p.numel() ** 0.5

@@ -10,7 +10,7 @@ from ghnq_quant.capture import ArchGraph
 
 
 def check_gradients(ghn: GHN, graph: ArchGraph) -> None:
-    """Assert that those of every parameter but the tables of sizes are right, in float64."""
+    """Assert that the gradients of all parameters except the tables of sizes are right, in float64."""
     names, weights = zip(*ghn.named_parameters(), strict=True)
 
     def values(*w: Tensor) -> tuple[Tensor, ...]:

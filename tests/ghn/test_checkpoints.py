@@ -136,7 +136,7 @@ def test_precision_embedding_and_new_batch_norms_round_trip(tmp_path: Path) -> N
 
 
 def test_how_kernels_are_cut(ghn: GHN, tmp_path: Path) -> None:
-    """As in GHN-2 where a checkpoint comes from one, or is older than the setting."""
+    """As in GHN-2 if the checkpoint comes from one, or is older than the setting."""
     assert GHN.from_ppuda(public(tmp_path / "ghn2.pt", ghn)).decoder.kernel_cut == "corner"
     for name in ("ghn2-cifar10-bootstrap", "ghnq-cifar10-qat"):
         assert GHN.from_pretrained(name).decoder.kernel_cut == "corner"
@@ -280,7 +280,7 @@ FOLDER_DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         for setting, value, message in (
             ("hid", 16, "size mismatch"),
             ("hid", "many", "hid takes whole numbers from 1, not 'many'"),
-            ("hid", 10**7, "size mismatch for ln.weight"),  # which no memory would be enough for
+            ("hid", 10**7, "size mismatch for ln.weight"),  # no memory would be large enough
             ("kernel_cut", "edge", "ValueError: kernel_cut is"),
             ("new_batch_norms", "no", "new_batch_norms is true or false, not 'no'"),
             ("precision_embedding", 1, "precision_embedding is true or false, not 1"),

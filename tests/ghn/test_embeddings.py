@@ -1,4 +1,4 @@
-"""What a new hypernetwork starts from, and which rows of its embeddings a shape takes."""
+"""The initialization of a new hypernetwork, and the embedding rows that a shape selects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_new_hypernetwork() -> None:
         near = (row[count] - row[next_count]).norm()
         far = (row[count] - row[double]).norm()
         assert 0 < near < 0.7 * far, count
-    assert 0 < (row[1] - row[None]).norm() < 0.6 * 32**-0.5  # of a node without a shape
+    assert 0 < (row[1] - row[None]).norm() < 0.6 * 32**-0.5  # row[None]: a node without a shape
     decoder = ghn.decoder
     for layer, fan_in in (
         (decoder.conv[2], 256),
@@ -31,7 +31,7 @@ def test_a_new_hypernetwork() -> None:
         (ghn.decoder_1d.fc[2], 64),
     ):
         assert not layer.bias.any()
-        # PyTorch's is uniform up to fan_in^-1/2
+        # PyTorch's is uniform, up to fan_in^-1/2
         assert layer.weight.std().item() == pytest.approx(0.2 * (3 * fan_in) ** -0.5, rel=0.05)
     assert decoder.conv[0].bias.any()
 

@@ -1,4 +1,4 @@
-"""The hypernetwork against the public implementation's vectors and a second implementation."""
+"""The hypernetwork equals the public implementation's vectors and a second implementation."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ SIZES = {
 
 @pytest.mark.parametrize("size", SIZES)
 def test_forward_and_gradients_of_a_batch(size: str) -> None:
-    """Several networks at once: values, and each weight's gradient, as one by one by autograd."""
+    """Several networks at once: values and every weight's gradient equal autograd one by one."""
     torch.manual_seed(0)
     ghn = GHN(**SIZES[size]).double()
     if ghn.precision is not None:

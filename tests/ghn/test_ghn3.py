@@ -1,4 +1,4 @@
-"""GHN-3 against numbers of the public implementation, made with parameters of closed form."""
+"""GHN-3 equals numbers of the public implementation with closed-form parameters."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Tiny(nn.Module):
 
 
 def closed_form(ghn: GHN) -> GHN:
-    """The same with the parameters that the numbers were made with."""
+    """The same hypernetwork with the parameters behind the numbers."""
     state = ghn.state_dict()
     for rank, name in enumerate(sorted(state)):
         w = state[name]
@@ -233,7 +233,7 @@ def test_no_prediction_keeps_the_memory_of_another(ghn: GHN) -> None:
 
 
 class Patches(nn.Module):
-    """A kernel larger than the decoder's grid, and gates that are no squeeze-and-excitation."""
+    """A kernel larger than the decoder's grid, and gates that are not squeeze-and-excitation."""
 
     def __init__(self) -> None:
         super().__init__()

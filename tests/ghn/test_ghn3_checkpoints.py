@@ -1,4 +1,4 @@
-"""Files in the formats of GHN-3's authors, made here: what they hold, and what they must not do."""
+"""Files made in the formats of GHN-3's authors: their content, and that they run no code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ghn() -> GHN:
 
 
 def published(ghn: GHN) -> OrderedDict[str, Tensor]:
-    """The state dict with the names that the files of the Hub have."""
+    """The state dict with the names in the Hub's files."""
     tables = ("centrality_embed_in", "centrality_embed_out", "input_dist_embed")
     return OrderedDict(
         (name.removeprefix("gnn.0.") if any(t in name for t in tables) else name, w)
@@ -72,7 +72,7 @@ def test_present_names_and_half_precision(ghn: GHN, tmp_path: Path) -> None:
 
 
 def test_a_file_of_their_training(tmp_path: Path) -> None:
-    """With a config, which tells a decoder of unlike widths."""
+    """It has a config, which describes a decoder of unequal widths."""
     ghn = GHN(**{**SETTINGS, "max_shape": (12, 6, 16, 16)})
     config = {"max_shape": (12, 6, 16, 16), "hid": 8, "heads": 8, "layers": 2, "is_ghn2": False}
     content = {"state_dict": ghn.state_dict(), "optimizer": {}, "epoch": 3, "config": config}
@@ -163,7 +163,7 @@ class Calls:
 
 
 class Updates:
-    """Pickles as an OrderedDict whose attributes are set to those of ``self``."""
+    """Pickles as an OrderedDict with the attributes of ``self``."""
 
     def __init__(self, state: Any) -> None:
         self.state = state
@@ -173,7 +173,7 @@ class Updates:
 
 
 def payloads(folder: Path) -> dict[str, Any]:
-    """What runs code, makes a folder ``ran``, when it is unpickled by ``pickle.load``."""
+    """Objects that run code when ``pickle.load`` unpickles them: they make a folder ``ran``."""
     makes = Calls(os.mkdir, str(folder / "ran"))
     code = f"import os; os.mkdir({str(folder / 'ran')!r})"
     nested = pickle.dumps(makes)
@@ -207,7 +207,7 @@ def test_payloads_do_not_run(name: str, tmp_path: Path) -> None:
 
 
 def outside(offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Any:
-    """A tensor that reads values before or behind those of its storage."""
+    """A tensor that reads values before or after its storage."""
     content = torch.ones(4).storage().__reduce__()[1][0]
     values = Calls(torch.storage._load_from_bytes, content)
     return Calls(torch._utils._rebuild_tensor_v2, values, offset, shape, stride, False, {})
@@ -226,7 +226,7 @@ def test_tensors_outside_of_their_values(place: Any, tmp_path: Path) -> None:
 
 
 def change(path: Path, ghn: GHN, **changes: Any) -> None:
-    """Saved with other tensors; None leaves one out."""
+    """Save with changed tensors; None leaves one out."""
     state = {**published(ghn), **{k.replace("__", "."): w for k, w in changes.items()}}
     joblib.dump(OrderedDict((k, w) for k, w in state.items() if w is not None), path)
 

@@ -1,4 +1,4 @@
-"""The forms of the hypernetwork for CPUs, for other devices and for ``torch.compile``: one result."""
+"""The hypernetwork gives the same result on CPUs, on other devices and in ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def test_the_plain_form_equals_the_fast_one(
         return predicted, {name: p.grad for name, p in ghn.named_parameters()}
 
     fast, fast_gradients = predict_and_differentiate()
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # which needs the plain form
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # needs the plain form
     plain, plain_gradients = predict_and_differentiate()
     for a, b in zip(plain, fast, strict=True):
         assert_close(a, b, rtol)
     assert_close(plain_gradients, fast_gradients, 10 * rtol)
-    # they sum in another order: equal bits would be those of one form alone
+    # the forms sum in different orders; equal bits would mean that only one form ran
     assert not all(torch.equal(g, fast_gradients[name]) for name, g in plain_gradients.items())
 
 
@@ -79,7 +79,7 @@ def test_a_compiled_hypernetwork() -> None:
 
 
 def test_the_plain_form_keeps_to_its_device() -> None:
-    """Tensors of another device, which hold no values, meet none of the CPU on their way."""
+    """Meta tensors, which have no values, never meet a CPU tensor."""
     ghn = GHN(max_shape=(8, 8, 3, 3), hid=8).to("meta")
     graph = capture(four_classes()).arch_graph
     h = ghn.gnn(torch.empty(len(graph), 8, device="meta"), [graph], 10)
@@ -89,7 +89,7 @@ def test_the_plain_form_keeps_to_its_device() -> None:
 
 
 def test_what_is_kept_of_a_graph_is_of_one_setting_and_goes_with_the_graph() -> None:
-    """What is made once of a graph depends on sizes of the hypernetwork that reads it."""
+    """What is computed once per graph depends on sizes of the hypernetwork that reads it."""
     graph = capture(four_classes()).arch_graph
     for width, num_classes in ((4, 4), (8, 7), (4, 4)):
         torch.manual_seed(0)

@@ -20,19 +20,19 @@ import pytest
 from digits_file import save_digits
 from safetensors import safe_open
 
-#: What a run's files tell of time.
+#: The times in a run's files.
 TIMES = {"seconds"}
 
 
 class Command(NamedTuple):
-    """A command, and the files that it must leave as they are without a kill."""
+    """A command, and the files that must be the same as without a kill."""
 
     arguments: tuple[str, ...]
     files: tuple[str, ...]
     resume: tuple[str, ...] = ()
 
 
-#: As a process in its folder finds them.
+#: Paths as a process in its folder sees them.
 DIGITS = "../digits.npz"
 COMMANDS = {
     "finetune": Command(
@@ -62,12 +62,12 @@ COMMANDS = {
 }  # fmt: skip
 
 
-#: A run removes it from its folder as soon as it has locked that.
+#: A run removes this from its folder as soon as it has locked the folder.
 MARK = ".tmp-mark"
 
 
 def begin(command: Command, folder: Path, *more: str) -> subprocess.Popen[bytes]:
-    """Start it in a folder, with its results in ``out`` there."""
+    """Start a command in a folder, with its results in ``out`` there."""
     folder.mkdir(exist_ok=True)
     if (folder / "out").exists():
         (folder / "out" / MARK).touch()
@@ -107,7 +107,7 @@ def wait_until_begun(process: subprocess.Popen[bytes], out: Path) -> None:
 
 
 def content(file: Path) -> Any:
-    """What is in it, but for times."""
+    """The content of a file, without times."""
     if file.suffix == ".jsonl":
         return [timeless(json.loads(line)) for line in file.read_text().splitlines()]
     if file.suffix == ".json":

@@ -1,4 +1,4 @@
-"""Networks of the zoos adapted to small images."""
+"""The zoos' networks, adapted to small images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ghnq_quant.zoos import create_zoo_model
 
 
 def sides(model: nn.Module, size: int) -> list[int]:
-    """The sides of the feature maps that convolutions with a kernel give, each once, in order."""
+    """The distinct sides of feature maps after convolutions with a kernel, in order."""
     captured = capture(model)
     shapes = captured.shapes((1, 3, size, size))
     found: list[int] = []
@@ -34,7 +34,7 @@ def strides_of(model: nn.Module) -> dict[str, object]:
     return {n: m.stride for n, m in model.named_modules() if hasattr(m, "kernel_size")}
 
 
-# What becomes of each family
+# Families
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_patches_shrink_to_pixels():
 
 @pytest.mark.parametrize("name", ["torchvision:vgg11_bn", "timm:vgg11_bn", "torchvision:alexnet"])
 def test_a_head_that_reads_small_feature_maps_computes_what_it_did(name):
-    """The same network with the head as it was: there, the feature maps are enlarged first."""
+    """Compared with the original head, where feature maps are enlarged first."""
     torch.manual_seed(0)
     model = create_zoo_model(name, 10).eval()
     adapted = adapt_stem(model).eval()

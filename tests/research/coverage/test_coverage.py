@@ -1,4 +1,4 @@
-"""One small model of each of timm's modules goes through every stage; the measurement itself."""
+"""A small model of each of timm's modules goes through every stage; the measurement itself."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SMALL = (
     "starnet_s050",
     "ese_vovnet19b_slim_dw",
 )
-#: The smallest of their modules, and yet too large for a quick test: without memory.
+#: The smallest of their modules, but too large for a quick test: only the first four stages run.
 LARGE = (
     "convmixer_768_32",
     "inception_resnet_v2",
@@ -58,7 +58,7 @@ LARGE = (
 )
 
 
-#: Of which the default backend's layers are made too, which takes three times as long.
+#: Also tested with the default backend's layers, which takes three times as long.
 BY_BREVITAS = ("test_byobnet", "test_convnext", "test_nfnet", "inception_v3")
 
 
@@ -114,7 +114,7 @@ def test_an_exported_model_gets_images_of_its_size() -> None:
 
 
 def test_a_model_beyond_the_limit_of_memory_is_told(tmp_path: Path) -> None:
-    """A process that may take less than its own code fails, and the parent goes on."""
+    """A process that is allowed less memory than its code takes fails, and the parent goes on."""
     tight = Measurement(memory=2**28)
     (result,) = measure_coverage(zoo_models("timm", "test_resnet"), tmp_path, tight)
     assert result.failed is not None

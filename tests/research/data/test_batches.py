@@ -1,4 +1,4 @@
-"""Batches of images: what they hold, and what they depend on."""
+"""Batches of images: their content, and what they depend on."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ ARCHIVE = Path(__file__).parents[4] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 
 
 def arrays(count: int = 12, size: int = 8, classes: int = 3) -> dict[str, np.ndarray]:
-    """A valid .npz's content."""
+    """The content of a valid .npz."""
     rng = np.random.default_rng(0)
     return {
         f"{key}_{part}": value
@@ -42,7 +42,7 @@ def saved(path: Path, content: dict[str, np.ndarray]) -> Path:
 
 
 def folder(root: Path, classes: tuple[str, ...] = ("ant", "bee"), test: str = "test") -> Path:
-    """Two 5 × 6 pixel PNGs a class and part; the red channel holds a running number."""
+    """Two PNGs of 5 × 6 pixels per class and part; the red channel holds a running number."""
     number = 0
     for part in ("train", test):
         for name in classes:

@@ -1,4 +1,4 @@
-"""What the tests of the finetuning share."""
+"""Fixtures for the tests of finetuning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run of a few steps, and what it wrote."""
+"""A run of a few steps, and its output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step draws: networks, a precision, and images."""
+"""The random draws of a step: networks, a precision, and images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of a run: schedules, what the command line writes, and what contradicts itself."""
+"""Settings of a run: schedules, the command line for them, and contradictions."""
 
 from __future__ import annotations
 

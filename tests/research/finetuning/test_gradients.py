@@ -1,4 +1,4 @@
-"""What a network's parameters and the hypernetwork get as gradient in a step."""
+"""Gradients of a network's parameters and of the hypernetwork in a step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_functional_network_computes_what_its_modules_do(
         item = ConvNets250K(split)[index]
         (predicted,) = ghn([item.graph])
         network = simulated(item, bits)
-        if bits == (32, 32):  # small maps are summed in another order: compared in float64
+        if bits == (32, 32):  # small maps sum in another order, so compare in float64
             predicted = {name: p.double() for name, p in predicted.items()}
             network, x = network.double(), x.double()
         parameters = {name: p.detach().requires_grad_() for name, p in predicted.items()}
@@ -74,7 +74,7 @@ def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
     for item in items:
         (parameters,) = ghn([item.graph], [bits])
         for p in parameters.values():
-            p.requires_grad_()  # a new batch norm's too
+            p.requires_grad_()  # a new batch norm's, too
         loss = F.cross_entropy(functional_call(simulated(item, bits), parameters, (x,)), y)
         found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
         norm = torch.cat([g.flatten() for g in found]).norm()
@@ -125,7 +125,7 @@ def failing(error: Exception) -> Network:
 
 
 def test_a_network_that_runs_out_of_memory_costs_its_own_gradient_alone(digits: ImageSet) -> None:
-    item = ConvNets250K("train")[1]  # of a gradient that is not clipped
+    item = ConvNets250K("train")[1]  # its gradient is not clipped
     x, y = training_batch(digits.train, 0, 8, seed=0)
     ghn = GHN.from_pretrained("ghnq-cifar10-qat")
     network = FunctionalNetwork(item.program)

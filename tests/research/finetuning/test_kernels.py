@@ -1,4 +1,4 @@
-"""Kernels of a training: convolutions of small maps against PyTorch's, and what oneDNN compiles."""
+"""Training kernels: convolutions of small maps equal PyTorch's, and what oneDNN compiles."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ for _ in range(2):
     for c in range(1, 1101):
         torch.conv2d(torch.zeros(4, c, 2, 2), torch.zeros(8, c, 1, 1))
 """
-    # threads that wait actively for so many small kernels take minutes where others compute as well
+    # on a busy machine, threads that spin while they wait make so many small kernels take minutes
     waiting = {"OMP_WAIT_POLICY": "passive"}
     environment = {**os.environ, **waiting, "ONEDNN_VERBOSE": "profile_create"}
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "OMP_NUM_THREADS"):  # one thread: not oneDNN

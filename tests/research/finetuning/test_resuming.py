@@ -1,4 +1,4 @@
-"""Runs of several processes, and runs that are killed, stopped and gone on with."""
+"""Runs in several processes, and runs that are killed or stopped, then resumed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_processes_that_are_asked_to_stop_save_a_state_to_go_on_from(
     assert state.step % 10 == 0
     assert state.step == int(rows_file.read_text().splitlines()[-1].split(",")[0])
 
-    # another run goes on from it, with its optimizer and its average
+    # another run continues from it, with its optimizer and average
     other = tmp_path / "other"
     finetune(state, digits, replace(SETTINGS, steps=3), other, show_progress=False)
     gone_on = starting_point(str(other), 10)

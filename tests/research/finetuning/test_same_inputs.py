@@ -1,4 +1,4 @@
-"""A run that goes on does so with the inputs that it began with, from whatever moment it was killed at."""
+"""A resumed run uses the inputs that it began with, whenever it was killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ConvNets-250K: what its networks are, that they never change, that graph and module agree."""
+"""ConvNets-250K: its networks, that they never change, and that graph and module agree."""
 
 import copy
 import hashlib
@@ -31,7 +31,7 @@ _ALLOWED = {
     "input", "conv", "sep_conv", "dil_conv", "bias", "bn", "max_pool", "avg_pool", "glob_avg",
     "sum", "concat",
 }  # fmt: skip
-#: of the first three networks' descriptions and graphs; a change needs a new SCHEMA
+#: hashes of the first three networks' descriptions and graphs; a change needs a new SCHEMA
 _PINNED = {
     "train": "fb1c8581f50460c2",
     "val": "f4d63e96bfa406d4",

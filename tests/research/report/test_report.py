@@ -1,4 +1,4 @@
-"""The report page: whole in itself, with the numbers of its runs, and readable files alone."""
+"""The report page: self-contained, with the numbers of its runs, and only from readable files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def save_run(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With an evaluation and a history."""
+    """A run with an evaluation and a history."""
     groups = ("mobile", "wide", "bn_free", "test", "deep")
     folder = save_run(tmp_path_factory.mktemp("reported") / "first", groups=groups)
     (folder / "history.csv").write_text(HISTORY)

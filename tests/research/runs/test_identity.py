@@ -1,4 +1,4 @@
-"""What makes two sessions one run, and how they are kept apart."""
+"""When two sessions belong to the same run, and how runs are kept apart."""
 
 from __future__ import annotations
 

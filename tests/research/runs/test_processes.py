@@ -1,4 +1,4 @@
-"""Working on tasks in processes: results, errors, and processes that die or take too much."""
+"""Tasks in processes: results, errors, and processes that die or take too much memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMITS = Limits(memory=64 * 2**30, seconds=30)
 
 
 def doing(task: str) -> Iterator[str]:
-    """Does what a task says, after it has told that it began."""
+    """Does what a task says, after reporting that it has begun."""
     assert torch.get_num_threads() == 1
     yield "began"
     if task == "raise":

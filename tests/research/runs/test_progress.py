@@ -1,4 +1,4 @@
-"""What the bar of a long run says."""
+"""The progress bar of a long run."""
 
 from __future__ import annotations
 

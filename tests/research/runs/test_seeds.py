@@ -1,4 +1,4 @@
-"""Streams of random numbers: what old results and interrupted runs were drawn with stays."""
+"""Random streams never change, so old results and interrupted runs stay reproducible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparing starts: the formulas, the fairness of the trainings, and going on with a killed run."""
+"""Comparing starts: the formulas, fair trainings, and resuming a killed run."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_steps_to_an_accuracy_lie_between_trainings() -> None:
     accuracy = tuple(summarize([v]) for v in (20, 30, 34))
     curve = Curve(0.1, summarize([12.0]), 5, (10, 20, 40), accuracy)
     assert curve.steps_to(30) == pytest.approx(20)
-    assert curve.steps_to(25) == pytest.approx(10 * 2**0.5)  # half of the way in log2 of the steps
+    assert curve.steps_to(25) == pytest.approx(10 * 2**0.5)  # halfway in log2 of the steps
     assert curve.steps_to(32) == pytest.approx(20 * 2**0.5)
     assert curve.steps_to(15) == 10  # the shortest training that was measured
     assert curve.steps_to(34.1) is None

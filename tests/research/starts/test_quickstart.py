@@ -1,4 +1,4 @@
-"""The quickstart: a tiny run from end to end, and how its numbers are put together and shown."""
+"""The quickstart: a tiny run from end to end, and how its numbers are combined and shown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ghnq_quant.research.starts.small_mobilenet import SmallMobileNet
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> QuickstartSettings:
-    """Ten classes of 16 × 16 pixels, told apart by where they are bright."""
+    """Ten classes of 16 × 16 pixels, which differ in where they are bright."""
     rng = np.random.default_rng(0)
     content = {}
     for part, count in (("train", 90), ("test", 30)):

@@ -1,4 +1,4 @@
-"""What the tests of the evaluation share."""
+"""Fixtures for the tests of the evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def images() -> Images:
 
 @pytest.fixture(scope="module")
 def embedded_ghn() -> GHN:
-    """Predicts other parameters for every precision."""
+    """A hypernetwork whose prediction depends on the precision."""
     torch.manual_seed(1)
     ghn = GHN(max_shape=(16, 16, 7, 7), num_classes=10, hid=8, precision_embedding=True).eval()
     nn.init.normal_(ghn.precision.weight)

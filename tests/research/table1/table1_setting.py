@@ -1,4 +1,4 @@
-"""A network with all that the protocol treats specially, and images of noise."""
+"""A network with everything that the protocol treats specially, and images of noise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ghnq_quant.research.data import Images
 
 
 class Net(nn.Module):
-    """Folded batch norms, one that no convolution folds, a depthwise layer, and a sum."""
+    """Folded batch norms, one that is not folded, a depthwise layer, and a sum."""
 
     def __init__(self, width: int = 8, num_classes: int = 10) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Runs of ``evaluate``: their files, going on after a kill, processes, and what they refuse."""
+"""Runs of ``evaluate``: files, resuming after a kill, processes, and refused input."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def save_noise(path: Path, side: int) -> Path:
 
 @pytest.fixture
 def setting(monkeypatch, tmp_path, tiny_ghn):
-    """Small networks in place of ConvNets-250K's and the zoos'."""
+    """Replace the networks of ConvNets-250K and the zoos by small ones."""
 
     def open_small(settings, place, images):
         torch.manual_seed(7)
@@ -92,7 +92,7 @@ def test_the_files_of_a_run_agree(setting, tmp_path):
 def test_a_killed_run_goes_on_to_the_same_results(setting, tmp_path, monkeypatch):
     evaluate(output=tmp_path / "whole", **setting)
     journal = (tmp_path / "whole" / "networks.jsonl").read_bytes()
-    # what a kill leaves: three finished networks, and the line of the fourth in half
+    # what a kill leaves: three finished networks, and half the line of the fourth
     (tmp_path / "killed").mkdir()
     half = journal[: -len(journal.splitlines()[-1]) // 2]
     (tmp_path / "killed" / "networks.jsonl").write_bytes(half)

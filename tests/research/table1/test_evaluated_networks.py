@@ -1,4 +1,4 @@
-"""Which networks an evaluation is of: settings, places, models and states."""
+"""The networks of an evaluation: settings, places, models and states."""
 
 from __future__ import annotations
 

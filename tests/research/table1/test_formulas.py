@@ -1,4 +1,4 @@
-"""Summaries, quantization errors and distributions against NumPy and SciPy."""
+"""Summaries, quantization errors and distributions equal NumPy's and SciPy's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One network measured by the paper's protocol, against a naive loop."""
+"""Measuring one network by the paper's protocol equals a naive loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRECISIONS = (FLOAT, (8, 8), (4, 8), (2, 2))
 
 
 def naive(ghn: GHN, precision: tuple[int, int], images: Images, count: int) -> torch.Tensor:
-    """Logits at one precision: a model made anew, one pass of its own, nothing shared."""
+    """Logits at one precision, from a new model and a separate pass, with nothing shared."""
     model = Net()
     model.load_state_dict(predict_parameters(model, ghn, bits=precision), strict=False)
     if precision != FLOAT:
