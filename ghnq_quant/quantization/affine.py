@@ -15,8 +15,9 @@ from ghnq_quant.quantization.quantizer import Quantizer, as_quantizer
 class QuantParams:
     """A quantizer whose range is known: each level stands for (level − zero point) · scale.
 
-    scale, zero_point: in the quantized tensor's dtype: scalars, or (C_out,) per channel.
-    quantizer: the quantizer with these levels.
+    Attributes:
+        scale, zero_point: in the quantized tensor's dtype: scalars, or (C_out,) per channel.
+        quantizer: the quantizer with these levels.
     """
 
     scale: Tensor
