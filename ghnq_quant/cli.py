@@ -191,11 +191,12 @@ def export(
     "ghnq-quant[onnx]".
     """
     from ghnq_quant.files import check_output, load_state, read_state
-    from ghnq_quant.quantization.scheme import parse_quantizers
-    from ghnq_quant.quantization.targets import find_target
+    from ghnq_quant.quantization.scheme import QuantScheme, parse_quantizers
+    from ghnq_quant.quantization.targets import PLAIN, find_target
     from ghnq_quant.zoos import create_model
 
-    is_program = target is not None and find_target(target).format == "pt2e"
+    rules = PLAIN if target is None else find_target(target)
+    is_program = rules.format == "pt2e"
     if is_program and format is not None:
         raise GhnqError(f"--format is for ONNX files, which {target} does not read: leave it out")
     check_output(output, [".pte" if is_program else ".onnx"])
@@ -210,7 +211,7 @@ def export(
     example_input = _example_input(model, image_size)
     quantized = ghnq_quant.quantize(
         model,
-        parse_quantizers(bits),
+        scheme=QuantScheme(*parse_quantizers(bits), biases=rules.biases),
         stem_bits=stem_bits or (int(noted["stem_bits"]) if "stem_bits" in noted else None),
         backend=backend or noted.get("backend", "brevitas"),
         example_input=example_input,

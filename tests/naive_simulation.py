@@ -17,11 +17,8 @@ from ghnq_quant import Quantizer, QuantScheme
 from ghnq_quant.capture import Capture, QuantPoint, capture
 
 
-def quantize_over(x: Tensor, low: Tensor, high: Tensor, quantizer: Quantizer) -> Tensor:
-    """x over [low, high], straight through: with ``torch.fake_quantize_per_tensor_affine``, or in
-    float64, which that does not compute in, by the formula."""
-    if quantizer.bits == 32:
-        return x
+def scale_of(low: Tensor, high: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor, int, int]:
+    """The scale over [low, high], the value of the lowest level, and the levels."""
     low, high = low.clamp(max=0), high.clamp(min=0)
     lowest, highest = 0, 2**quantizer.bits - 1
     if quantizer.symmetric and quantizer.never_negative:
@@ -31,10 +28,19 @@ def quantize_over(x: Tensor, low: Tensor, high: Tensor, quantizer: Quantizer) ->
         lowest, high = -highest, torch.maximum(-low, high)
         low = -high
     scale = (high - low) / (highest - lowest)
+    if quantizer.power_of_two and scale > 0:
+        scale = 2 ** scale.log2().ceil()
+    return scale, low, lowest, highest
+
+
+def quantize_over(x: Tensor, low: Tensor, high: Tensor, quantizer: Quantizer) -> Tensor:
+    """x over [low, high], straight through: with ``torch.fake_quantize_per_tensor_affine``, or in
+    float64, which that does not compute in, by the formula."""
+    if quantizer.bits == 32:
+        return x
+    scale, low, lowest, highest = scale_of(low, high, quantizer)
     if not scale > 0:
         return x - x.detach()  # zero, straight through
-    if quantizer.power_of_two:
-        scale = 2 ** scale.log2().ceil()
     zero_point = torch.zeros_like(scale)
     if not quantizer.symmetric:
         zero_point = (-low / scale).round().clamp(lowest, highest)
@@ -47,6 +53,19 @@ def quantize_over(x: Tensor, low: Tensor, high: Tensor, quantizer: Quantizer) ->
             data, scale.item(), int(zero_point), lowest, highest
         )
     return x + (quantized - data)
+
+
+def round_bias(
+    bias: Tensor, weight: Tensor, quantizer: Quantizer, input_scale: Tensor | None
+) -> Tensor:
+    """The bias in whole steps of input scale · weight scale, straight through."""
+    if input_scale is None:
+        return bias
+    rows = weight.detach() if quantizer.granularity == "channel" else [weight.detach()]
+    scales = torch.stack([scale_of(row.min(), row.max(), quantizer)[0] for row in rows])
+    return (
+        bias + (torch.round(bias / (scales * input_scale)) * scales * input_scale - bias).detach()
+    )
 
 
 def quantize(x: Tensor, quantizer: Quantizer) -> Tensor:
@@ -78,6 +97,7 @@ class NaiveSimulation(fx.Interpreter):
         self.points = {point.node: point for point in plan.points}
         self.ranges: dict[str, tuple[Tensor, Tensor]] = {}
         self.seen: dict[str, Tensor] = {}
+        self.scales: dict[str | None, Tensor] = {}
 
     def __call__(self, x: Tensor) -> Any:
         return self.run(x)
@@ -100,14 +120,18 @@ class NaiveSimulation(fx.Interpreter):
         unit = self.units[node]
         quantizer = self.scheme.weights_of(unit.name)
         layer = self.module.get_submodule(unit.name)
+        input_scale = self.scales.get(unit.input) if self.scheme.biases == "int32" else None
+        bias = layer.bias
+        if bias is not None and unit.batch_norm is None:
+            bias = round_bias(bias, layer.weight, quantizer, input_scale)
         if isinstance(layer, nn.Linear):
-            return F.linear(x, quantize(layer.weight, quantizer), layer.bias)
+            return F.linear(x, quantize(layer.weight, quantizer), bias)
         assert isinstance(layer, nn.Conv2d)
         if unit.batch_norm is None:
-            return layer._conv_forward(x, quantize(layer.weight, quantizer), layer.bias)
+            return layer._conv_forward(x, quantize(layer.weight, quantizer), bias)
         norm = self.module.get_submodule(unit.batch_norm)
         assert isinstance(norm, nn.BatchNorm2d)
-        return conv_batch_norm(x, layer, norm, quantizer, self.scheme.bn)
+        return conv_batch_norm(x, layer, norm, quantizer, self.scheme.bn, input_scale)
 
     def _activation(self, x: Tensor, point: QuantPoint) -> Tensor:
         name, quantizer = point.name, self.scheme.activations_of(point)
@@ -120,11 +144,17 @@ class NaiveSimulation(fx.Interpreter):
                 low, high = self.ranges[name]
             if self.model.training:
                 self.ranges[name] = low, high
+        self.scales[point.key] = scale_of(low, high, quantizer)[0]
         return quantize_over(x, low, high, quantizer)
 
 
 def conv_batch_norm(
-    x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, quantizer: Quantizer, mode: str
+    x: Tensor,
+    conv: nn.Conv2d,
+    norm: nn.BatchNorm2d,
+    quantizer: Quantizer,
+    mode: str,
+    input_scale: Tensor | None = None,
 ) -> Tensor:
     """Batch-norm folding, written exactly as its formulas."""
     if norm.training or mode == "batch" or norm.running_mean is None:
@@ -143,4 +173,5 @@ def conv_batch_norm(
         rounding = 8 * torch.finfo(mean.dtype).eps * mean.abs()
         factor = torch.where(variance.sqrt() <= rounding, 0.0, factor)
     folded = factor.view(-1, 1, 1, 1) * conv.weight
-    return conv._conv_forward(x, quantize(folded, quantizer), beta + factor * (bias - mean))
+    shift = round_bias(beta + factor * (bias - mean), folded, quantizer, input_scale)
+    return conv._conv_forward(x, quantize(folded, quantizer), shift)

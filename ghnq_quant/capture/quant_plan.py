@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ghnq_quant.capture.operations import WEIGHTED, Kind
+from ghnq_quant.capture.operations import OPERATIONS, WEIGHTED, Kind, find_operation
 from ghnq_quant.capture.signs import never_negative
 from ghnq_quant.errors import CaptureError
 
@@ -22,6 +22,8 @@ class Unit:
         batch_norm: name of the folded batch-norm module, None if there is none.
         batch_norm_node: node of the batch norm's call.
         output: node whose value is the unit's output.
+        input: key of the quantizer on whose levels the unit's input lies; None if there is none, as
+            after a concatenation.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Unit:
     batch_norm: str | None
     batch_norm_node: str | None
     output: str
+    input: str | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,15 @@ def build_quant_plan(
         [[position[n] for n in node.all_input_nodes] for node in nodes],
         [_is_batch_norm_2d(node, modules) for node in nodes],
     )
+    layers = [nodes[layer] for layer, _, _ in places.units]
+    signs = never_negative(graph, kinds, modules)
+    sources = [nodes[named_after] for named_after in places.quantized.values()]
+    names = _distinct([_scoped_name(n, kinds[n]) for n in sources], {str(n.target) for n in layers})
+    points = tuple(
+        QuantPoint(name, nodes[place].name, key, nodes[place] in signs)
+        for name, place, key in zip(names, places.quantized, _keys(names), strict=True)
+    )
+    keys = {nodes[place]: p.key for place, p in zip(places.quantized, points, strict=True)}
     units = tuple(
         Unit(
             name=str(nodes[layer].target),
@@ -166,17 +178,27 @@ def build_quant_plan(
             batch_norm=None if norm is None else str(nodes[norm].target),
             batch_norm_node=None if norm is None else nodes[norm].name,
             output=nodes[output].name,
+            input=keys.get(_source(nodes[layer], kinds, modules, keys)),
         )
         for layer, norm, output in places.units
     )
-    signs = never_negative(graph, kinds, modules)
-    sources = [nodes[named_after] for named_after in places.quantized.values()]
-    names = _distinct([_scoped_name(n, kinds[n]) for n in sources], {u.name for u in units})
-    points = tuple(
-        QuantPoint(name, nodes[place].name, key, nodes[place] in signs)
-        for name, place, key in zip(names, places.quantized, _keys(names), strict=True)
-    )
     return QuantPlan(units, points)
+
+
+def _source(
+    layer: fx.Node,
+    kinds: dict[fx.Node, Kind],
+    modules: dict[str, nn.Module],
+    quantized: Container[fx.Node],
+) -> fx.Node:
+    """The quantized node on whose levels a layer's input lies, if there is one."""
+    node = layer.all_input_nodes[0]
+    while node not in quantized and (
+        kinds[node] in (Kind.RESHAPE, Kind.MAX_POOL)
+        or find_operation(node, modules) is OPERATIONS["relu"]
+    ):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _is_batch_norm_2d(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ghnq_quant.errors import ConversionError
 from ghnq_quant.quantization.backends import Backend
 from ghnq_quant.quantization.batch_norm import fold_running_statistics, has_running_statistics
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
+from ghnq_quant.quantization.integer_bias import fine_scale, rounding_of
 from ghnq_quant.quantization.layerwise import LayerwiseModel
 from ghnq_quant.quantization.model import QuantModel
 
@@ -77,7 +79,12 @@ def _folded(model: LayerwiseModel, backend: Backend, unit: Unit) -> FoldedLayer:
         assert isinstance(norm, nn.BatchNorm2d)
         _check_statistics(norm, unit.batch_norm)
         weight, bias = fold_running_statistics(layer, norm)
-    return folded_layer(layer, weight, bias, backend.weight_qparams(layer, weight))
+    if bias is not None:
+        bias = rounding_of(layer)(bias, weight)
+    qparams = backend.weight_qparams(layer, weight)
+    if qparams is not None:
+        qparams = replace(qparams, scale=fine_scale(qparams, weight))
+    return folded_layer(layer, weight, bias, qparams)
 
 
 def _fixed(model: LayerwiseModel, backend: Backend, target: str) -> FixedQuantizer:

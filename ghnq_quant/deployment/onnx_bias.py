@@ -7,11 +7,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ghnq_quant.deployment.layers import FoldedLayer
+from ghnq_quant.quantization.integer_bias import LARGEST_BIAS
 
 #: Operators that do not change the levels of a quantized tensor.
 KEEP_LEVELS = {"Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-#: A bias of more steps leaves no room for the sum in 32 bits.
-_LARGEST_BIAS = 2**30
 
 
 def fine_bias(name: str, layer: FoldedLayer) -> list[TensorProto]:
@@ -40,7 +39,7 @@ def quantize_biases(graph: onnx.GraphProto) -> None:
         if bias in values and len(scales) == 2:
             steps = np.multiply(scales[0], scales[1]).astype(np.float32)
             levels = np.rint(numpy_helper.to_array(values[bias]) / steps.astype(np.float64))
-            if np.abs(levels).max() < _LARGEST_BIAS:
+            if np.abs(levels).max() < LARGEST_BIAS:
                 names = [f"{bias}_levels", f"{bias}.scale"]
                 constants = (levels.astype(np.int32), steps)
                 graph.initializer.extend(map(numpy_helper.from_array, constants, names))

@@ -17,6 +17,7 @@ from ghnq_quant.deployment.moves import clamp_bounds, quantize_behind_relu
 from ghnq_quant.errors import ConversionError, warn
 from ghnq_quant.extras import how_to_install
 from ghnq_quant.files import replacing
+from ghnq_quant.quantization.integer_bias import LARGEST_BIAS
 from ghnq_quant.quantization.model import QuantModel
 from ghnq_quant.quantization.targets import find_target
 
@@ -27,7 +28,6 @@ _INT8 = (-128, 127, torch.int8)
 _KEEP_LEVELS = [
     OPERATIONS[name] for name in ("max_pool", "flatten", "reshape", "squeeze", "unsqueeze")
 ]
-_LARGEST_BIAS = 2**30  # in int32, with room for the sum
 
 
 def export_pte(model: QuantModel, path: str | Path, example_input: Tensor) -> Path:
@@ -169,7 +169,7 @@ def _why_float(node: fx.Node, layer: FoldedLayer, modules: dict[str, nn.Module])
         return f"its padding is {layer.padding_mode!r}"
     assert layer.weight_quant is not None
     step = float(source.args[1]) * layer.weight_quant.scale  # type: ignore[arg-type]
-    if layer.bias is not None and (layer.bias.detach().abs() > _LARGEST_BIAS * step).any():
+    if layer.bias is not None and (layer.bias.detach().abs() > LARGEST_BIAS * step).any():
         return "its bias does not fit in int32 in steps of input scale · weight scale"
     return None
 

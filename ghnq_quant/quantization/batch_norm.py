@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ghnq_quant.errors import DataError
 from ghnq_quant.quantization.channel_statistics import batch_statistics, channel_statistics
 from ghnq_quant.quantization.convolution import Geometry, convolution, convolve
+from ghnq_quant.quantization.integer_bias import RoundBias, RoundsBias, rounding_of, unrounded
 from ghnq_quant.quantization.processes import in_processes, shared_statistics
 from ghnq_quant.quantization.scheme import BatchNormMode
 from ghnq_quant.quantization.tracing import traced_with_statistics
@@ -34,7 +35,7 @@ def has_running_statistics(bn: _BatchNorm) -> bool:
     return bn.num_batches_tracked is None or int(bn.num_batches_tracked) > 0
 
 
-class FoldsBatchNorm(nn.Module):
+class FoldsBatchNorm(RoundsBias):
     """Mixin for convolutions that fold a batch norm into the weight they quantize.
 
     The batch norm keeps its place in the model and is not a child of this layer, so it is trained,
@@ -83,7 +84,7 @@ def conv_batch_norm(
 
     Args:
         x: (N, C_in, H, W), quantized.
-        conv: the convolution; its own ``forward`` is not called.
+        conv: the convolution; its own ``forward`` is not called. It may round the folded bias.
         bn: the batch norm; its parameters and running statistics are used and updated as in its own
             forward, and ``bn.training``, not ``conv.training``, says whether this is training.
         quantize: quantizes the folded weight.
@@ -108,7 +109,8 @@ def conv_batch_norm(
     if bn.training or mode == "batch" or not has_running_statistics(bn):
         return _with_batch_statistics(x, conv, bn, quantize, straight_through, mode == "running")
     weight, bias = fold_running_statistics(conv, bn)
-    return conv._conv_forward(x, quantize(weight), bias)
+    quantized = quantize(weight)
+    return conv._conv_forward(x, quantized, rounding_of(conv)(bias, weight))
 
 
 def fold_running_statistics(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -225,7 +227,8 @@ def _with_batch_statistics(
         variance, mean, count = shared_statistics(_full(z, conv.weight), bn.process_group)
         weight, shift = _folded(conv, bn, mean, variance, ignore_constants)
         _update_running_statistics(bn, mean.detach(), variance.detach(), count)
-        return F.conv2d(x, quantize(weight), shift, *geometry)
+        quantized = quantize(weight)
+        return F.conv2d(x, quantized, rounding_of(conv)(shift, weight), *geometry)
     y, mean, variance = conv_batch_statistics_norm(
         x,
         *parameters,
@@ -234,6 +237,7 @@ def _with_batch_statistics(
         quantize,
         straight_through=straight_through,
         ignore_constants=ignore_constants,
+        round_bias=rounding_of(conv),
     )
     _update_running_statistics(bn, mean, variance, y.numel() // y.shape[1])
     return y
@@ -251,6 +255,7 @@ def conv_batch_statistics_norm(
     *,
     straight_through: bool = True,
     ignore_constants: bool = False,
+    round_bias: RoundBias = unrounded,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`conv_batch_norm` with the statistics of the batch, as a function of all its inputs.
 
@@ -258,15 +263,20 @@ def conv_batch_statistics_norm(
         weight, bias: the convolution's parameters.
         gamma, beta, eps: the batch norm's parameters.
         ignore_constants: fold filters whose channel does not vary to zero.
+        round_bias: rounds the folded bias, given the folded weight.
 
     Returns:
         (N, C_out, H', W'), and each channel's mean and biased variance, without gradient.
     """
     if straight_through and not torch.is_autocast_enabled(x.device.type):
         if torch.compiler.is_compiling():  # the compiler fuses on its own
-            return _traced(x, weight, bias, gamma, beta, eps, geometry, quantize, ignore_constants)
+            return _traced(
+                *(x, weight, bias, gamma, beta, eps, geometry, quantize),
+                *(ignore_constants, round_bias),
+            )
         y, mean, variance = _ConvBatchNorm.apply(
-            x, weight, bias, gamma, beta, eps, geometry, quantize, ignore_constants
+            *(x, weight, bias, gamma, beta, eps, geometry, quantize),
+            *(ignore_constants, round_bias),
         )
         with torch.no_grad():
             return y, mean if bias is None else mean + bias, variance
@@ -275,7 +285,9 @@ def conv_batch_statistics_norm(
     factor, shift = _fold(mean, variance, gamma, beta, eps, ignore_constants)
     if bias is not None:
         shift = torch.addcmul(shift, bias, factor)
-    y = convolve(x, quantize(_scaled(weight, factor)), shift, geometry)
+    folded = _scaled(weight, factor)
+    quantized = quantize(folded)
+    y = convolve(x, quantized, round_bias(shift, folded), geometry)
     return y, mean.detach(), variance.detach()
 
 
@@ -289,6 +301,7 @@ def _traced(
     geometry: Geometry,
     quantize: Quantize,
     ignore_constants: bool,
+    round_bias: RoundBias,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:class:`_ConvBatchNorm` for a compiler: the float batch norm, plus a convolution with the
     weight's quantization error, through which the weight gets no gradient."""
@@ -298,6 +311,7 @@ def _traced(
     with torch.no_grad():
         folded = _scaled(weight, factor)
         error = quantize(folded) - folded
+    shift = round_bias(shift, folded)
     y = torch.addcmul(shift.view(-1, 1, 1), z, factor.view(-1, 1, 1))
     return y + F.conv2d(x, error, None, *geometry), mean.detach(), variance.detach()
 
@@ -328,6 +342,7 @@ class _ConvBatchNorm(torch.autograd.Function):
         geometry: Geometry,
         quantize: Quantize,
         ignore_constants: bool,
+        round_bias: RoundBias,
     ) -> tuple[Tensor, Tensor, Tensor]:
         convolve = convolution(x, weight, geometry)
         weight = convolve.arranged(weight)
@@ -336,7 +351,7 @@ class _ConvBatchNorm(torch.autograd.Function):
         factor, shift = _fold(mean, variance, gamma, beta, eps, ignore_constants)
         folded = _scaled(weight, factor)
         quantized = quantize(folded)
-        y = convolve(quantized, shift)
+        y = convolve(quantized, round_bias(shift, folded))
         error = None
         if ctx.needs_input_grad[0] and quantized is not folded:
             error = torch.sub(quantized, folded, out=folded)
@@ -352,7 +367,7 @@ class _ConvBatchNorm(torch.autograd.Function):
         x, weight, bias, gamma, z, mean, inverse_std, error = ctx.saved_tensors
         of_x, of_weight, of_bias, of_gamma, of_beta, *_ = ctx.needs_input_grad
         if grad is None:
-            return (None,) * 9
+            return (None,) * 10
         grad = _like(grad, z)
         of_norm = [True, of_gamma, of_beta]
         through_norm, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
@@ -365,7 +380,7 @@ class _ConvBatchNorm(torch.autograd.Function):
             terms = [(through_norm, weight)]
             grad_x = convolve.grad_input(terms if error is None else [*terms, (grad, error)])
         grad_bias = torch.zeros_like(bias) if of_bias else None
-        return grad_x, grad_weight, grad_bias, grad_gamma, grad_beta, None, None, None, None
+        return grad_x, grad_weight, grad_bias, grad_gamma, grad_beta, *(None,) * 5
 
 
 def _like(grad: Tensor, z: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ghnq_quant.capture import Capture, Unit
@@ -19,6 +20,7 @@ from ghnq_quant.quantization.graph_rewrite import (
     rewrite,
     with_quantizers,
 )
+from ghnq_quant.quantization.integer_bias import RoundsBias, fine_scale
 from ghnq_quant.quantization.model import QuantModel
 from ghnq_quant.quantization.scheme import QuantScheme
 
@@ -44,6 +46,8 @@ class LayerwiseModel(QuantModel):
         super().__init__(modules, graph, captured.quant_plan, scheme, captured.skipped)
         self.backend = backend
         self._fold()
+        if scheme.biases == "int32":
+            self._round_biases(quantizers)
         self.register_load_state_dict_post_hook(_place_quantizers)
 
     def _follow_modules(self) -> None:
@@ -59,6 +63,17 @@ class LayerwiseModel(QuantModel):
                 norm: Any = self.get_submodule(unit.batch_norm)
                 layer.fold(norm, unit.batch_norm)
 
+    def _round_biases(self, quantizers: dict[str, nn.Module]) -> None:
+        for unit in self.plan.units:
+            layer = self.get_submodule(unit.name)
+            if not isinstance(layer, RoundsBias):
+                raise BackendError(
+                    f"the layer {unit.name!r} of {type(self.backend).__name__} cannot round its bias: "
+                    "use backend 'reference', 'brevitas' or 'torch_ao', or QuantScheme(biases='float')"
+                )
+            if unit.input in quantizers:
+                layer.bias_steps = _BiasSteps(self.backend, layer, quantizers[unit.input])
+
     def __reduce__(self) -> tuple[Any, ...]:
         if not getattr(self.backend, "picklable", True):
             raise BackendError(
@@ -66,6 +81,21 @@ class LayerwiseModel(QuantModel):
                 "model's state_dict, and load it into a new model"
             )
         return super().__reduce__()
+
+
+class _BiasSteps:
+    """Input scale · weight scale of a layer, for its :class:`RoundsBias`."""
+
+    def __init__(self, backend: Backend, layer: nn.Module, quantizer: nn.Module) -> None:
+        self.backend, self.layer, self.quantizer = backend, layer, quantizer
+
+    @torch.no_grad()
+    def __call__(self, weight: Tensor) -> Tensor | None:
+        of_weight = self.backend.weight_qparams(self.layer, weight)
+        of_input = self.backend.activation_qparams(self.quantizer)
+        if of_weight is None or of_input is None:
+            return None
+        return fine_scale(of_weight, weight) * of_input.scale
 
 
 def as_layerwise(model: QuantModel, function: str) -> LayerwiseModel:
@@ -116,6 +146,11 @@ def emit(
     check_hooks(captured, isinstance(backend, ModelBackend))
     float_parts = captured.float_parts
     if isinstance(backend, ModelBackend):
+        if scheme.biases != "float":
+            raise BackendError(
+                f"biases={scheme.biases!r}: a backend that makes the whole model, as 'pt2e' does, keeps "
+                "biases in float; use another backend, or QuantScheme(biases='float')"
+            )
         whole = backend.model(captured, scheme, example_input)
         whole.float_parts = float_parts
         begin_weight_ranges(whole)

@@ -245,7 +245,8 @@ class QuantModel(fx.GraphModule):
         s = self.scheme
         others = {pattern: f"W{w}/A{a}" for pattern, (w, a) in s.overrides.items()}
         overrides = f", overrides={others}" if others else ""
-        return f"{s}, act_range={s.act_range}, bn={s.bn}{overrides}"
+        biases = "" if s.biases == "float" else f", biases={s.biases}"
+        return f"{s}, act_range={s.act_range}, bn={s.bn}{biases}{overrides}"
 
 
 def _refresh(model: QuantModel, *_: object) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ghnq_quant.capture.adapters import recast
 from ghnq_quant.quantization.affine import QuantParams
 from ghnq_quant.quantization.batch_norm import FoldsBatchNorm, conv_batch_norm
+from ghnq_quant.quantization.integer_bias import RoundsBias
 from ghnq_quant.quantization.quantizer import Quantizer
 from ghnq_quant.quantization.ranges import TensorRange, make_range, make_weight_range
 from ghnq_quant.quantization.scheme import BatchNormMode
@@ -36,8 +37,8 @@ class FakeQuantizer(nn.Module):
         return f"quantizer={self.quantizer}"
 
 
-class FakeQuantConv2d(nn.Conv2d):
-    """A convolution with a quantized weight and a float bias."""
+class FakeQuantConv2d(RoundsBias, nn.Conv2d):
+    """A convolution with a quantized weight and a float bias, or one that is rounded."""
 
     weight_quant: FakeQuantizer | nn.Identity
 
@@ -47,7 +48,7 @@ class FakeQuantConv2d(nn.Conv2d):
         return quantized
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.quant_weight(), self.bias)
+        return self._conv_forward(input, self.quant_weight(), self.own_bias())
 
 
 class FakeQuantConvBatchNorm2d(FoldsBatchNorm, FakeQuantConv2d):
@@ -66,8 +67,8 @@ class FakeQuantConvBatchNorm2d(FoldsBatchNorm, FakeQuantConv2d):
         )
 
 
-class FakeQuantLinear(nn.Linear):
-    """A linear layer with a quantized weight and a float bias."""
+class FakeQuantLinear(RoundsBias, nn.Linear):
+    """A linear layer with a quantized weight and a float bias, or one that is rounded."""
 
     weight_quant: FakeQuantizer | nn.Identity
 
@@ -77,7 +78,7 @@ class FakeQuantLinear(nn.Linear):
         return quantized
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.quant_weight(), self.bias)
+        return F.linear(input, self.quant_weight(), self.own_bias())
 
 
 class ReferenceBackend:

@@ -22,6 +22,7 @@ from ghnq_quant.quantization.quantizer import (
 from ghnq_quant.quantization.targets import find_target
 
 BatchNormMode = Literal["running", "batch"]
+Biases = Literal["float", "int32"]
 #: A quantizer, or just its bits.
 Bits = int | Quantizer
 #: (weights, activations)
@@ -47,6 +48,9 @@ class QuantScheme:
         act_range: range of activation quantizers that do not name one: ``"ema"``, ``"batch"``,
             ``"percentile"``, ``"mse"`` or ``"learned"``, as in :class:`Quantizer`.
         bn: statistics that batch norm folds in eval: ``"running"`` or those of the ``"batch"``.
+        biases: ``"float"``, or ``"int32"`` for biases, with the batch norm folded in, that are
+            rounded to steps of input scale · weight scale, as integer kernels add them. A bias
+            stays float where the input is not quantized or has no fixed range.
 
     Raises:
         SchemeError: an invalid bit width or mode, or a quantizer that weights or activations cannot
@@ -63,6 +67,7 @@ class QuantScheme:
     overrides: Mapping[str, Quantizers] = field(default_factory=dict)
     act_range: ActRange = "ema"
     bn: BatchNormMode = "running"
+    biases: Biases = "float"
 
     # The arguments accept shorter forms than the attributes.
     def __init__(
@@ -72,6 +77,7 @@ class QuantScheme:
         overrides: Mapping[str, Bits | tuple[Bits, Bits]] | None = None,
         act_range: ActRange = "ema",
         bn: BatchNormMode = "running",
+        biases: Biases = "float",
     ) -> None:
         own = (
             check_weights(as_quantizer(weights, "weight bits"), "weights"),
@@ -79,8 +85,9 @@ class QuantScheme:
         )
         check_one_of(act_range, get_args(ActRange), "act_range")
         check_one_of(bn, get_args(BatchNormMode), "bn")
+        check_one_of(biases, get_args(Biases), "biases")
         others = {p: _override(own, other, p) for p, other in (overrides or {}).items()}
-        values = (*own, others, act_range, bn)
+        values = (*own, others, act_range, bn, biases)
         for name, value in zip(self.__dataclass_fields__, values, strict=True):
             object.__setattr__(self, name, value)
 
@@ -100,7 +107,8 @@ class QuantScheme:
             >>> str(QuantScheme.for_target("openvino", (4, 8)))
             'W4-symmetric-channel/A8'
         """
-        return cls(*find_target(name).quantizers(as_pair(bits)))
+        target = find_target(name)
+        return cls(*target.quantizers(as_pair(bits)), biases=target.biases)
 
     def weights_of(self, name: str) -> Quantizer:
         """The quantizer of the weight of the layer ``name``."""

@@ -49,6 +49,11 @@ class Target:
     drops_rounding: bool = False
     channel_multiple: int = 1
 
+    @property
+    def biases(self) -> Literal["float", "int32"]:
+        """How training simulates its biases, as in a scheme."""
+        return "int32" if self.bias_types[0] == "INT32" else "float"
+
     def quantizers(self, bits: tuple[int, int]) -> tuple[Quantizer, Quantizer]:
         """(weights, activations) with these bit widths.
 
@@ -125,6 +130,7 @@ TARGETS = {
             _AFFINE,
             "https://docs.pytorch.org/executorch/stable/backends/xnnpack/xnnpack-quantization.html",
             activation_bits=(8,),
+            bias_types=("INT32",),
         ),
         Target(
             "qnn",

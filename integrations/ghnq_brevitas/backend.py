@@ -7,7 +7,7 @@ from typing import Any
 import brevitas.nn as qnn
 from torch import Tensor, nn
 
-from ghnq_brevitas.layers import QuantConvBatchNorm2d
+from ghnq_brevitas.layers import QuantConv2d, QuantConvBatchNorm2d, QuantLinear
 from ghnq_brevitas.quantizers import AffineTensorQuant, activation_quantizer, weight_quantizer
 from ghnq_quant.errors import BackendError
 from ghnq_quant.quantization.affine import QuantParams
@@ -26,7 +26,7 @@ class BrevitasBackend:
 
     def conv2d(self, conv: nn.Conv2d, quantizer: Quantizer) -> nn.Module:
         return with_parameters(
-            qnn.QuantConv2d(**conv_settings(conv), weight_quant=weight_quantizer(quantizer)),
+            QuantConv2d(**conv_settings(conv), weight_quant=weight_quantizer(quantizer)),
             conv,
         )
 
@@ -39,7 +39,7 @@ class BrevitasBackend:
         return with_parameters(layer, conv)
 
     def linear(self, linear: nn.Linear, quantizer: Quantizer) -> nn.Module:
-        layer = qnn.QuantLinear(
+        layer = QuantLinear(
             linear.in_features,
             linear.out_features,
             bias=linear.bias is not None,

@@ -1,19 +1,38 @@
-"""A Brevitas convolution that folds a batch norm into the weight it quantizes."""
+"""Brevitas's layers with what they lack: rounded biases, and a batch norm folded into the weight."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import brevitas.nn as qnn
 import torch
-from brevitas.nn import QuantConv2d
 from torch import Tensor, nn
 
 from ghnq_brevitas.quantizers import AffineTensorQuant
 from ghnq_quant.quantization.batch_norm import FoldsBatchNorm, conv_batch_norm
+from ghnq_quant.quantization.integer_bias import RoundsBias
 from ghnq_quant.quantization.scheme import BatchNormMode
 
 
-class QuantConvBatchNorm2d(FoldsBatchNorm, QuantConv2d):
+class _RoundsBias(RoundsBias):
+    """Mixin that rounds what Brevitas's layer is about to add."""
+
+    def inner_forward_impl(self, x: Tensor, quant_weight: Any, quant_bias: Tensor | None) -> Tensor:
+        if quant_bias is not None:
+            quant_bias = self.rounded_bias(quant_bias, self.weight)
+        y: Tensor = super().inner_forward_impl(x, quant_weight, quant_bias)  # type: ignore[misc]
+        return y
+
+
+class QuantConv2d(_RoundsBias, qnn.QuantConv2d):
+    """``brevitas.nn.QuantConv2d`` that can round its bias."""
+
+
+class QuantLinear(_RoundsBias, qnn.QuantLinear):
+    """``brevitas.nn.QuantLinear`` that can round its bias."""
+
+
+class QuantConvBatchNorm2d(FoldsBatchNorm, qnn.QuantConv2d):
     """``brevitas.nn.QuantConv2d`` whose weight quantizer sees the weight with a batch norm folded in.
 
     What Brevitas reads from a layer (``quant_weight()``, ``weight_quant.scale()`` and so on) is for

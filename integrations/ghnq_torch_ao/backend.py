@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ghnq_quant.capture.adapters import recast
@@ -42,17 +43,17 @@ class TorchAoBackend:
         if isinstance(quantizer, nn.Identity):
             return None
         own = _own(quantizer)
-        if not own.fake_quant_enabled[0]:
+        if not _is_on(own.fake_quant_enabled):
             return None
-        if not own.observer_enabled[0]:
+        if not _is_on(own.observer_enabled):
             return _last_used(own)
         return own.activation_post_process.qparams(weight)
 
     def activation_qparams(self, quantizer: nn.Module) -> QuantParams | None:
         own = _own(quantizer)
-        if not own.fake_quant_enabled[0]:
+        if not _is_on(own.fake_quant_enabled):
             return None
-        if not own.observer_enabled[0]:
+        if not _is_on(own.observer_enabled):
             return _last_used(own)
         observer = own.activation_post_process
         if isinstance(observer, BatchObserver):
@@ -70,6 +71,11 @@ def _own(quantizer: object) -> AffineFakeQuantization:
             "that backend 'torch_ao' made can be converted"
         )
     return quantizer
+
+
+def _is_on(switch: Tensor) -> bool:
+    """A compiler, which sees no values, is told that it is."""
+    return torch.compiler.is_compiling() or bool(switch[0])
 
 
 def _last_used(quantizer: AffineFakeQuantization) -> QuantParams:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghnq_quant.quantization.batch_norm import FoldsBatchNorm, conv_batch_norm
+from ghnq_quant.quantization.integer_bias import RoundsBias
 from ghnq_quant.quantization.observers import AffineFakeQuantization
 from ghnq_quant.quantization.quantizer import FLOAT_BITS
 from ghnq_torch_ao.torch_ao import QConfig, intrinsic_qat, qat
 
 
-class QuantizedWeight(nn.Module):
+class QuantizedWeight(RoundsBias):
     """Mixin of a layer of ``torch.ao.nn.qat`` that gives its quantized weight without changing it."""
 
     weight: Tensor
@@ -47,11 +49,17 @@ def _bits(quantizer: Any) -> int:
 
 
 class QATConv2d(QuantizedWeight, qat.Conv2d):
-    """``torch.ao.nn.qat.Conv2d``."""
+    """``torch.ao.nn.qat.Conv2d`` that can round its bias."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight_fake_quant(self.weight), self.own_bias())
 
 
 class QATLinear(QuantizedWeight, qat.Linear):
-    """``torch.ao.nn.qat.Linear``."""
+    """``torch.ao.nn.qat.Linear`` that can round its bias."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight_fake_quant(self.weight), self.own_bias())
 
 
 class QATConvBatchNorm2d(  # type: ignore[misc]  # a module, ours is a property

@@ -173,6 +173,25 @@ def test_plan(name: str) -> None:
     assert points(plan) == expected_points
 
 
+@pytest.mark.parametrize(
+    ("between", "key"),
+    [
+        (lambda n, x: F.max_pool2d(n.drop(x).flatten(2), 2)[:, :2], "a"),
+        (lambda n, x: torch.relu(x + n.a2(x)).permute(0, 1, 3, 2), "add"),
+        (lambda n, x: torch.cat((x, x), 1), None),
+        (lambda n, x: torch.sigmoid(torch.relu(x)), None),
+        (lambda n, x: x / 2, None),
+    ],
+)
+def test_the_quantizer_that_a_layer_reads(
+    between: Callable[[Any, Tensor], Tensor], key: str | None
+) -> None:
+    """Through everything that leaves a value on its level."""
+    more = {"a2": nn.Conv2d(4, 4, 3, padding=1), "drop": nn.Dropout()}
+    plan = plan_of(lambda n, x: n.b(between(n, F.silu(n.a(x)))), **more)
+    assert {u.name: u.input for u in plan.units if u.name in "ab"} == {"a": "x", "b": key}
+
+
 def test_linear_does_not_fold_a_batch_norm() -> None:
     plan = plan_of(
         lambda n, x: n.head(n.norm1d(n.middle(n.a(x).mean((2, 3)))).relu()),

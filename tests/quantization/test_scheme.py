@@ -39,10 +39,10 @@ def test_no_override(bits: Any) -> None:
         QuantScheme(4, 4, overrides={"head": bits})
 
 
-@pytest.mark.parametrize("name", ["act_range", "bn"])
+@pytest.mark.parametrize("name", ["act_range", "bn", "biases"])
 @pytest.mark.parametrize("value", ["Batch", "", None, 0, "quantile"])
 def test_no_mode(name: str, value: Any) -> None:
-    with pytest.raises(SchemeError, match=f"{name}=.*expected one of .*batch"):
+    with pytest.raises(SchemeError, match=f"{name}=.*expected one of .*(batch|float, int32)"):
         QuantScheme(4, 4, **{name: value})
 
 
