@@ -43,12 +43,17 @@ class QuantPoint:
         node: node in the graph.
         key: name of its quantizer in the model's ``activation_quantizers``.
         never_negative: whether the operations it comes from never give a negative value.
+        concatenation: whether it is a concatenation, which only some schemes quantize.
+        joined: whether one concatenation alone reads it, so that it needs no quantizer of its own where
+            that is quantized.
     """
 
     name: str
     node: str
     key: str
     never_negative: bool = False
+    concatenation: bool = False
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class QuantPlan:
         units: in order of execution.
         points: the quantized activations: the input, the units' outputs, and the results of
             additions, multiplications, average poolings and batch norms that are not folded into a
-            convolution; never the logits, which only the caller reads.
+            convolution; never the logits, which only the caller reads. Also concatenations, whose
+            quantizer depends on the scheme.
     """
 
     units: tuple[Unit, ...]
@@ -75,10 +81,12 @@ class Places:
             of the operation whose result is the unit's output.
         quantized: position of each quantized result, in order, and the operation that it is named
             after.
+        concatenations: positions of those that are not the logits.
     """
 
     units: tuple[tuple[int, int | None, int], ...]
     quantized: dict[int, int]
+    concatenations: tuple[int, ...] = ()
 
 
 def find_places(
@@ -94,7 +102,7 @@ def find_places(
     Example:
         >>> kinds = [Kind.INPUT, Kind.CONV, Kind.BATCH_NORM, Kind.ACTIVATION, Kind.OUTPUT]
         >>> find_places(kinds, [[], [0], [1], [2], [3]], [False, False, True, False, False])
-        Places(units=((1, 2, 3),), quantized={0: 0})
+        Places(units=((1, 2, 3),), quantized={0: 0}, concatenations=())
     """
     users: list[list[int]] = [[] for _ in kinds]
     for position, sources in enumerate(inputs):
@@ -124,7 +132,8 @@ def find_places(
             quantized[with_activation(position)] = position
     logits = _logits(kinds, inputs)
     kept = {p: quantized[p] for p in sorted(quantized) if p not in logits}
-    return Places(tuple(units), kept)
+    joins = (p for p, kind in enumerate(kinds) if kind is Kind.CONCAT and p not in logits)
+    return Places(tuple(units), kept, tuple(joins))
 
 
 def _logits(kinds: Sequence[Kind], inputs: Sequence[Sequence[int]]) -> set[int]:
@@ -164,13 +173,22 @@ def build_quant_plan(
     )
     layers = [nodes[layer] for layer, _, _ in places.units]
     signs = never_negative(graph, kinds, modules)
+    joins = [nodes[place] for place in places.concatenations]
+    taken = {str(n.target) for n in layers}
     sources = [nodes[named_after] for named_after in places.quantized.values()]
-    names = _distinct([_scoped_name(n, kinds[n]) for n in sources], {str(n.target) for n in layers})
-    points = tuple(
-        QuantPoint(name, nodes[place].name, key, nodes[place] in signs)
-        for name, place, key in zip(names, places.quantized, _keys(names), strict=True)
-    )
-    keys = {nodes[place]: p.key for place, p in zip(places.quantized, points, strict=True)}
+    names = _distinct([_scoped_name(n, kinds[n]) for n in sources], taken)
+    # after the others, whose names are those in saved states
+    names += _distinct([_scoped_name(n, kinds[n]) for n in joins], taken.union(names))
+    where = [*(nodes[place] for place in places.quantized), *joins]
+    found = {
+        node: QuantPoint(
+            *(name, node.name, key, node in signs, node in joins),
+            joined=[user in joins for user in node.users] == [True],
+        )
+        for name, node, key in zip(names, where, _keys(names), strict=True)
+    }
+    points = tuple(found[node] for node in nodes if node in found)
+    keys = {node: point.key for node, point in found.items()}
     units = tuple(
         Unit(
             name=str(nodes[layer].target),

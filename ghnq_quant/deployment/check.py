@@ -90,10 +90,10 @@ class _Checker:
         self.target = target
         self.constants = {i.name: i for i in graph.initializer}
         self.sources = {output: node for node in graph.node for output in node.output}
-        self.users: dict[str, list[str]] = {}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
             for name in node.input:
-                self.users.setdefault(name, []).append(node.op_type)
+                self.readers.setdefault(name, []).append(node)
 
     def qdq(self, node: onnx.NodeProto) -> Iterator[str]:
         target = self.target
@@ -114,9 +114,13 @@ class _Checker:
             if not target.activation_zero_points and self._has_zero_point(node):
                 yield f"zero point; {target.name} needs activations without one"
             allowed = {"DequantizeLinear", *(["Clip"] if target.integer_clip else [])}
-            behind = set(self.users.get(node.output[0], [])) - allowed
+            behind = {n.op_type for n in self.readers.get(node.output[0], [])} - allowed
             if behind:
                 yield f"{', '.join(sorted(behind))} on integers; {target.name} expects a DequantizeLinear"
+        if node.op_type == "Concat" and target.joins_one_scale:
+            scales = {self._scale(name) for name in [*node.input, *node.output]}
+            if len(scales) > 1:
+                yield f"{len(scales)} scales; {target.name} needs one for inputs and output"
         if "FLOAT" not in target.bias_types and self._has_float_bias(node):
             yield f"float bias; {target.name} needs an int32 one"
 
@@ -141,6 +145,19 @@ class _Checker:
         return node.op_type in ("Conv", "Gemm") and any(
             n in self.constants for n in node.input[2:3]
         )
+
+    def _scale(self, name: str) -> float | None:
+        """The scale of a tensor that was dequantized or is quantized next; None for others."""
+        node = self.sources.get(name)
+        while node is not None and node.op_type in KEEP_LEVELS:
+            node = self.sources.get(node.input[0])
+        if node is not None and node.op_type == "Concat":
+            node = next(
+                (n for n in self.readers.get(name, []) if n.op_type == "QuantizeLinear"), None
+            )
+        if node is None or node.op_type not in ("DequantizeLinear", "QuantizeLinear"):
+            return None
+        return float(numpy_helper.to_array(self.constants[node.input[1]]))
 
     def _has_zero_point(self, node: onnx.NodeProto) -> bool:
         constant = self.constants.get(node.input[2]) if len(node.input) > 2 else None

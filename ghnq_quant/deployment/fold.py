@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from ghnq_quant.capture import Unit
 from ghnq_quant.deployment.layers import FixedQuantizer, FoldedLayer, folded_layer
+from ghnq_quant.deployment.moves import quantize_joined, quantize_parts
 from ghnq_quant.errors import ConversionError
 from ghnq_quant.quantization.backends import Backend
 from ghnq_quant.quantization.batch_norm import fold_running_statistics, has_running_statistics
@@ -63,7 +64,10 @@ def fold(model: QuantModel) -> fx.GraphModule:
                 _check_statistics(module, node.target)
             modules[node.target] = copy.deepcopy(module).eval()
     graph.lint()
-    return fx.GraphModule(modules, graph, "FoldedModel").eval().requires_grad_(False)
+    folded = fx.GraphModule(modules, graph, "FoldedModel").eval().requires_grad_(False)
+    quantize_parts(folded)
+    quantize_joined(folded)
+    return folded
 
 
 def _attribute(model: nn.Module, target: str) -> Any:

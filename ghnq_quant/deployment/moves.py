@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,10 +12,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ghnq_quant.capture.operations import OPERATIONS, find_operation
+from ghnq_quant.capture.operations import OPERATIONS, Kind, find_operation
 from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d
+from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
 
 Bounds = tuple[float, float]
+#: Operations that leave each value on its level.
+_KEEP_LEVELS = (Kind.RESHAPE, Kind.MAX_POOL)
 
 
 def clamp_bounds(node: fx.Node, modules: dict[str, nn.Module]) -> Bounds | None:
@@ -44,6 +49,62 @@ def quantize_behind_relu(folded: fx.GraphModule) -> None:
             relu.replace_all_uses_with(quantize)
             quantize.update_arg(0, relu)
     folded.recompile()
+
+
+def quantize_joined(folded: fx.GraphModule, *, share: bool = False) -> None:
+    """Quantize what a quantized concatenation joins, by the same quantizer, so that the layers before
+    it run on integers too: rounding and concatenating commute.
+
+    Args:
+        share: also what is quantized already, with another scale. onnxruntime would merge two such
+            quantizers in a row into one, which is not exact.
+    """
+    for quantize, quantizer in _quantizers(folded):
+        join = quantize.all_input_nodes[0]
+        modules = dict(folded.named_modules())
+        if find_operation(join, modules) is not OPERATIONS["cat"]:
+            continue
+        for source in join.all_input_nodes:
+            own = _quantizer_of(source, modules)
+            if own is None or (share and own.qparams != quantizer.qparams):
+                _insert_copy(quantizer, folded, source, [join])
+    folded.recompile()
+
+
+def quantize_parts(folded: fx.GraphModule) -> None:
+    """Quantize again what was cut from a quantized tensor, which changes no value: integer kernels
+    need a quantizer near their input, and runtimes look for it only behind some operations."""
+    modules = dict(folded.named_modules())
+    for node in list(folded.graph.nodes):
+        is_tuple = all(user.target is operator.getitem for user in node.users)
+        if is_tuple or find_operation(node, modules) is not OPERATIONS["split"]:
+            continue
+        quantizer = _quantizer_of(node, modules)
+        if quantizer is not None:
+            _insert_copy(quantizer, folded, node, list(node.users))
+    folded.recompile()
+
+
+def _quantizer_of(node: fx.Node, modules: dict[str, nn.Module]) -> FixedQuantizer | None:
+    """The quantizer on whose levels a value lies."""
+    while (operation := find_operation(node, modules)) and operation.kind in _KEEP_LEVELS:
+        node = node.all_input_nodes[0]
+    quantizer = modules.get(str(node.target))
+    return quantizer if isinstance(quantizer, FixedQuantizer) else None
+
+
+def _insert_copy(
+    quantizer: FixedQuantizer, folded: fx.GraphModule, node: fx.Node, users: list[fx.Node]
+) -> None:
+    """Quantize what ``users`` read of ``node``, by a quantizer of its own, which exporters may change."""
+    name = f"{QUANTIZERS}.{node.name}_again"
+    while name in dict(folded.named_modules()):
+        name += "_"
+    folded.add_submodule(name, copy.deepcopy(quantizer))
+    with folded.graph.inserting_after(node):
+        again = folded.graph.call_module(name, (node,))
+    for user in users:
+        user.replace_input_with(node, again)
 
 
 def unclamp_covered(folded: fx.GraphModule) -> None:

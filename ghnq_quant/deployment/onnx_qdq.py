@@ -18,7 +18,12 @@ from ghnq_quant.deployment.layers import (
     FoldedLayer,
     FoldedLinear,
 )
-from ghnq_quant.deployment.moves import absorb_clamps, keep_rounding, pad_input_channels
+from ghnq_quant.deployment.moves import (
+    absorb_clamps,
+    keep_rounding,
+    pad_input_channels,
+    quantize_joined,
+)
 from ghnq_quant.deployment.onnx_bias import fine_bias, quantize_biases
 from ghnq_quant.deployment.onnx_weights import (
     constants_of,
@@ -56,6 +61,8 @@ def export_qdq(
     Raises:
         ConversionError: the target does not support the integers.
     """
+    if target.joins_one_scale:
+        quantize_joined(folded, share=True)
     absorb_clamps(folded)
     if target.drops_rounding:
         keep_rounding(folded)

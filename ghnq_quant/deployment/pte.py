@@ -13,7 +13,7 @@ from ghnq_quant.capture.operations import OPERATIONS, find_operation
 from ghnq_quant.deployment.fold import fold
 from ghnq_quant.deployment.int8_weights import int8_weight
 from ghnq_quant.deployment.layers import FixedQuantizer, FoldedConv2d, FoldedLayer, FoldedLinear
-from ghnq_quant.deployment.moves import clamp_bounds, quantize_behind_relu
+from ghnq_quant.deployment.moves import clamp_bounds, quantize_behind_relu, quantize_joined
 from ghnq_quant.errors import ConversionError, warn
 from ghnq_quant.extras import how_to_install
 from ghnq_quant.files import replacing
@@ -68,6 +68,7 @@ def export_pte(model: QuantModel, path: str | Path, example_input: Tensor) -> Pa
             f"export_pte needs the package 'executorch': {how_to_install('executorch')}"
         ) from error
     folded = fold(model).cpu()
+    quantize_joined(folded, share=True)
     quantize_behind_relu(folded)
     _to_integers(folded)
     try:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ghnq_quant.capture import Capture, Unit
 from ghnq_quant.capture.checks import has_hooks
 from ghnq_quant.capture.computed_weight import ComputedWeight, keep_computing
-from ghnq_quant.errors import BackendError, CaptureError
+from ghnq_quant.errors import BackendError, CaptureError, SchemeError
 from ghnq_quant.quantization.backends import Backend, ModelBackend
 from ghnq_quant.quantization.batch_norm import FoldsBatchNorm
 from ghnq_quant.quantization.calibration import begin_weight_ranges
@@ -136,12 +136,14 @@ def emit(
         example_input: (N, C, H, W), for backends that make the whole model.
 
     Raises:
-        SchemeError: an override matches no layer.
+        SchemeError: an override matches no layer, or the scheme refuses a concatenation.
         CaptureError: a layer is called more than once, or a hook would not run.
         BackendError: the backend cannot make such a model.
     """
     plan = captured.quant_plan
     scheme.check_overrides([*(u.name for u in plan.units), *(p.name for p in plan.points)])
+    if scheme.concatenations == "refused":
+        _check_concatenations(captured)
     _drop_idle_dilation(captured)
     check_hooks(captured, isinstance(backend, ModelBackend))
     float_parts = captured.float_parts
@@ -168,6 +170,15 @@ def emit(
     model.float_parts = float_parts
     begin_weight_ranges(model)
     return model
+
+
+def _check_concatenations(captured: Capture) -> None:
+    for point in captured.quant_plan.points:
+        if point.concatenation:
+            raise SchemeError(
+                f"{point.name!r} is a concatenation, which this scheme refuses: FINN and hls4ml were not "
+                "verified with any; use a network without them, or a scheme for another target"
+            )
 
 
 def _drop_idle_dilation(captured: Capture) -> None:

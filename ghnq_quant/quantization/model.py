@@ -245,8 +245,12 @@ class QuantModel(fx.GraphModule):
         s = self.scheme
         others = {pattern: f"W{w}/A{a}" for pattern, (w, a) in s.overrides.items()}
         overrides = f", overrides={others}" if others else ""
-        biases = "" if s.biases == "float" else f", biases={s.biases}"
-        return f"{s}, act_range={s.act_range}, bn={s.bn}{biases}{overrides}"
+        more = "".join(
+            f", {name}={getattr(s, name)}"
+            for name in ("biases", "concatenations")
+            if getattr(s, name) != "float"
+        )
+        return f"{s}, act_range={s.act_range}, bn={s.bn}{more}{overrides}"
 
 
 def _refresh(model: QuantModel, *_: object) -> None:

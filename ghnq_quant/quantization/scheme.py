@@ -23,6 +23,7 @@ from ghnq_quant.quantization.targets import find_target
 
 BatchNormMode = Literal["running", "batch"]
 Biases = Literal["float", "int32"]
+Concatenations = Literal["float", "quantized", "refused"]
 #: A quantizer, or just its bits.
 Bits = int | Quantizer
 #: (weights, activations)
@@ -51,6 +52,8 @@ class QuantScheme:
         biases: ``"float"``, or ``"int32"`` for biases, with the batch norm folded in, that are
             rounded to steps of input scale · weight scale, as integer kernels add them. A bias
             stays float where the input is not quantized or has no fixed range.
+        concatenations: ``"float"``, as in the paper, so that what they join keeps its scales;
+            ``"quantized"``, so that layers behind them read one scale; or ``"refused"``.
 
     Raises:
         SchemeError: an invalid bit width or mode, or a quantizer that weights or activations cannot
@@ -68,6 +71,7 @@ class QuantScheme:
     act_range: ActRange = "ema"
     bn: BatchNormMode = "running"
     biases: Biases = "float"
+    concatenations: Concatenations = "float"
 
     # The arguments accept shorter forms than the attributes.
     def __init__(
@@ -78,6 +82,7 @@ class QuantScheme:
         act_range: ActRange = "ema",
         bn: BatchNormMode = "running",
         biases: Biases = "float",
+        concatenations: Concatenations = "float",
     ) -> None:
         own = (
             check_weights(as_quantizer(weights, "weight bits"), "weights"),
@@ -86,8 +91,9 @@ class QuantScheme:
         check_one_of(act_range, get_args(ActRange), "act_range")
         check_one_of(bn, get_args(BatchNormMode), "bn")
         check_one_of(biases, get_args(Biases), "biases")
+        check_one_of(concatenations, get_args(Concatenations), "concatenations")
         others = {p: _override(own, other, p) for p, other in (overrides or {}).items()}
-        values = (*own, others, act_range, bn, biases)
+        values = (*own, others, act_range, bn, biases, concatenations)
         for name, value in zip(self.__dataclass_fields__, values, strict=True):
             object.__setattr__(self, name, value)
 
@@ -108,7 +114,11 @@ class QuantScheme:
             'W4-symmetric-channel/A8'
         """
         target = find_target(name)
-        return cls(*target.quantizers(as_pair(bits)), biases=target.biases)
+        return cls(
+            *target.quantizers(as_pair(bits)),
+            biases=target.biases,
+            concatenations="refused" if target.format == "qonnx" else "quantized",
+        )
 
     def weights_of(self, name: str) -> Quantizer:
         """The quantizer of the weight of the layer ``name``."""
@@ -116,6 +126,8 @@ class QuantScheme:
 
     def activations_of(self, point: QuantPoint) -> Quantizer:
         """The quantizer of an activation, with everything the plan and the scheme know about it."""
+        if point.joined if self.concatenations == "quantized" else point.concatenation:
+            return Quantizer(FLOAT_BITS)
         quantizer = self._quantizers_of(point.name)[1]
         return replace(
             quantizer,

@@ -30,6 +30,7 @@ class Target:
         integer_clip: whether integers may be clipped between QuantizeLinear and DequantizeLinear.
         drops_rounding: whether a convolution's quantizer does not round if an addition follows,
             unless something is between the two.
+        joins_one_scale: whether what a concatenation joins must have the scale of the result.
         channel_multiple: fast integer convolutions need a multiple of this many input channels.
     """
 
@@ -47,6 +48,7 @@ class Target:
     bias_types: tuple[str, ...] = ("FLOAT",)
     integer_clip: bool = False
     drops_rounding: bool = False
+    joins_one_scale: bool = False
     channel_multiple: int = 1
 
     @property
@@ -131,6 +133,7 @@ TARGETS = {
             "https://docs.pytorch.org/executorch/stable/backends/xnnpack/xnnpack-quantization.html",
             activation_bits=(8,),
             bias_types=("INT32",),
+            joins_one_scale=True,
         ),
         Target(
             "qnn",
@@ -141,6 +144,7 @@ TARGETS = {
             activation_bits=(8,),
             activation_types=("UINT8",),
             bias_types=("INT32",),
+            joins_one_scale=True,
         ),
         Target(
             "finn",

@@ -94,7 +94,7 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[str], list[str]]] =
     "concatenation": (
         lambda n, x: n.b(torch.cat((n.a(x)[:, :2], n.a2(x)[:, :2]), 1)),
         ["a -> a", "a2 -> a2", "b -> b"],
-        ["x", "a", "a2"],
+        ["x", "a", "a2", "cat"],
     ),
     "reshaping": (
         lambda n, x: n.b(n.a(x).flatten(1).view(x.size(0), 4, 8, 8).permute(0, 1, 3, 2)),
@@ -178,7 +178,7 @@ def test_plan(name: str) -> None:
     [
         (lambda n, x: F.max_pool2d(n.drop(x).flatten(2), 2)[:, :2], "a"),
         (lambda n, x: torch.relu(x + n.a2(x)).permute(0, 1, 3, 2), "add"),
-        (lambda n, x: torch.cat((x, x), 1), None),
+        (lambda n, x: torch.cat((x, x), 1), "cat"),
         (lambda n, x: torch.sigmoid(torch.relu(x)), None),
         (lambda n, x: x / 2, None),
     ],
@@ -190,6 +190,22 @@ def test_the_quantizer_that_a_layer_reads(
     more = {"a2": nn.Conv2d(4, 4, 3, padding=1), "drop": nn.Dropout()}
     plan = plan_of(lambda n, x: n.b(between(n, F.silu(n.a(x)))), **more)
     assert {u.name: u.input for u in plan.units if u.name in "ab"} == {"a": "x", "b": key}
+
+
+def test_points_that_only_a_concatenation_reads() -> None:
+    """Not those that something else reads too, nor those in the logits."""
+    plan = plan_of(
+        lambda n, x: torch.cat((n.b(torch.cat((n.a(x), y := n.a2(x)), 1)[:, :4] + y), y), 1),
+        a2=nn.Conv2d(3, 4, 3, padding=1),
+    )
+    assert {p.name: (p.concatenation, p.joined) for p in plan.points} == {
+        "x": (False, False),
+        "a": (False, True),
+        "a2": (False, False),
+        "cat": (True, False),
+        "b": (False, False),
+        "add": (False, False),
+    }
 
 
 def test_linear_does_not_fold_a_batch_norm() -> None:
@@ -287,7 +303,7 @@ def test_densenet121() -> None:
     first = by_name["features.denseblock1.denselayer1.conv1"]
     assert first.batch_norm == "features.denseblock1.denselayer1.norm2"
     assert by_name["features.denseblock1.denselayer1.conv2"].batch_norm is None
-    names = [p.name for p in plan.points]
+    names = [p.name for p in plan.points if not p.concatenation]
     assert names[:5] == [
         "x",
         "features.conv0",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -124,6 +125,8 @@ def test_scheme_of_each_target(name: str) -> None:
     scheme = QuantScheme.for_target(name, bits)
     assert (scheme.weights.bits, scheme.activations.bits) == bits
     assert scheme.weights.symmetric
+    refuses = name in ("finn", "hls4ml")
+    assert scheme.concatenations == ("refused" if refuses else "quantized")
     assert scheme.biases == ("int32" if name in ("onnxruntime", "qnn", "xnnpack") else "float")
     assert TARGETS[name].source.startswith("https://")
 
@@ -290,13 +293,14 @@ def test_a_model_for_another_target_is_refused_by_node(tmp_path: Path) -> None:
     assert not file.exists()
 
 
-def test_a_layer_that_reads_a_concatenation_is_told(tmp_path: Path) -> None:
+def test_a_layer_that_reads_a_float_concatenation_is_told(tmp_path: Path) -> None:
     class Concatenation(Residual):
         def forward(self, x: Tensor) -> Tensor:
             x = self.conv(torch.cat([self.stem(x)[:, :4]] * 2, 1))
             return self.head(self.pool(x).flatten(1))
 
-    model = quantized(Concatenation(), QuantScheme.for_target("tensorrt"))
+    scheme = replace(QuantScheme.for_target("tensorrt"), concatenations="float")
+    model = quantized(Concatenation(), scheme)
     with pytest.warns(GhnqWarning, match=r"1 layers run in float.*Conv \S+: .*input"):
         ghnq_quant.export_onnx(model, tmp_path / "a.onnx", images(1), target="tensorrt")
 

@@ -39,10 +39,12 @@ def test_no_override(bits: Any) -> None:
         QuantScheme(4, 4, overrides={"head": bits})
 
 
-@pytest.mark.parametrize("name", ["act_range", "bn", "biases"])
+@pytest.mark.parametrize("name", ["act_range", "bn", "biases", "concatenations"])
 @pytest.mark.parametrize("value", ["Batch", "", None, 0, "quantile"])
 def test_no_mode(name: str, value: Any) -> None:
-    with pytest.raises(SchemeError, match=f"{name}=.*expected one of .*(batch|float, int32)"):
+    with pytest.raises(
+        SchemeError, match=f"{name}=.*expected one of .*(batch|float, int32|quantized)"
+    ):
         QuantScheme(4, 4, **{name: value})
 
 
