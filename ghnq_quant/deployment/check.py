@@ -128,6 +128,11 @@ class _Checker:
         name = self.target.name
         if node.op_type in ("Clip", "ReduceMean"):
             yield f"{name} has only ReLU and GlobalAveragePool instead"
+        if node.op_type == "GlobalAveragePool" and not self.target.global_pooling:
+            yield (
+                f"{name} reads it as channels-last, but QONNX's transformations leave it "
+                "channels-first; use max pooling, or flatten the map"
+            )
         if node.op_type != "Quant":
             return
         if self._has_zero_point(node):

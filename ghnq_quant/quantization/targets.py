@@ -31,6 +31,7 @@ class Target:
         drops_rounding: whether a convolution's quantizer does not round if an addition follows,
             unless something is between the two.
         joins_one_scale: whether what a concatenation joins must have the scale of the result.
+        global_pooling: whether it reads GlobalAveragePool.
         channel_multiple: fast integer convolutions need a multiple of this many input channels.
     """
 
@@ -49,6 +50,7 @@ class Target:
     integer_clip: bool = False
     drops_rounding: bool = False
     joins_one_scale: bool = False
+    global_pooling: bool = True
     channel_multiple: int = 1
 
     @property
@@ -163,6 +165,7 @@ TARGETS = {
             "https://fastmachinelearning.org/hls4ml/frontend/qonnx.html",
             activation_bits=tuple(range(3, 8)),
             activation_zero_points=False,
+            global_pooling=False,
         ),
     )
 }

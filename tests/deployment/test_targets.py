@@ -63,7 +63,10 @@ def quantized(model: nn.Module, scheme: QuantScheme) -> QuantModel:
 @cache
 def residual(target: str, bits: tuple[int, int]) -> QuantModel:
     torch.manual_seed(0)
-    return quantized(Residual(), QuantScheme.for_target(target, bits))
+    model = Residual()
+    if not TARGETS[target].global_pooling:
+        model.pool = nn.MaxPool2d(8)
+    return quantized(model, QuantScheme.for_target(target, bits))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +150,7 @@ def test_files_keep_the_rules_of_their_target(
 ) -> None:
     file = exported(target, bits)
     assert check_export(file, target) == []
-    assert kinds(file).count("GlobalAveragePool") == 1
+    assert kinds(file).count("GlobalAveragePool") == TARGETS[target].global_pooling
 
 
 @pytest.mark.parametrize(("target", "bits"), [c for c in CASES if TARGETS[c[0]].format == "qdq"])
@@ -244,6 +247,13 @@ def test_a_relu6_above_all_levels_is_a_relu_in_qonnx(tmp_path: Path) -> None:
         ConversionError, match=r"hls4ml does not support 1 nodes.*Clip \S+: .* ReLU"
     ):
         ghnq_quant.export_onnx(qmodel, tmp_path / "b.onnx", x[:1], target="hls4ml")
+
+
+@of_brevitas
+def test_hls4ml_would_misread_global_pooling(tmp_path: Path) -> None:
+    model = quantized(Residual(), QuantScheme.for_target("hls4ml", 4))
+    with pytest.raises(ConversionError, match=r"GlobalAveragePool .*channels-first; use max pool"):
+        ghnq_quant.export_onnx(model, tmp_path / "a.onnx", images(1), target="hls4ml")
 
 
 def test_asymmetric_weights_of_few_bits_are_int8_without_a_zero_point(tmp_path: Path) -> None:
