@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import math
+import random
 import sys
 import threading
 from collections import Counter
@@ -18,6 +19,7 @@ from functools import cache, partial
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
@@ -28,6 +30,7 @@ from ghnq_quant.capture.twin import is_of_torch
 #: Held while functions of ``math``, or registered by ``fx.wrap``, record calls with proxies.
 _WRAPPED = threading.RLock()
 WITHOUT_GRADIENT = "computes without gradient (torch.no_grad)"
+_GETATTR = nn.Module.__getattr__.__code__
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 
 _BY_SIZE = ("size", "dim", "numel", "ndimension")
@@ -36,13 +39,22 @@ _MATH = {id(f) for f in vars(math).values() if callable(f)}
 
 
 class _Parameters(dict[str, Any]):
-    """A module's parameters, which its own code reads as proxies."""
+    """A module's parameters, which its own code reads as proxies; and its mode, to see it read."""
 
-    proxy: Callable[[nn.Parameter], fx.Proxy | nn.Parameter]
+    recorder: Recorder
+    training: bool
+
+    def __contains__(self, name: object) -> bool:
+        if name == "training":  # which may be set like any attribute
+            return sys._getframe(1).f_code is _GETATTR
+        return super().__contains__(name)
 
     def __getitem__(self, name: str) -> Any:
+        if name == "training":
+            self.recorder.follows_mode = True
+            return self.training
         parameter = super().__getitem__(name)
-        return parameter if parameter is None else self.proxy(parameter)
+        return parameter if parameter is None else self.recorder.proxy_of(parameter)
 
 
 class Recorder(fx.Tracer):
@@ -51,12 +63,15 @@ class Recorder(fx.Tracer):
     Attributes:
         owners: for each node, the name of the module whose code made it.
         lost: names of modules whose code does something that no graph holds, and what that is.
+        follows_mode: whether another call, or one in the other mode, may be recorded differently:
+            code asked for the mode, used a tensor other than parameters or drew random numbers.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.owners: dict[fx.Node, str] = {}
         self.lost: dict[str, str] = {}
+        self.follows_mode = False
         self._entered: list[tuple[str, bool]] = [("", True)]  # and whether gradients were enabled
         self._proxies: dict[nn.Parameter, fx.Proxy] = {}
         self._calls: Counter[str] = Counter()
@@ -78,24 +93,30 @@ class Recorder(fx.Tracer):
             self._prepare(name, module)
         self._names = {p: name for name, p in root.named_parameters()}
         forward: Any = type(root).forward
+        random_states = _random_states()
         with torch.enable_grad(), _wrapped_functions(root):
             forward, args = self.create_args_for_root(forward, True)
             self.create_node("output", "output", (self.create_arg(forward(*args)),), {})
+        self.follows_mode |= random_states != _random_states()
         return self.graph
 
     def _prepare(self, name: str, module: nn.Module) -> None:
         attributes = vars(module)
         attributes["_compiled_call_impl"] = partial(self.call, module)
-        if module._parameters:
-            attributes["_parameters"] = _Parameters(module._parameters)
-            attributes["_parameters"].proxy = self._proxy_of
+        parameters = attributes["_parameters"] = _Parameters(module._parameters)
+        parameters.recorder = self
+        if _reads_mode_as_usual(type(module)):
+            parameters.training = attributes.pop("training")
+        else:
+            self.follows_mode = True
         if not is_of_torch(module):
             prefix = f"{name}." if name else ""
             for key, value in attributes.items():
                 if isinstance(value, Tensor):
                     self.tensor_attrs[value] = prefix + key
 
-    def _proxy_of(self, parameter: nn.Parameter) -> fx.Proxy | nn.Parameter:
+    def proxy_of(self, parameter: nn.Parameter) -> fx.Proxy | nn.Parameter:
+        """What the network's code computes with in place of one of its parameters."""
         if parameter not in self._names:
             return parameter
         if parameter not in self._proxies:
@@ -128,7 +149,9 @@ class Recorder(fx.Tracer):
         name: str | None = None,
         type_expr: Any = None,
     ) -> fx.Node:
-        node = self.graph.create_node(kind, target, args, kwargs, name, type_expr)
+        # arguments are set afterwards, because a graph would search them for symbolic integers
+        node = self.graph.create_node(kind, target, (), {}, name, type_expr)
+        node._update_args_kwargs(args, kwargs)
         if self.module_stack:
             node.meta["nn_module_stack"] = dict(self.module_stack)
         self.owners[node] = self._entered[-1][0]
@@ -147,6 +170,7 @@ class Recorder(fx.Tracer):
             return {}
         if a is None or kind in (int, float, bool, str):
             return a
+        self.follows_mode |= isinstance(a, Tensor)
         return super().create_arg(a)
 
     def _note_what_is_lost(self, node: fx.Node) -> None:
@@ -165,6 +189,18 @@ class Recorder(fx.Tracer):
         if node.target is getattr or node.target in _BY_SIZE:
             return True
         return node.op == "call_function" and all(map(self._is_a_size, node.all_input_nodes))
+
+
+def _reads_mode_as_usual(kind: type[nn.Module]) -> bool:
+    """Whether nothing of the class hides how the mode is set and read."""
+    return kind.train is nn.Module.train and kind.__getattr__ is nn.Module.__getattr__
+
+
+def _random_states() -> tuple[object, ...]:
+    """States of the random number generators of Python, NumPy and PyTorch."""
+    in_numpy, in_torch = np.random.get_state(legacy=False), torch.get_rng_state()
+    key, position = in_numpy.pop("state").values()
+    return random.getstate(), key.tobytes(), position, in_numpy, in_torch.numpy().tobytes()
 
 
 def _autograd_function(frame: FrameType | None) -> Any:
