@@ -13,7 +13,7 @@ import random
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from types import FrameType
@@ -73,6 +73,7 @@ class Recorder(fx.Tracer):
         self.lost: dict[str, str] = {}
         self.follows_mode = False
         self._entered: list[tuple[str, bool]] = [("", True)]  # and whether gradients were enabled
+        self._names: dict[nn.Parameter | None, str] = {}
         self._proxies: dict[nn.Parameter, fx.Proxy] = {}
         self._calls: Counter[str] = Counter()
         self._without_autocast = [d for d in _DEVICES if not torch.is_autocast_enabled(d)]
@@ -82,35 +83,37 @@ class Recorder(fx.Tracer):
         """Name of the module that is being recorded, or was when an error stopped it."""
         return str(next(reversed(self.module_stack.values()), ("",))[0])
 
-    def record(self, root: nn.Module) -> fx.Graph:
-        """The graph of ``root`` in its modules' current modes; ``root`` is used up."""
+    def record(self, root: nn.Module, *, training: bool) -> fx.Graph:
+        """The graph of ``root`` in training or eval; ``root`` is used up."""
         self.root = root
         self.graph = fx.Graph()
         self.tensor_attrs = {}
-        self.submodule_paths = {}
-        for name, module in root.named_modules():
-            self.submodule_paths[module] = name
-            self._prepare(name, module)
-        self._names = {p: name for name, p in root.named_parameters()}
+        self.submodule_paths = {module: name for name, module in root.named_modules()}
+        if not all(map(_has_usual_mode, self.submodule_paths)):
+            root.train(training)
+            self.follows_mode = True
+        for module, name in self.submodule_paths.items():
+            self._prepare(name, module, training)
         forward: Any = type(root).forward
         random_states = _random_states()
-        with torch.enable_grad(), _wrapped_functions(root):
+        with torch.enable_grad(), _wrapped_functions(self.submodule_paths):
             forward, args = self.create_args_for_root(forward, True)
             self.create_node("output", "output", (self.create_arg(forward(*args)),), {})
         self.follows_mode |= random_states != _random_states()
         return self.graph
 
-    def _prepare(self, name: str, module: nn.Module) -> None:
+    def _prepare(self, name: str, module: nn.Module, training: bool) -> None:
         attributes = vars(module)
+        prefix = f"{name}." if name else ""
         attributes["_compiled_call_impl"] = partial(self.call, module)
         parameters = attributes["_parameters"] = _Parameters(module._parameters)
         parameters.recorder = self
-        if _reads_mode_as_usual(type(module)):
-            parameters.training = attributes.pop("training")
-        else:
-            self.follows_mode = True
+        for key, parameter in module._parameters.items():
+            self._names.setdefault(parameter, prefix + key)
+        if _has_usual_mode(module):
+            del attributes["training"]
+            parameters.training = training
         if not is_of_torch(module):
-            prefix = f"{name}." if name else ""
             for key, value in attributes.items():
                 if isinstance(value, Tensor):
                     self.tensor_attrs[value] = prefix + key
@@ -191,9 +194,11 @@ class Recorder(fx.Tracer):
         return node.op == "call_function" and all(map(self._is_a_size, node.all_input_nodes))
 
 
-def _reads_mode_as_usual(kind: type[nn.Module]) -> bool:
-    """Whether nothing of the class hides how the mode is set and read."""
-    return kind.train is nn.Module.train and kind.__getattr__ is nn.Module.__getattr__
+def _has_usual_mode(module: nn.Module) -> bool:
+    """Whether its class sets and reads the mode in no way of its own."""
+    kind, usual = type(module), nn.Module
+    is_usual = kind.train is usual.train and kind.__getattr__ is usual.__getattr__
+    return is_usual and "training" in vars(module)
 
 
 def _random_states() -> tuple[object, ...]:
@@ -213,7 +218,7 @@ def _autograd_function(frame: FrameType | None) -> Any:
 
 
 @contextmanager
-def _wrapped_functions(root: nn.Module) -> Iterator[None]:
+def _wrapped_functions(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Make functions record a call as one operation if they are given a proxy.
 
     These are the functions of ``math`` and those registered by ``fx.wrap``. Without a proxy they do
@@ -222,7 +227,7 @@ def _wrapped_functions(root: nn.Module) -> Iterator[None]:
     with _WRAPPED:
         replaced: list[tuple[dict[str, Any], str, Any]] = []
         try:
-            for scope, name in _names_to_wrap(root):
+            for scope, name in _names_to_wrap(modules):
                 function = scope.get(name) or getattr(builtins, name)
                 replaced.append((scope, name, scope.get(name)))
                 scope[name] = _recording(function)
@@ -235,10 +240,10 @@ def _wrapped_functions(root: nn.Module) -> Iterator[None]:
                     scope[name] = function
 
 
-def _names_to_wrap(root: nn.Module) -> list[tuple[dict[str, Any], str]]:
+def _names_to_wrap(modules: Iterable[nn.Module]) -> list[tuple[dict[str, Any], str]]:
     registered = _symbolic_trace._wrapped_fns_to_patch.items()
     names = [(scope, name) for (_, name), scope in list(registered)]
-    forwards = {type(m).forward for m in root.modules() if not is_of_torch(m)}
+    forwards = {type(m).forward for m in modules if not is_of_torch(m)}
     scopes = [getattr(inspect.unwrap(f), "__globals__", {}) for f in forwards]
     for scope in {id(scope): scope for scope in (vars(math), *scopes)}.values():
         names += [(scope, n) for n, f in list(scope.items()) if id(f) in _MATH and n[0] != "_"]

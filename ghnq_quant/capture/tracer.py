@@ -127,7 +127,7 @@ def trace_training(root: nn.Module, skipped: tuple[str, ...]) -> fx.Graph:
 def _record(tracer: _Tracer, root: nn.Module, *, training: bool) -> fx.Graph:
     copied = twin(root)
     try:
-        return tracer.record(copied.train(training))
+        return tracer.record(copied, training=training)
     except CaptureError:
         raise
     except Exception as error:
