@@ -36,6 +36,8 @@ def test_prediction(name: str, benchmark: Any) -> None:
         "with an example input": lambda: ghnq_quant.predict_parameters(
             model, ghn, example_input=torch.zeros(1, 3, 64, 64)
         ),
+        "recording alone": lambda: capture(model),
+        "recording and graph": lambda: capture(model).arch_graph,
         "the model's own construction": lambda: create(num_classes=10),
         "its forward pass of one image": lambda: model.eval()(images),
     }
