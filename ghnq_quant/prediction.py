@@ -80,20 +80,21 @@ def _keep_row_of_class_token(root: nn.Module, graph: ArchGraph, new: dict[str, T
 
 
 def _by_parameter(root: nn.Module, predicted: dict[str, Tensor]) -> NewValues:
-    by_id: dict[int, Tensor] = {}
+    by_id: dict[int, Tensor | None] = {}
     for name, p in root.named_parameters(remove_duplicate=False):
-        if name in predicted and id(p) not in by_id:  # a tied parameter: its first use counts
-            by_id[id(p)] = _own_memory(predicted.pop(name), p, name)
-    return [by_id.get(id(p)) for p in root.parameters()]
+        if by_id.get(id(p)) is None:  # a tied parameter: its first use counts
+            new = predicted.pop(name, None)
+            by_id[id(p)] = None if new is None else _own_memory(new, p, name)
+    return list(by_id.values())
 
 
 def _own_memory(value: Tensor, parameter: nn.Parameter, name: str) -> Tensor:
-    if value.numel() == parameter.numel():
-        value = value.reshape(parameter.shape)  # a conv1d is captured as a 1×k conv2d
     if value.shape != parameter.shape:
-        raise PredictionError(
-            f"{name!r} has shape {tuple(parameter.shape)}, its prediction {tuple(value.shape)}"
-        )
+        if value.numel() != parameter.numel():
+            raise PredictionError(
+                f"{name!r} has shape {tuple(parameter.shape)}, its prediction {tuple(value.shape)}"
+            )
+        value = value.reshape(parameter.shape)  # a conv1d is captured as a 1×k conv2d
     value = value.to(device=parameter.device, dtype=parameter.dtype)
     if value.dtype != torch.float32 and not value.isfinite().all():
         raise PredictionError(f"{name!r}: a predicted value is too large for {value.dtype}")

@@ -138,6 +138,10 @@ def test_the_package_is_imported_without_what_is_heavy():
     assert loaded("import ghnq_quant; ghnq_quant.quantize", HEAVY) == []
 
 
+def test_a_hypernetwork_is_loaded_without_what_is_heavy():
+    assert loaded("import ghnq_quant; ghnq_quant.GHN.from_pretrained()", HEAVY) == []
+
+
 def test_help_is_shown_without_torch():
     code = """
 from ghnq_quant.cli import app

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +123,8 @@ class ArchGraph:
             sources[target].append(source)
         for row, before in zip(distances, sources, strict=True):  # topological order: one pass
             if before:
-                np.minimum(row, distances[before].min(0) + 1, out=row)
+                nearest = reduce(np.minimum, (distances[source] for source in before))
+                np.minimum(row, nearest + 1, out=row)
         return distances
 
     @cached_property

@@ -51,8 +51,7 @@ def check_layers(model: nn.Module, skip: bool) -> None:
 
 
 def check_is_known(module: nn.Module, name: str) -> None:
-    has_matrix = any(p.dim() > 1 for p in module.parameters())
-    if has_matrix and module_kind(module) is Kind.OTHER:
+    if module_kind(module) is Kind.OTHER and any(p.dim() > 1 for p in module.parameters()):
         raise CaptureError(
             f"module {name!r} is a {type(module).__name__}, whose parameters are neither of a "
             "conv, linear nor norm layer; replace it, or leave it float with "

@@ -127,7 +127,7 @@ def trace_training(root: nn.Module, skipped: tuple[str, ...]) -> fx.Graph:
 def _record(tracer: _Tracer, root: nn.Module, *, training: bool) -> fx.Graph:
     copied = twin(root)
     try:
-        return tracer.record(copied.train(training))
+        return tracer.record(copied, training=training)
     except CaptureError:
         raise
     except Exception as error:
@@ -137,7 +137,7 @@ def _record(tracer: _Tracer, root: nn.Module, *, training: bool) -> fx.Graph:
 def _losses(tracer: _Tracer, root: nn.Module) -> tuple[ModeDifference, dict[str, str]]:
     """How training differs from eval, and the modules that do more than their graph holds."""
     difference, lost = ModeDifference(), dict(tracer.lost)
-    if not lost:
+    if tracer.follows_mode and not lost:
         whole = (*tracer.whole, *tracer.skipped, *tracer.attention_in)
         trained = _Tracer(tracer.adapters, tracer.skip, whole)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 #: Types of attributes that are immutable, or that copies share with the original anyway.
 _SHARED = {NoneType, bool, int, float, str, FunctionType, BuiltinFunctionType, type}
+_PLAIN = {dict, OrderedDict, list, set}
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -45,8 +47,8 @@ def is_of_torch(module: nn.Module) -> bool:
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(value, (dict, list, set)) and not value:
-        return copy.copy(value)  # mostly dicts of hooks
+    if type(value) in _PLAIN and not value:
+        return value.copy()  # mostly dicts of hooks
     try:
         return copy.deepcopy(value, memo)
     except Exception:  # a lock, an open file, a random number generator

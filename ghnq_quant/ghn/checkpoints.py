@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ghnq_quant.errors import CheckpointError
 
@@ -63,6 +65,24 @@ def shapes_in(file: Path) -> dict[str, list[int]]:
         return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
 
 
+class _EmbeddingsAsTheyAre(TorchFunctionMode):
+    """Leaves out the normal distribution, which imports the compiler if it is given a meta tensor."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def on_meta_device() -> Iterator[None]:
+    """Create modules that have shapes but no values."""
+    with torch.device("meta"), _EmbeddingsAsTheyAre():
+        yield
+
+
 def check_shapes(
     create: Callable[..., nn.Module],
     settings: Mapping[str, Any],
@@ -79,7 +99,7 @@ def check_shapes(
         RuntimeError: a parameter is missing, has another shape, or is unexpected.
         ValueError: an invalid setting.
     """
-    with torch.device("meta"):
+    with on_meta_device():
         state = {name: torch.empty(*shape) for name, shape in shapes.items()}
         create(**settings).load_state_dict(state)
 

@@ -25,6 +25,7 @@ from ghnq_quant.ghn.checkpoints import (
     check_folder,
     check_shapes,
     may_be_repository,
+    on_meta_device,
     read_ppuda,
     shapes_in,
 )
@@ -143,7 +144,8 @@ class GHN(
             # rows for weight bits, then for activation bits; zeros change nothing until trained
             self.precision = nn.Embedding(2 * len(_PRECISIONS), hid)
             nn.init.zeros_(self.precision.weight)
-        self._initialize()
+        if not self.embed.weight.is_meta:
+            self._initialize()
 
     def _initialize(self) -> None:
         hid, shapes = self.embed.embedding_dim, self.shape_enc
@@ -312,7 +314,7 @@ class GHN(
         path = find_public_file(path_or_name)
         checkpoint = read_public(path)
         try:
-            with torch.device("meta"):  # do not initialize what is replaced
+            with on_meta_device():  # do not initialize what is replaced
                 ghn = cls(**checkpoint.settings)
             ghn.load_state_dict(as_shaped(checkpoint.state_dict, ghn.state_dict()), assign=True)
         except (RuntimeError, TypeError, ValueError) as error:

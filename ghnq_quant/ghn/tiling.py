@@ -51,14 +51,18 @@ class _Tile(torch.autograd.Function):
     def forward(ctx: Any, w: Tensor, shape: tuple[int, ...]) -> Tensor:
         ctx.have = w.shape
         tiled = w.new_empty(shape)
-        rows = tiled[: len(w)]
-        if w.dim() == 1:
-            rows.copy_(w[: len(rows)])
+        rows, w = tiled[: w.shape[0]], w[: shape[0]]
+        if w.dim() > 1:
+            times, rest = divmod(shape[1], w.shape[1])
+            repeated = rows[:, : shape[1] - rest].view(len(rows), times, *w.shape[1:])
+            repeated.copy_(w.unsqueeze(1))
+            if rest:
+                rows[:, -rest:].copy_(w[:, :rest])
         else:
-            for part in rows.split(w.shape[1], dim=1):
-                part.copy_(w[: len(rows), : part.shape[1]])
-        for block in tiled.split(len(w))[1:]:
-            block.copy_(rows[: len(block)])
+            rows.copy_(w)
+        if shape[0] > len(rows):
+            for block in tiled.split(len(rows))[1:]:
+                block.copy_(rows[: block.shape[0]])
         return tiled
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,24 @@ def dropout_by_identity(n: Net, x: Tensor) -> Tensor:
     return F.dropout(x, 0.5, n.training is True)
 
 
+def set_the_mode_of_a_part(n: Net, x: Tensor) -> Tensor:
+    n.path.eval()
+    return n.path(x)
+
+
+class TrainsLater(nn.Module):
+    """Says by its own ``train`` what it does in training."""
+
+    doubles = False
+
+    def train(self, mode: bool = True) -> TrainsLater:
+        self.doubles = mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x if self.doubles else x
+
+
 def size_without_gradient(n: Net, x: Tensor) -> Tensor:
     with torch.no_grad():
         batch, channels = x.shape[0], x.size(1)
@@ -79,9 +98,12 @@ KEPT: dict[str, Net] = {
     "dropout by identity": Net(dropout_by_identity),
     "always dropout": Net(lambda n, x: F.dropout(x, 0.5, training=True)),
     "never dropout": Net(lambda n, x: F.dropout(x, 0.5, training=False)),
+    "dropout by another's mode": Net(lambda n, x: F.dropout(x, 0.5, n.conv.training)),
     "rrelu": Net(lambda n, x: F.rrelu(-x, training=n.training)),
     "drop path": Net(lambda n, x: n.path(x), path=DropPath()),
+    "a mode that is set": Net(set_the_mode_of_a_part, path=DropPath()),
     "noise": Net(lambda n, x: n.noise(x), noise=Noise()),
+    "a method of its own": Net(lambda n, x: n.later(x), later=TrainsLater()),
     "identity": Net(lambda n, x: n.doubled(x), doubled=AsksByIdentity()),
     "size": Net(size_without_gradient),
     "batch norm": Net(lambda n, x: n.norm(x), norm=FunctionalNorm()),
@@ -146,6 +168,7 @@ REFUSED = {
     "autocast": (Net(in_half_precision, second=nn.Conv2d(8, 8, 1)), "under autocast"),
     "noise": (Net(noisy_in_training), r"the model \(Net\) behaves differently in training"),
     "frozen random numbers": (Net(lambda n, x: x * torch.rand(1)), "draws random numbers"),
+    "a random factor": (Net(lambda n, x: x * random.random()), "draws random numbers"),
     "gradient": (Net(lambda n, x: Doubled.apply(x)), r"gradient of its own \(Doubled\)"),
     "no_grad": (
         Net(without_gradient, second=nn.Conv2d(8, 8, 1)),

@@ -69,7 +69,7 @@ def backward_meta_batch(
         batches[0][0][1].device,
     )
     values = [p for parameters in predicted for p in parameters.values()]
-    gradient = torch.cat([run.gradient for run in runs]).to(values[0].device) / len(runs)
+    gradient = torch.cat([run.gradient for run in runs]).to(values[0].device).div_(len(runs))
     gradients = [
         g.view_as(p)
         for p, g in zip(values, gradient.split([p.numel() for p in values]), strict=True)
@@ -109,7 +109,7 @@ def _network_gradient(
     """
     device = batches[0][0].device
     values = torch.cat([p.detach().flatten() for p in predicted.values()]).to(device)
-    total = torch.zeros_like(values)
+    total: Tensor | None = None
     usable = torch.ones((), dtype=torch.bool, device=device)
     first: tuple[Tensor, Tensor] | None = None
     for images, labels in batches:
@@ -119,16 +119,19 @@ def _network_gradient(
             if not _is_out_of_memory(error):
                 raise
             nothing = torch.zeros((), device=device)
-            return _NetworkGradient(torch.zeros_like(total), nothing.bool(), nothing, nothing)
+            return _NetworkGradient(torch.zeros_like(values), nothing.bool(), nothing, nothing)
         first = first or (loss, top1)
         norm = gradient.norm()
         usable = usable & loss.isfinite() & norm.isfinite()
-        total += gradient * (network_clip / norm.clamp(min=network_clip))
         if inner_lr:
             # clipped as in users' training, so that a steep start does not lose a network
             values = values - gradient * (inner_lr / norm.clamp(min=1.0))
+        gradient *= network_clip / norm.clamp(min=network_clip)
+        total = gradient if total is None else total.add_(gradient)
     assert first is not None
-    return _NetworkGradient(torch.where(usable, total / len(batches), 0.0), usable, *first)
+    assert total is not None
+    mean = total.div_(len(batches)).masked_fill_(~usable, 0.0)  # new memory takes longer than this
+    return _NetworkGradient(mean, usable, *first)
 
 
 def _differentiated(
