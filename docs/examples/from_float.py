@@ -90,8 +90,10 @@ def measure(task: Task) -> None:
         batches = [batch(number)[0] for number in range(BATCHES)]
         qmodel = chosen.quantized(model, bits, batches)
         if steps:
+            if chosen.search:  # or they would be minima and maxima while training
+                ghnq_quant.freeze_ranges(qmodel)
             optimize(qmodel, batch, range(steps), LEARNING_RATE, SGD)
-            chosen.calibrate(qmodel, batches)
+            chosen.calibrate(ghnq_quant.unfreeze_ranges(qmodel), batches)
         return accuracy(qmodel, task.data.test)
 
     cases = [
