@@ -34,9 +34,12 @@ def finetune(
         str,
         typer.Option(
             metavar="float|W|W/A,…",
-            help="Precision of the networks; if several, one is drawn for each meta-batch.",
+            help="Precision of the networks; if several, one is drawn at random.",
         ),
     ] = "float",
+    bits_per: Annotated[
+        Literal["meta-batch", "network"], typer.Option(help="What a precision is drawn for.")
+    ] = "meta-batch",
     precision_embedding: Annotated[
         bool, typer.Option("--precision-embedding", help="Tell the hypernetwork the precision.")
     ] = False,
@@ -126,6 +129,7 @@ def finetune(
     }
     settings = RECIPES[recipe](
         bits=parse_bits(bits),
+        bits_per=bits_per,
         precision_embedding=precision_embedding,
         new_batch_norms=new_batch_norms,
         inner_steps=inner_steps,

@@ -111,6 +111,6 @@ def _order(count: int, epoch: int, seed: int) -> np.ndarray:
     return generator(seed, Stream.NETWORKS, epoch).permutation(count)
 
 
-def precision_index(count: int, step: int, seed: int) -> int:
-    """Which of ``count`` precisions a step uses, at random."""
-    return int(generator(seed, Stream.PRECISION, step).integers(count))
+def precision_index(count: int, place: int, seed: int) -> int:
+    """Which of ``count`` precisions a step, or a network of a run, uses, at random."""
+    return int(generator(seed, Stream.PRECISION, place).integers(count))

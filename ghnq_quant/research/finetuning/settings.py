@@ -16,6 +16,8 @@ Phases = tuple[tuple[Any, float], ...]
 #: All of the split ``train``: no fixed ones, each drawn once per epoch.
 ALL_ARCHITECTURES = 250_000
 _LENGTHS = ("steps", "epochs", "minutes")
+#: Settings that runs of earlier versions do not name, as those versions ran.
+ADDED_SETTINGS: dict[str, Any] = {"bits_per": "meta-batch"}
 #: Multiply-accumulates of the smallest limit; one network in eight is below it.
 _LEAST_MACS = 1_000_000
 
@@ -27,7 +29,9 @@ class FinetuneSettings:
     Attributes:
         steps, epochs, minutes: length of the run, exactly one of them; an epoch is one pass over the
             training images.
-        bits: precisions as (weight, activation) pairs, one of which is drawn for each meta-batch.
+        bits: precisions as (weight, activation) pairs, one of which is drawn at random.
+        bits_per: draw one for each ``"meta-batch"``, or for each ``"network"`` of it, so that a step
+            sees several.
         meta_batch_size: networks per step and process.
         image_batch_size: images per network and step.
         balanced: draw the images of a batch with equally many of each class, with replacement,
@@ -71,6 +75,7 @@ class FinetuneSettings:
     epochs: float | None = None
     minutes: float | None = None
     bits: tuple[tuple[int, int], ...] = (FLOAT,)
+    bits_per: Literal["meta-batch", "network"] = "meta-batch"
     meta_batch_size: int = 4
     image_batch_size: int = 130
     balanced: bool = True

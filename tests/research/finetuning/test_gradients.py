@@ -66,7 +66,9 @@ def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
     x, y = training_batch(digits.train, 0, 8, seed=0)
     ghn = GHN.from_pretrained("ghnq-cifar10-qat").derived(new_batch_norms=new_norms)
     networks = [FunctionalNetwork(item.program, bits) for item in items]
-    result = backward_meta_batch(ghn, [i.graph for i in items], networks, bits, [[(x, y)]] * 3)
+    result = backward_meta_batch(
+        ghn, [i.graph for i in items], networks, [bits] * 3, [[(x, y)]] * 3
+    )
     two_stage = gradients(ghn)
 
     ghn.zero_grad()
@@ -96,7 +98,7 @@ def test_inner_steps_add_the_gradients_along_the_way(digits: ImageSet) -> None:
     ghn = GHN.from_pretrained("ghnq-cifar10")
     network = FunctionalNetwork(item.program)
     inner_lr = 0.05
-    backward_meta_batch(ghn, [item.graph], [network], (32, 32), [batches], inner_lr=inner_lr)
+    backward_meta_batch(ghn, [item.graph], [network], [(32, 32)], [batches], inner_lr=inner_lr)
     result = gradients(ghn)
 
     ghn.zero_grad()
@@ -134,7 +136,7 @@ def test_a_network_that_runs_out_of_memory_costs_its_own_gradient_alone(digits: 
     alone = gradients(ghn)
     ghn.zero_grad()
     networks: list[Network] = [network, failing(torch.OutOfMemoryError("no memory left"))]
-    result = backward_meta_batch(ghn, [item.graph] * 2, networks, (32, 32), [[(x, y)]] * 2)
+    result = backward_meta_batch(ghn, [item.graph] * 2, networks, [(32, 32)] * 2, [[(x, y)]] * 2)
     assert result.failed == 1
     assert len(result.losses) == 1
     for name, gradient in gradients(ghn).items():
@@ -149,6 +151,6 @@ def test_another_error_is_not_swallowed(digits: ImageSet) -> None:
             GHN.from_pretrained("ghnq-cifar10-qat"),
             [item.graph],
             [failing(RuntimeError("a mistake"))],
-            (32, 32),
+            [(32, 32)],
             [[(x, y)]],
         )
