@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from ghnq_quant.research.cli.options import Data, DataName, Download
+from ghnq_quant.research.cli.options import ChannelLimit, Data, DataName, Download
 
 
 def finetune(
@@ -40,6 +40,7 @@ def finetune(
     bits_per: Annotated[
         Literal["meta-batch", "network"], typer.Option(help="What a precision is drawn for.")
     ] = "meta-batch",
+    channel_limit: ChannelLimit = None,
     precision_embedding: Annotated[
         bool, typer.Option("--precision-embedding", help="Tell the hypernetwork the precision.")
     ] = False,
@@ -130,6 +131,7 @@ def finetune(
     settings = RECIPES[recipe](
         bits=parse_bits(bits),
         bits_per=bits_per,
+        channel_limit=channel_limit,
         precision_embedding=precision_embedding,
         new_batch_norms=new_batch_norms,
         inner_steps=inner_steps,

@@ -20,6 +20,7 @@ from ghnq_quant.capture.quant_plan import find_places
 from ghnq_quant.quantization import fake_quantize
 from ghnq_quant.quantization.batch_norm import conv_batch_statistics_norm, fast_layout
 from ghnq_quant.quantization.convolution import Geometry
+from ghnq_quant.quantization.folding import Folding
 from ghnq_quant.quantization.quantizer import FLOAT_BITS
 from ghnq_quant.quantization.scheme import FLOAT
 from ghnq_quant.research.finetuning.small_maps import convolve
@@ -40,6 +41,7 @@ class FunctionalNetwork:
         program: its instructions.
         bits: (weight, activation) precision; unless it is float, the network is the reference
             simulation, with batch norm folded on every batch.
+        channel_limit: see :class:`ghnq_quant.QuantScheme`.
 
     Example:
         >>> from ghnq_quant import GHN
@@ -50,10 +52,16 @@ class FunctionalNetwork:
         torch.Size([2, 10])
     """
 
-    def __init__(self, program: Program, bits: tuple[int, int] = FLOAT) -> None:
+    def __init__(
+        self,
+        program: Program,
+        bits: tuple[int, int] = FLOAT,
+        channel_limit: float | None = None,
+    ) -> None:
         self._instructions = program.instructions
         self._last_reads = program.last_reads()
         self._weight_bits, self._act_bits = bits
+        self._folding = Folding(limit=channel_limit)
         #: layers without parameters, by position
         self._layers = {
             position: _layer(
@@ -135,6 +143,7 @@ class FunctionalNetwork:
             _EPS,
             geometry,
             lambda folded: fake_quantize(folded, self._weight_bits),
+            folding=self._folding,
         )
         return y
 

@@ -150,7 +150,12 @@ class _Training:
         self.optimizer = _optimizer(self.ghn, settings, start)
         classes = self.ghn.num_classes
         self.networks = TrainingNetworks(
-            classes, settings.architectures, settings.seed, group.rank, group.size
+            classes,
+            settings.architectures,
+            settings.seed,
+            settings.channel_limit,
+            group.rank,
+            group.size,
         )
         self.val_items: list[SampledNetwork] = []  # only in the process that validates
         if group.is_main:
@@ -312,7 +317,12 @@ class _Training:
         if self.group.is_main:
             settings = self.settings
             top1 = validate(
-                self.averaged, self.val_items, self.val, settings.bits, settings.val_images
+                self.averaged,
+                self.val_items,
+                self.val,
+                settings.bits,
+                settings.val_images,
+                settings.channel_limit,
             )
             if top1 > self.counters.best_top1:
                 self.folder.save_checkpoint(self._described(top1), "best")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ghnq_quant.errors import GhnqError
+from ghnq_quant.quantization.folding import check_channel_limit
 from ghnq_quant.quantization.scheme import FLOAT, as_pair, parse_precision
 
 #: (value, up to which fraction of the run), in ascending order, up to the whole run.
@@ -32,6 +33,8 @@ class FinetuneSettings:
         bits: precisions as (weight, activation) pairs, one of which is drawn at random.
         bits_per: draw one for each ``"meta-batch"``, or for each ``"network"`` of it, so that a step
             sees several.
+        channel_limit: of the quantized networks, in training and validation; see
+            :class:`ghnq_quant.QuantScheme`.
         meta_batch_size: networks per step and process.
         image_batch_size: images per network and step.
         balanced: draw the images of a batch with equally many of each class, with replacement,
@@ -76,6 +79,7 @@ class FinetuneSettings:
     minutes: float | None = None
     bits: tuple[tuple[int, int], ...] = (FLOAT,)
     bits_per: Literal["meta-batch", "network"] = "meta-batch"
+    channel_limit: float | None = None
     meta_batch_size: int = 4
     image_batch_size: int = 130
     balanced: bool = True
@@ -124,6 +128,7 @@ class FinetuneSettings:
                 raise GhnqError(f"{name}={getattr(self, name)} must be a multiple of log_every")
         for bits in self.bits:
             as_pair(bits)
+        check_channel_limit(self.channel_limit)
         for name, example in (("image_sizes", "16@0.5,32"), ("max_macs", "6M@0.5,10M")):
             ends = [end for _, end in getattr(self, name)]
             if not self.bits or not ends or ends != sorted(ends) or ends[-1] != 1.0:

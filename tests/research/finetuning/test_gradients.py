@@ -17,31 +17,34 @@ from ghnq_quant.research.finetuning.step import Network, backward_meta_batch
 from ghnq_quant.research.networks import ConvNets250K, SampledNetwork
 
 
-def simulated(item: SampledNetwork, bits: tuple[int, int]) -> nn.Module:
+def simulated(item: SampledNetwork, bits: tuple[int, int], limit: float | None = None) -> nn.Module:
     """The network as modules, in train mode with the ranges of the batch."""
     network = item.build(initialize=False).train()
     if bits == (32, 32):
         return network
-    scheme = QuantScheme(*bits, act_range="batch", bn="batch")
+    scheme = QuantScheme(*bits, act_range="batch", bn="batch", channel_limit=limit)
     return emit(capture(network), scheme, load_backend("reference"))
 
 
 @pytest.mark.parametrize("split", ["train", "mobile", "bn_free"])
-@pytest.mark.parametrize("bits", [(32, 32), (4, 4), (2, 8), (8, 32), (32, 8)])
+@pytest.mark.parametrize(
+    ("bits", "limit"),
+    [((32, 32), None), ((4, 4), None), ((2, 8), 2.0), ((8, 32), None), ((32, 8), None)],
+)
 def test_a_functional_network_computes_what_its_modules_do(
-    split: str, bits: tuple[int, int]
+    split: str, bits: tuple[int, int], limit: float | None
 ) -> None:
     ghn = GHN.from_pretrained("ghnq-cifar10-qat")
     x = torch.randn(4, 3, 32, 32)
     for index in range(4 if bits in ((32, 32), (4, 4)) else 2):
         item = ConvNets250K(split)[index]
         (predicted,) = ghn([item.graph])
-        network = simulated(item, bits)
+        network = simulated(item, bits, limit)
         if bits == (32, 32):  # small maps sum in another order, so compare in float64
             predicted = {name: p.double() for name, p in predicted.items()}
             network, x = network.double(), x.double()
         parameters = {name: p.detach().requires_grad_() for name, p in predicted.items()}
-        logits = FunctionalNetwork(item.program, bits)(parameters, x)
+        logits = FunctionalNetwork(item.program, bits, limit)(parameters, x)
         expected = functional_call(network, parameters, (x,))
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-11 * (bits == (32, 32)))
         values = list(parameters.values())
