@@ -42,7 +42,11 @@ def finetune(
     ] = "meta-batch",
     channel_limit: ChannelLimit = None,
     precision_embedding: Annotated[
-        bool, typer.Option("--precision-embedding", help="Tell the hypernetwork the precision.")
+        bool,
+        typer.Option("--precision-embedding", help="Tell the hypernetwork the precision as input."),
+    ] = False,
+    precision_decoder: Annotated[
+        bool, typer.Option("--precision-decoder", help="Tell it before it decodes parameters.")
     ] = False,
     new_batch_norms: Annotated[
         bool,
@@ -80,6 +84,10 @@ def finetune(
     ] = None,
     average: Annotated[
         float | None, typer.Option(help="Decay of the weights' exponential average; 0 for none.")
+    ] = None,
+    network_clip: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Largest norm of a network's gradient of its parameters."),
     ] = None,
     inner_steps: Annotated[
         int, typer.Option(min=0, help="SGD steps that each network takes in the objective.")
@@ -127,12 +135,14 @@ def finetune(
         "schedule": schedule,
         "decay_at": decay_at,
         "average": average,
+        "network_clip": network_clip,
     }
     settings = RECIPES[recipe](
         bits=parse_bits(bits),
         bits_per=bits_per,
         channel_limit=channel_limit,
         precision_embedding=precision_embedding,
+        precision_decoder=precision_decoder,
         new_batch_norms=new_batch_norms,
         inner_steps=inner_steps,
         inner_lr=inner_lr,

@@ -365,6 +365,7 @@ def _hypernetworks(start: TrainingState, settings: FinetuneSettings) -> tuple[GH
     """The trained hypernetwork and its average, with the parts that the settings ask for."""
     ghn = start.ghn.derived(
         precision_embedding=settings.precision_embedding or start.ghn.precision is not None,
+        precision_decoder=settings.precision_decoder or start.ghn.precision_decoder is not None,
         new_batch_norms=settings.new_batch_norms or start.ghn.new_batch_norms,
     )
     averaged = copy.deepcopy(ghn).requires_grad_(False)

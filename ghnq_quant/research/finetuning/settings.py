@@ -18,7 +18,7 @@ Phases = tuple[tuple[Any, float], ...]
 ALL_ARCHITECTURES = 250_000
 _LENGTHS = ("steps", "epochs", "minutes")
 #: Settings that runs of earlier versions do not name, as those versions ran.
-ADDED_SETTINGS: dict[str, Any] = {"bits_per": "meta-batch"}
+ADDED_SETTINGS: dict[str, Any] = {"bits_per": "meta-batch", "precision_decoder": False}
 #: Multiply-accumulates of the smallest limit; one network in eight is below it.
 _LEAST_MACS = 1_000_000
 
@@ -66,7 +66,8 @@ class FinetuneSettings:
             to first order, so it learns parameters to train from. (First-order MAML, Finn et al.
             2017, uses only the last.)
         inner_lr: learning rate of these steps.
-        precision_embedding: tell the hypernetwork the precision.
+        precision_embedding: tell the hypernetwork the precision, as part of the node features.
+        precision_decoder: tell it before it decodes, where each precision has its own affine map.
         new_batch_norms: train for networks with new batch norms, as ``init_quantized`` makes them,
             instead of predicting these too.
         seed: for the order of networks and images.
@@ -102,6 +103,7 @@ class FinetuneSettings:
     inner_steps: int = 0
     inner_lr: float = 0.05
     precision_embedding: bool = False
+    precision_decoder: bool = False
     new_batch_norms: bool = False
     seed: int = 0
     log_every: int = 10

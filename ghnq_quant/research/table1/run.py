@@ -231,7 +231,7 @@ def _facts(evaluator: Evaluator, image_set: ImageSet) -> dict[str, Any]:
         "ghn": {
             "name": settings.ghn,
             "sha256": checksum(tensor for _, tensor in sorted(ghn.state_dict().items())),
-            "precision_embedding": ghn.precision is not None,
+            "precision_embedding": ghn.reads_precision,
             "provenance": ghn.provenance,
         },
         "design_space_schema": SCHEMA,

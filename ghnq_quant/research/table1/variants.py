@@ -49,7 +49,7 @@ def predicted_variants(
 
     Args:
         captured: the network; it is not changed.
-        ghn: with a precision embedding it predicts other parameters for each precision.
+        ghn: it may predict other parameters for each precision.
         precisions: (weight, activation) bits.
         batch: (N, C, H, W), whose statistics are folded into the weights.
         channel_limit: of the quantized networks.
@@ -57,7 +57,7 @@ def predicted_variants(
     Returns:
         one for all precisions, or one for each if the parameters differ.
     """
-    groups = [tuple(precisions)] if ghn.precision is None else [(p,) for p in precisions]
+    groups = [(p,) for p in precisions] if ghn.reads_precision else [tuple(precisions)]
     result = []
     for group in groups:
         (values,) = predict_captured([captured], ghn, group[0])
