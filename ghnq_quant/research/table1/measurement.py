@@ -56,8 +56,8 @@ def measure_network(
 
     Batches of 64 images in a fixed mixed order; batch norm uses the statistics of the batch and is
     folded for each batch; activations are quantized over the range of each tensor. Every batch runs
-    at every precision. A hypernetwork with a precision embedding predicts parameters for each
-    precision; the float network with these parameters then runs too, as the reference for the error.
+    at every precision. A hypernetwork that is told the precision predicts parameters for
+    each; the float network with these parameters then runs too, as the reference for the error.
 
     Args:
         model: the network; it is not changed. Its parameters may be uninitialized.
