@@ -41,6 +41,10 @@ def finetune(
         Literal["meta-batch", "network"], typer.Option(help="What a precision is drawn for.")
     ] = "meta-batch",
     channel_limit: ChannelLimit = None,
+    range_gradient: Annotated[
+        bool,
+        typer.Option("--range-gradient", help="Pass each range's gradient to what sets the range."),
+    ] = False,
     precision_embedding: Annotated[
         bool,
         typer.Option("--precision-embedding", help="Tell the hypernetwork the precision as input."),
@@ -141,6 +145,7 @@ def finetune(
         bits=parse_bits(bits),
         bits_per=bits_per,
         channel_limit=channel_limit,
+        range_gradient=range_gradient,
         precision_embedding=precision_embedding,
         precision_decoder=precision_decoder,
         new_batch_norms=new_batch_norms,

@@ -154,6 +154,7 @@ class _Training:
             settings.architectures,
             settings.seed,
             settings.channel_limit,
+            settings.range_gradient,
             group.rank,
             group.size,
         )

@@ -22,7 +22,8 @@ class TrainingNetworks:
             step. The size of the whole split means no fixed ones: each comes once per epoch,
             and nothing is kept.
         seed: random seed.
-        channel_limit: of quantized networks, see :class:`ghnq_quant.QuantScheme`.
+        channel_limit, range_gradient: of quantized networks, see
+            :class:`ghnq_quant.research.finetuning.functional.FunctionalNetwork`.
         rank, processes: which of a run's processes draws. Fixed architectures are divided among the
             processes, so that each one's graph and kernels are kept only once.
 
@@ -39,12 +40,13 @@ class TrainingNetworks:
         architectures: int,
         seed: int,
         channel_limit: float | None = None,
+        range_gradient: bool = False,
         rank: int = 0,
         processes: int = 1,
     ) -> None:
         self._split = ConvNets250K("train", num_classes=num_classes)
         self._architectures, self._seed = architectures, seed
-        self._channel_limit = channel_limit
+        self._channel_limit, self._range_gradient = channel_limit, range_gradient
         self._rank, self._processes = rank, processes
         self._kept: dict[tuple[int | None, bool], list[SampledNetwork]] = {}
         self._are_fixed = architectures < len(self._split)
@@ -80,7 +82,7 @@ class TrainingNetworks:
 
     def runner(self, item: SampledNetwork, bits: Precision) -> FunctionalNetwork:
         """The network as a function of its parameters; cached if networks come again."""
-        return FunctionalNetwork(item.program, bits, self._channel_limit)
+        return FunctionalNetwork(item.program, bits, self._channel_limit, self._range_gradient)
 
     def fixed(self, max_macs: int | None, any_size: bool) -> list[SampledNetwork]:
         """The fixed architectures of all processes, sorted by size."""

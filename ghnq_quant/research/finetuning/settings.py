@@ -18,7 +18,11 @@ Phases = tuple[tuple[Any, float], ...]
 ALL_ARCHITECTURES = 250_000
 _LENGTHS = ("steps", "epochs", "minutes")
 #: Settings that runs of earlier versions do not name, as those versions ran.
-ADDED_SETTINGS: dict[str, Any] = {"bits_per": "meta-batch", "precision_decoder": False}
+ADDED_SETTINGS: dict[str, Any] = {
+    "bits_per": "meta-batch",
+    "range_gradient": False,
+    "precision_decoder": False,
+}
 #: Multiply-accumulates of the smallest limit; one network in eight is below it.
 _LEAST_MACS = 1_000_000
 
@@ -35,6 +39,7 @@ class FinetuneSettings:
             sees several.
         channel_limit: of the quantized networks, in training and validation; see
             :class:`ghnq_quant.QuantScheme`.
+        range_gradient: pass the gradient of each quantizer's range on to the elements that set it.
         meta_batch_size: networks per step and process.
         image_batch_size: images per network and step.
         balanced: draw the images of a batch with equally many of each class, with replacement,
@@ -81,6 +86,7 @@ class FinetuneSettings:
     bits: tuple[tuple[int, int], ...] = (FLOAT,)
     bits_per: Literal["meta-batch", "network"] = "meta-batch"
     channel_limit: float | None = None
+    range_gradient: bool = False
     meta_batch_size: int = 4
     image_batch_size: int = 130
     balanced: bool = True

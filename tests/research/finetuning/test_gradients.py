@@ -54,6 +54,21 @@ def test_a_functional_network_computes_what_its_modules_do(
             torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5 * wanted.norm())
 
 
+def test_a_range_s_gradient_reaches_what_sets_it() -> None:
+    item = ConvNets250K("mobile")[2]
+    (predicted,) = GHN.from_pretrained("ghnq-cifar10-qat")([item.graph])
+    parameters = {name: p.detach().requires_grad_() for name, p in predicted.items()}
+    x, values = torch.randn(4, 3, 32, 32), list(parameters.values())
+    results = []
+    for passed in (False, True):
+        logits = FunctionalNetwork(item.program, (4, 4), 2.0, passed)(parameters, x)
+        results.append((logits, torch.autograd.grad(logits.square().sum(), values)))
+    (plain, straight), (same, aware) = results
+    torch.testing.assert_close(same, plain, rtol=0, atol=0)
+    assert all(g.isfinite().all() for g in aware)
+    assert sum(not torch.equal(a, b) for a, b in zip(straight, aware, strict=True)) > 10
+
+
 def gradients(ghn: GHN) -> dict[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in ghn.named_parameters() if p.grad is not None}
 
