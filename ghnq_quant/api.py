@@ -63,7 +63,7 @@ def predict_parameters(
         ghn: the hypernetwork, or anything that :meth:`GHN.from_pretrained` loads (a folder, a name, a
             file); by default the shipped checkpoint ``ghnq-cifar10``.
         bits: precision that the parameters are for, as one bit width or as (weight, activation);
-            ignored unless the hypernetwork has a precision embedding.
+            ignored unless the hypernetwork :attr:`~GHN.reads_precision`.
         example_input: (N, C, H, W); if given, checks that the network runs on this shape.
 
     Returns:

@@ -48,6 +48,12 @@ def predict(
         if not node.parameters or node.parameters[0] in parameters:  # a layer's first call counts
             continue
         x = F.layer_norm(x, x.shape, weights["ln.weight"], weights["ln.bias"])
+        if "precision_decoder.weight" in weights:
+            table = weights["precision_decoder.weight"]
+            row = table[PRECISIONS.index(bits[0])]
+            row = row + table[len(PRECISIONS) + PRECISIONS.index(bits[1])]
+            offset, matrix = row[: len(x)], row[len(x) :].view(len(x), len(x))
+            x = x + offset + sum(value * line for value, line in zip(x, matrix, strict=True))
         shape = node.shape
         assert shape is not None
         if position in (graph.classifier_weight, graph.classifier_bias):

@@ -131,7 +131,8 @@ class NaiveSimulation(fx.Interpreter):
             return layer._conv_forward(x, quantize(layer.weight, quantizer), bias)
         norm = self.module.get_submodule(unit.batch_norm)
         assert isinstance(norm, nn.BatchNorm2d)
-        return conv_batch_norm(x, layer, norm, quantizer, self.scheme.bn, input_scale)
+        limit = self.scheme.channel_limit
+        return conv_batch_norm(x, layer, norm, quantizer, self.scheme.bn, limit, input_scale)
 
     def _activation(self, x: Tensor, point: QuantPoint) -> Tensor:
         name, quantizer = point.name, self.scheme.activations_of(point)
@@ -154,6 +155,7 @@ def conv_batch_norm(
     norm: nn.BatchNorm2d,
     quantizer: Quantizer,
     mode: str,
+    limit: float | None = None,
     input_scale: Tensor | None = None,
 ) -> Tensor:
     """Batch-norm folding, written exactly as its formulas."""
@@ -172,6 +174,11 @@ def conv_batch_norm(
     if mode == "running":
         rounding = 8 * torch.finfo(mean.dtype).eps * mean.abs()
         factor = torch.where(variance.sqrt() <= rounding, 0.0, factor)
+    if limit is not None:
+        channels = zip(factor.detach(), conv.weight.detach(), strict=True)
+        ranges = [float((f * w).abs().max()) for f, w in channels]
+        most = limit * sorted(ranges)[(len(ranges) - 1) // 2]
+        factor = factor * torch.tensor([min(1.0, most / r) for r in ranges]).to(factor)
     folded = factor.view(-1, 1, 1, 1) * conv.weight
     shift = round_bias(beta + factor * (bias - mean), folded, quantizer, input_scale)
     return conv._conv_forward(x, quantize(folded, quantizer), shift)

@@ -209,7 +209,8 @@ def received(
         [
             EvaluationSettings("digits"),
             EvaluationSettings("a folder", "true name", "ghnq-cifar10-qat", ("test", "mobile"),
-                               precisions=((32, 32), (4, 8)), num_nets=3, num_images=64),
+                               precisions=((32, 32), (4, 8)), channel_limit=2.0, num_nets=3,
+                               num_images=64),
             EvaluationSettings("digits", splits=(), models=("resnet18",), adapt_stem=True,
                                trained="state.pt"),
         ],

@@ -82,7 +82,7 @@ def _folded(model: LayerwiseModel, backend: Backend, unit: Unit) -> FoldedLayer:
         norm = model.get_submodule(unit.batch_norm)
         assert isinstance(norm, nn.BatchNorm2d)
         _check_statistics(norm, unit.batch_norm)
-        weight, bias = fold_running_statistics(layer, norm)
+        weight, bias = fold_running_statistics(layer, norm, layer.limit)
     if bias is not None:
         bias = rounding_of(layer)(bias, weight)
     qparams = backend.weight_qparams(layer, weight)

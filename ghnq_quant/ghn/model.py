@@ -43,10 +43,9 @@ from ghnq_quant.ghn.initialization import (
 )
 from ghnq_quant.ghn.layers import MLP
 from ghnq_quant.ghn.per_graph import once_per_graph
+from ghnq_quant.ghn.precision import FLOAT, PrecisionTable, add_maps, add_offsets
 
 _PRIMITIVE_ROW = {name: row for row, name in enumerate(PRIMITIVES)}
-#: Bit widths with a row in the precision embedding; 32 is float.
-_PRECISIONS = (2, 3, 4, 5, 6, 7, 8, 32)
 
 
 class GHN(
@@ -70,6 +69,8 @@ class GHN(
         virtual_edges: longest shortest path between nodes that see each other (s(max)); by
             default 10, and 50 for ``"graphormer"``.
         precision_embedding: whether bit widths are part of the node features.
+        precision_decoder: whether each precision has an affine map of its own that changes the
+            features before parameters are decoded from them.
         new_batch_norms: give batch norms weights of one and biases of zero instead of predicted
             ones, so that a hypernetwork can be trained for the way
             :func:`ghnq_quant.init_quantized` uses its parameters.
@@ -107,6 +108,7 @@ class GHN(
         encoder: Encoder = "gated",
         heads: int = 8,
         layers: int = 3,
+        precision_decoder: bool = False,
     ) -> None:
         super().__init__()
         if kernel_cut not in get_args(KernelCut):
@@ -119,7 +121,11 @@ class GHN(
         check_counts(
             max_shape=max_shape, num_classes=num_classes, hid=hid, virtual_edges=virtual_edges
         )
-        check_flags(precision_embedding=precision_embedding, new_batch_norms=new_batch_norms)
+        check_flags(
+            precision_embedding=precision_embedding,
+            precision_decoder=precision_decoder,
+            new_batch_norms=new_batch_norms,
+        )
         if encoder == "graphormer":
             check_graphormer(hid, heads, layers, virtual_edges)
         self.encoder: Encoder = encoder
@@ -139,11 +145,8 @@ class GHN(
         width = max(self.max_shape[:2])
         self.decoder_1d = MLP((hid, 2 * hid, 2 * width), last_relu=False)
         self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(width, num_classes))
-        self.precision: nn.Embedding | None = None
-        if precision_embedding:
-            # rows for weight bits, then for activation bits; zeros change nothing until trained
-            self.precision = nn.Embedding(2 * len(_PRECISIONS), hid)
-            nn.init.zeros_(self.precision.weight)
+        self.precision = PrecisionTable(hid) if precision_embedding else None
+        self.precision_decoder = PrecisionTable(hid + hid**2) if precision_decoder else None
         if not self.embed.weight.is_meta:
             self._initialize()
 
@@ -167,7 +170,7 @@ class GHN(
         Args:
             graphs: one graph per network, by the rules that :attr:`graph_rules` names.
             bits: (weight, activation) bit widths of each network, 32 for float; used only by a
-                hypernetwork with a precision embedding. Float by default.
+                hypernetwork that :attr:`reads_precision`. Float by default.
 
         Returns:
             for each graph a dict of parameters by name, with the shapes that the graph's nodes give.
@@ -190,12 +193,16 @@ class GHN(
 
     def _encode(self, graphs: list[ArchGraph], bits: Sequence[tuple[int, int]] | None) -> Tensor:
         device = self.embed.weight.device
+        bits, sizes = bits or [FLOAT] * len(graphs), [len(graph) for graph in graphs]
         rows = torch.cat([self.shape_enc.rows(graph) for graph in graphs]).to(device)
         primitives = torch.cat([_primitive_rows(graph) for graph in graphs]).to(device)
         x = self.embed(primitives) + self.shape_enc(rows)
         if self.precision is not None:
-            x = x + self._embed_precision(graphs, bits or [(32, 32)] * len(graphs))
-        return self.ln(self.gnn(x, graphs, self.virtual_edges))
+            x = add_offsets(x, self.precision.of(bits), sizes)
+        x = self.ln(self.gnn(x, graphs, self.virtual_edges))
+        if self.precision_decoder is not None:
+            x = add_maps(x, self.precision_decoder.of(bits), sizes)
+        return x
 
     def _decoders(self) -> Decoders:
         return Decoders(
@@ -207,16 +214,10 @@ class GHN(
             CONVENTIONS[self.encoder].predicts_any_size,
         )
 
-    def _embed_precision(self, graphs: list[ArchGraph], bits: Sequence[tuple[int, int]]) -> Tensor:
-        assert self.precision is not None
-        rows = [
-            (_PRECISIONS.index(weight), len(_PRECISIONS) + _PRECISIONS.index(activation))
-            for weight, activation in bits
-        ]
-        device = self.precision.weight.device
-        sizes = torch.tensor([len(graph) for graph in graphs], device=device)
-        embedded = self.precision(torch.tensor(rows, device=device)).sum(dim=1)
-        return embedded.repeat_interleave(sizes, dim=0)
+    @property
+    def reads_precision(self) -> bool:
+        """Whether it predicts other parameters for each precision."""
+        return self.precision is not None or self.precision_decoder is not None
 
     @property
     def graph_rules(self) -> GraphRules:
@@ -232,7 +233,7 @@ class GHN(
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments as plain lists, numbers and strings.
 
-        Without those of the encoder if it is the gated one, so that older releases can load it.
+        Without those that older releases lack, where they have no effect, so that these can load it.
 
         Example:
             >>> GHN(hid=16).settings["hid"]
@@ -249,24 +250,23 @@ class GHN(
             "kernel_cut": self.decoder.kernel_cut,
             "provenance": self.provenance,
             **(transformer if self.encoder == "graphormer" else {}),
+            **({"precision_decoder": True} if self.precision_decoder is not None else {}),
         }
 
     def derived(self, **changes: Any) -> GHN:
         """A hypernetwork with the same parameters and other settings.
 
         Args:
-            changes: arguments of the constructor that differ. An added precision embedding starts
-                at zero, so predictions do not change.
+            changes: arguments of the constructor that differ. A part that is added for the
+                precision starts at zero, so predictions do not change.
 
         Example:
             >>> GHN().derived(virtual_edges=50).virtual_edges
             50
         """
         ghn = GHN(**{**self.settings, **changes})
-        state = self.state_dict()
-        if ghn.precision is not None and self.precision is None:
-            state["precision.weight"] = ghn.precision.weight.detach()
-        ghn.load_state_dict(state)
+        added = {k: v for k, v in ghn.state_dict().items() if k.startswith("precision")}
+        ghn.load_state_dict({**added, **self.state_dict()})
         return ghn.to(self.embed.weight.device).train(self.training)
 
     @classmethod

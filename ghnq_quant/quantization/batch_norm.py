@@ -18,6 +18,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ghnq_quant.errors import DataError
 from ghnq_quant.quantization.channel_statistics import batch_statistics, channel_statistics
 from ghnq_quant.quantization.convolution import Geometry, convolution, convolve
+from ghnq_quant.quantization.folding import (
+    EQUATION_1,
+    Folding,
+    factor_and_shift,
+    folded_weight,
+    ignoring_constants,
+    scaled,
+)
 from ghnq_quant.quantization.integer_bias import RoundBias, RoundsBias, rounding_of, unrounded
 from ghnq_quant.quantization.processes import in_processes, shared_statistics
 from ghnq_quant.quantization.scheme import BatchNormMode
@@ -43,10 +51,12 @@ class FoldsBatchNorm(RoundsBias):
 
     Attributes:
         mode: the statistics to fold in eval.
+        limit: the scheme's ``channel_limit``.
     """
 
     weight: Tensor
     mode: BatchNormMode
+    limit: float | None = None
     _folded: tuple[nn.BatchNorm2d]  # a module would become a child, a tuple does not
     _norm_name: str = ""
 
@@ -65,10 +75,12 @@ class FoldsBatchNorm(RoundsBias):
         mean, variance = bn.running_mean, bn.running_var
         if mean is None or variance is None or not has_running_statistics(bn):
             return self.weight
-        return folded_weight(self.weight, bn, _ignoring_constants(mean, variance))
+        variance = ignoring_constants(mean, variance)
+        return folded_weight(self.weight, bn, variance, self.limit)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, folded batch norm, eval statistics={self.mode}"
+        text = f"{super().extra_repr()}, folded batch norm, eval statistics={self.mode}"
+        return text if self.limit is None else f"{text}, channel limit={self.limit}"
 
 
 def conv_batch_norm(
@@ -78,6 +90,7 @@ def conv_batch_norm(
     quantize: Quantize,
     mode: BatchNormMode,
     *,
+    limit: float | None = None,
     straight_through: bool = True,
 ) -> Tensor:
     """Convolution with batch norm folded into its quantized weight.
@@ -91,6 +104,7 @@ def conv_batch_norm(
         mode: the statistics to use in eval; the batch's, if there are no running ones yet. With
             ``"running"`` a filter whose channel has no variance is folded to zero: its output, β,
             stays the same, but it no longer sets the range of the others.
+        limit: the scheme's ``channel_limit``.
         straight_through: whether ``quantize`` has the identity as its gradient and no parameters of
             its own, so that forward and backward can share most of their work.
 
@@ -107,65 +121,32 @@ def conv_batch_norm(
     """
     x = fast_layout(x, conv.weight)
     if bn.training or mode == "batch" or not has_running_statistics(bn):
-        return _with_batch_statistics(x, conv, bn, quantize, straight_through, mode == "running")
-    weight, bias = fold_running_statistics(conv, bn)
+        folding = Folding(mode == "running", limit)
+        return _with_batch_statistics(x, conv, bn, quantize, straight_through, folding)
+    weight, bias = fold_running_statistics(conv, bn, limit)
     quantized = quantize(weight)
     return conv._conv_forward(x, quantized, rounding_of(conv)(bias, weight))
 
 
-def fold_running_statistics(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def fold_running_statistics(
+    conv: nn.Conv2d, bn: nn.BatchNorm2d, limit: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Weight (C_out, …) and bias (C_out,) of the single convolution that equals ``conv`` and ``bn``
     in eval; ``bn`` must have running statistics."""
     assert bn.running_mean is not None
     assert bn.running_var is not None
-    return _folded(conv, bn, bn.running_mean, bn.running_var, True)
+    return _folded(conv, bn, bn.running_mean, bn.running_var, Folding(True, limit))
 
 
 def _folded(
-    conv: nn.Conv2d, bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor, ignore_constants: bool
+    conv: nn.Conv2d, bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor, folding: Folding
 ) -> tuple[Tensor, Tensor]:
-    factor, shift = _fold(mean, variance, bn.weight, bn.bias, bn.eps, ignore_constants)
+    factor, shift, _ = factor_and_shift(
+        conv.weight, mean, variance, bn.weight, bn.bias, bn.eps, folding
+    )
     if conv.bias is not None:
         shift = torch.addcmul(shift, conv.bias, factor)
-    return _scaled(conv.weight, factor), shift
-
-
-def _fold(
-    mean: Tensor,
-    variance: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    ignore_constants: bool,
-) -> tuple[Tensor, Tensor]:
-    """Batch norm as z · factor + shift; if constants are ignored, the factor of channels that do
-    not vary is zero."""
-    if ignore_constants:
-        variance = _ignoring_constants(mean, variance)
-    factor = _factor(variance, gamma, eps)
-    return factor, -mean * factor if beta is None else torch.addcmul(beta, -mean, factor)
-
-
-def _ignoring_constants(mean: Tensor, variance: Tensor) -> Tensor:
-    """The variance, but infinite where it is within the rounding error of the mean. The output of a
-    channel that never varies is β for any filter, so its filter is folded to zero. Scaled by
-    γ / sqrt(ε), 316 γ, it would set the range of the whole layer, and the others would round to 0."""
-    rounding = 8 * torch.finfo(variance.dtype).eps * mean
-    return variance.masked_fill(variance <= rounding.square(), math.inf)
-
-
-def folded_weight(weight: Tensor, bn: nn.BatchNorm2d, variance: Tensor) -> Tensor:
-    """``weight`` (C_out, …) with ``bn`` folded in, given the variance (C_out,) of its channels."""
-    return _scaled(weight, _factor(variance, bn.weight, bn.eps))
-
-
-def _factor(variance: Tensor, gamma: Tensor | None, eps: float) -> Tensor:
-    factor = (variance + eps).rsqrt()
-    return factor if gamma is None else factor * gamma
-
-
-def _scaled(weight: Tensor, factor: Tensor) -> Tensor:
-    return weight * factor.view(-1, 1, 1, 1)
+    return scaled(conv.weight, factor), shift
 
 
 def fast_layout(x: Tensor, weight: Tensor) -> Tensor:
@@ -205,7 +186,7 @@ def _with_batch_statistics(
     bn: nn.BatchNorm2d,
     quantize: Quantize,
     straight_through: bool,
-    ignore_constants: bool,
+    folding: Folding,
 ) -> Tensor:
     padding = conv.padding
     if isinstance(padding, str) or conv.padding_mode != "zeros":
@@ -225,7 +206,7 @@ def _with_batch_statistics(
     if bn.training and isinstance(bn, nn.SyncBatchNorm) and in_processes(bn.process_group):
         z = F.conv2d(x, conv.weight, conv.bias, *geometry)
         variance, mean, count = shared_statistics(_full(z, conv.weight), bn.process_group)
-        weight, shift = _folded(conv, bn, mean, variance, ignore_constants)
+        weight, shift = _folded(conv, bn, mean, variance, folding)
         _update_running_statistics(bn, mean.detach(), variance.detach(), count)
         quantized = quantize(weight)
         return F.conv2d(x, quantized, rounding_of(conv)(shift, weight), *geometry)
@@ -236,7 +217,7 @@ def _with_batch_statistics(
         geometry,
         quantize,
         straight_through=straight_through,
-        ignore_constants=ignore_constants,
+        folding=folding,
         round_bias=rounding_of(conv),
     )
     _update_running_statistics(bn, mean, variance, y.numel() // y.shape[1])
@@ -254,7 +235,7 @@ def conv_batch_statistics_norm(
     quantize: Quantize,
     *,
     straight_through: bool = True,
-    ignore_constants: bool = False,
+    folding: Folding = EQUATION_1,
     round_bias: RoundBias = unrounded,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`conv_batch_norm` with the statistics of the batch, as a function of all its inputs.
@@ -262,7 +243,6 @@ def conv_batch_statistics_norm(
     Args:
         weight, bias: the convolution's parameters.
         gamma, beta, eps: the batch norm's parameters.
-        ignore_constants: fold filters whose channel does not vary to zero.
         round_bias: rounds the folded bias, given the folded weight.
 
     Returns:
@@ -271,21 +251,19 @@ def conv_batch_statistics_norm(
     if straight_through and not torch.is_autocast_enabled(x.device.type):
         if torch.compiler.is_compiling():  # the compiler fuses on its own
             return _traced(
-                *(x, weight, bias, gamma, beta, eps, geometry, quantize),
-                *(ignore_constants, round_bias),
+                *(x, weight, bias, gamma, beta, eps, geometry, quantize, folding, round_bias)
             )
         y, mean, variance = _ConvBatchNorm.apply(
-            *(x, weight, bias, gamma, beta, eps, geometry, quantize),
-            *(ignore_constants, round_bias),
+            *(x, weight, bias, gamma, beta, eps, geometry, quantize, folding, round_bias)
         )
         with torch.no_grad():
             return y, mean if bias is None else mean + bias, variance
     z = convolve(x, weight, bias, geometry)
     mean, variance = channel_statistics(_full(z, weight))
-    factor, shift = _fold(mean, variance, gamma, beta, eps, ignore_constants)
+    factor, shift, _ = factor_and_shift(weight, mean, variance, gamma, beta, eps, folding)
     if bias is not None:
         shift = torch.addcmul(shift, bias, factor)
-    folded = _scaled(weight, factor)
+    folded = scaled(weight, factor)
     quantized = quantize(folded)
     y = convolve(x, quantized, round_bias(shift, folded), geometry)
     return y, mean.detach(), variance.detach()
@@ -300,16 +278,16 @@ def _traced(
     eps: float,
     geometry: Geometry,
     quantize: Quantize,
-    ignore_constants: bool,
+    folding: Folding,
     round_bias: RoundBias,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:class:`_ConvBatchNorm` for a compiler: the float batch norm, plus a convolution with the
     weight's quantization error, through which the weight gets no gradient."""
     z = F.conv2d(x, weight, bias, *geometry)
     variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
-    factor, shift = _fold(mean, variance, gamma, beta, eps, ignore_constants)
+    factor, shift, _ = factor_and_shift(weight, mean, variance, gamma, beta, eps, folding)
     with torch.no_grad():
-        folded = _scaled(weight, factor)
+        folded = scaled(weight, factor)
         error = quantize(folded) - folded
     shift = round_bias(shift, folded)
     y = torch.addcmul(shift.view(-1, 1, 1), z, factor.view(-1, 1, 1))
@@ -341,21 +319,24 @@ class _ConvBatchNorm(torch.autograd.Function):
         eps: float,
         geometry: Geometry,
         quantize: Quantize,
-        ignore_constants: bool,
+        folding: Folding,
         round_bias: RoundBias,
     ) -> tuple[Tensor, Tensor, Tensor]:
         convolve = convolution(x, weight, geometry)
         weight = convolve.arranged(weight)
         z = convolve(weight)  # its bias would only shift the mean
         mean, variance = batch_statistics(z)
-        factor, shift = _fold(mean, variance, gamma, beta, eps, ignore_constants)
-        folded = _scaled(weight, factor)
+        factor, shift, caps = factor_and_shift(weight, mean, variance, gamma, beta, eps, folding)
+        folded = scaled(weight, factor)
         quantized = quantize(folded)
         y = convolve(quantized, round_bias(shift, folded))
         error = None
         if ctx.needs_input_grad[0] and quantized is not folded:
             error = torch.sub(quantized, folded, out=folded)
-        ctx.save_for_backward(x, weight, bias, gamma, z, mean, (variance + eps).rsqrt_(), error)
+        if caps is not None:
+            gamma = caps if gamma is None else gamma * caps
+        inverse_std = (variance + eps).rsqrt_()
+        ctx.save_for_backward(x, weight, bias, gamma, z, mean, inverse_std, error, caps)
         ctx.eps, ctx.geometry = eps, geometry
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(mean, variance)
@@ -364,7 +345,7 @@ class _ConvBatchNorm(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, gamma, z, mean, inverse_std, error = ctx.saved_tensors
+        x, weight, bias, gamma, z, mean, inverse_std, error, caps = ctx.saved_tensors
         of_x, of_weight, of_bias, of_gamma, of_beta, *_ = ctx.needs_input_grad
         if grad is None:
             return (None,) * 10
@@ -373,6 +354,8 @@ class _ConvBatchNorm(torch.autograd.Function):
         through_norm, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
             grad, z, gamma, None, None, mean, inverse_std, True, ctx.eps, of_norm
         )
+        if of_gamma and caps is not None:
+            grad_gamma = grad_gamma * caps
         convolve = convolution(x, weight, ctx.geometry)
         grad_weight = convolve.grad_weight(through_norm) if of_weight else None
         grad_x = None

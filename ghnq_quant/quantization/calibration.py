@@ -10,12 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ghnq_quant.errors import DataError, SchemeError
-from ghnq_quant.quantization.batch_norm import (
-    FoldsBatchNorm,
-    folded_weight,
-    has_running_statistics,
-)
+from ghnq_quant.quantization.batch_norm import FoldsBatchNorm, has_running_statistics
 from ghnq_quant.quantization.distinct import warn_of_equal_outputs
+from ghnq_quant.quantization.folding import folded_weight
 from ghnq_quant.quantization.graph_rewrite import QUANTIZERS
 from ghnq_quant.quantization.model import QuantModel
 from ghnq_quant.quantization.progress import with_bar

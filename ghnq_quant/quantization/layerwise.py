@@ -200,6 +200,7 @@ def _layer(captured: Capture, unit: Unit, scheme: QuantScheme, backend: Backend)
     else:
         norm = captured.modules[unit.batch_norm]
         layer = backend.conv2d_batch_norm(module, norm, quantizer, scheme.bn)  # type: ignore[arg-type]
+        layer.limit = scheme.channel_limit  # type: ignore[assignment]
     if isinstance(module, ComputedWeight):
         keep_computing(layer, module)
     if layer._forward_hooks is not module._forward_hooks:

@@ -247,8 +247,8 @@ class QuantModel(fx.GraphModule):
         overrides = f", overrides={others}" if others else ""
         more = "".join(
             f", {name}={getattr(s, name)}"
-            for name in ("biases", "concatenations")
-            if getattr(s, name) != "float"
+            for name in ("biases", "concatenations", "channel_limit")
+            if getattr(s, name) not in ("float", None)
         )
         return f"{s}, act_range={s.act_range}, bn={s.bn}{more}{overrides}"
 

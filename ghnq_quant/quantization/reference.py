@@ -63,7 +63,13 @@ class FakeQuantConvBatchNorm2d(FoldsBatchNorm, FakeQuantConv2d):
         quantize = self.weight_quant
         learned = isinstance(quantize, FakeQuantizer) and quantize.quantizer.learned
         return conv_batch_norm(
-            input, self, self.bn, quantize, self.mode, straight_through=not learned
+            input,
+            self,
+            self.bn,
+            quantize,
+            self.mode,
+            limit=self.limit,
+            straight_through=not learned,
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from ghnq_quant.capture import QuantPoint
 from ghnq_quant.errors import SchemeError
+from ghnq_quant.quantization.folding import check_channel_limit
 from ghnq_quant.quantization.quantizer import (
     FLOAT_BITS,
     ActRange,
@@ -54,9 +55,13 @@ class QuantScheme:
             stays float where the input is not quantized or has no fixed range.
         concatenations: ``"float"``, as in the paper, so that what they join keeps its scales;
             ``"quantized"``, so that layers behind them read one scale; or ``"refused"``.
+        channel_limit: the largest range of a channel of a weight with batch norm folded in, as a
+            multiple of the median over its channels: γ of a channel above it is reduced to fit,
+            which changes the function a little and leaves the other channels more levels. By
+            default there is no limit.
 
     Raises:
-        SchemeError: an invalid bit width or mode, or a quantizer that weights or activations cannot
+        SchemeError: an invalid bit width, mode or limit, or a quantizer that weights or activations cannot
             have.
 
     Example:
@@ -72,6 +77,7 @@ class QuantScheme:
     bn: BatchNormMode = "running"
     biases: Biases = "float"
     concatenations: Concatenations = "float"
+    channel_limit: float | None = None
 
     # The arguments accept shorter forms than the attributes.
     def __init__(
@@ -83,6 +89,7 @@ class QuantScheme:
         bn: BatchNormMode = "running",
         biases: Biases = "float",
         concatenations: Concatenations = "float",
+        channel_limit: float | None = None,
     ) -> None:
         own = (
             check_weights(as_quantizer(weights, "weight bits"), "weights"),
@@ -93,7 +100,8 @@ class QuantScheme:
         check_one_of(biases, get_args(Biases), "biases")
         check_one_of(concatenations, get_args(Concatenations), "concatenations")
         others = {p: _override(own, other, p) for p, other in (overrides or {}).items()}
-        values = (*own, others, act_range, bn, biases, concatenations)
+        limit = check_channel_limit(channel_limit)
+        values = (*own, others, act_range, bn, biases, concatenations, limit)
         for name, value in zip(self.__dataclass_fields__, values, strict=True):
             object.__setattr__(self, name, value)
 

@@ -64,6 +64,7 @@ class QuantConvBatchNorm2d(FoldsBatchNorm, qnn.QuantConv2d):
             self.bn,
             self._quantize,
             self.mode,
+            limit=self.limit,
             straight_through=own or not self.weight_quant.is_quant_enabled,
         )
 

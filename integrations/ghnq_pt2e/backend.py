@@ -36,6 +36,11 @@ class Pt2eBackend:
                 "backend 'pt2e' exports the model at the images' size: give example_input=, a tensor "
                 "(N, C, H, W) of that size (--image-size of ghnq init)"
             )
+        if scheme.channel_limit is not None:
+            raise BackendError(
+                "backend 'pt2e' has torchao fold batch norms, which knows no channel_limit: use another "
+                "backend, or a scheme without it"
+            )
         plan = captured.quant_plan
         _check_learned(captured, scheme)
         markers: dict[str, nn.Module] = {

@@ -91,5 +91,11 @@ class QATConvBatchNorm2d(  # type: ignore[misc]  # a module, ours is a property
         own = isinstance(quantizer, AffineFakeQuantization) and not quantizer.quantizer.learned
         straight_through = own or isinstance(quantizer, nn.Identity)
         return conv_batch_norm(
-            input, self, self.bn, quantizer, self.mode, straight_through=straight_through
+            input,
+            self,
+            self.bn,
+            quantizer,
+            self.mode,
+            limit=self.limit,
+            straight_through=straight_through,
         )

@@ -51,7 +51,7 @@ class Step:
             self.ghn,
             [item.graph for item in items],
             [FunctionalNetwork(item.program, self.bits) for item in items],
-            self.bits,
+            [self.bits] * len(items),
             [[(images, labels)]] * len(items),
         )
         torch.nn.utils.clip_grad_norm_(self.ghn.parameters(), 5.0)
@@ -122,7 +122,7 @@ class RecipeSteps:
             graphs, networks = zip(*self.jobs[first : first + NETWORKS], strict=True)
             self.optimizer.zero_grad(set_to_none=False)
             batches = [[self.batch]] * len(graphs)
-            backward_meta_batch(self.ghn, graphs, networks, (32, 32), batches)
+            backward_meta_batch(self.ghn, graphs, networks, [(32, 32)] * len(graphs), batches)
             torch.nn.utils.clip_grad_norm_(self.ghn.parameters(), 5.0)
             self.optimizer.step()
 

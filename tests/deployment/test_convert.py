@@ -16,21 +16,28 @@ from ghnq_quant import ConversionError, QuantScheme
 from ghnq_quant.deployment.integer_layers import IntegerLayer
 from ghnq_quant.deployment.layers import FoldedConv2d
 from ghnq_quant.quantization import QuantModel
+from ghnq_quant.quantization.scheme import as_pair
 
 
-def trained(bits: int | tuple[int, int] = 8, backend: str = "reference") -> QuantModel:
-    qmodel = ghnq_quant.quantize(small_network(), bits, backend=backend)
+def trained(
+    bits: int | tuple[int, int] = 8, backend: str = "reference", limit: float | None = None
+) -> QuantModel:
+    scheme = QuantScheme(*as_pair(bits), channel_limit=limit)
+    qmodel = ghnq_quant.quantize(small_network(), scheme=scheme, backend=backend)
     for _ in range(3):
         qmodel(images())
     return qmodel.eval()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("bits", [2, 3, 4, 8, (4, 8), (8, 4), (32, 8)])
+@pytest.mark.parametrize(
+    ("bits", "limit"),
+    [*((bits, None) for bits in (2, 3, 4, 8, (4, 8), (8, 4), (32, 8))), (4, 1.2)],
+)
 def test_a_folded_model_gives_the_simulation_s_very_values(
-    bits: int | tuple[int, int], backend: str
+    bits: int | tuple[int, int], limit: float | None, backend: str
 ) -> None:
-    qmodel, x = trained(bits, backend), images()
+    qmodel, x = trained(bits, backend, limit), images()
     before = copy.deepcopy(qmodel.state_dict())
     folded = ghnq_quant.convert(qmodel, integer=False)
     assert all(torch.equal(before[name], t) for name, t in qmodel.state_dict().items())

@@ -125,10 +125,12 @@ def test_from_the_public_format_to_a_folder_and_back(ghn: GHN, tmp_path: Path) -
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_precision_embedding_and_new_batch_norms_round_trip(tmp_path: Path) -> None:
-    ghn = GHN(**SIZES, precision_embedding=True, new_batch_norms=True)
+def test_precision_and_new_batch_norms_round_trip(tmp_path: Path) -> None:
+    ghn = GHN(**SIZES, precision_embedding=True, precision_decoder=True, new_batch_norms=True)
     assert ghn.precision is not None
+    assert ghn.precision_decoder is not None
     nn.init.normal_(ghn.precision.weight)
+    nn.init.normal_(ghn.precision_decoder.weight)
     ghn.save_pretrained(tmp_path)
     loaded = GHN.from_pretrained(tmp_path)
     assert equal(loaded, ghn)
@@ -284,6 +286,7 @@ FOLDER_DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
             ("kernel_cut", "edge", "ValueError: kernel_cut is"),
             ("new_batch_norms", "no", "new_batch_norms is true or false, not 'no'"),
             ("precision_embedding", 1, "precision_embedding is true or false, not 1"),
+            ("precision_decoder", 1, "precision_decoder is true or false, not 1"),
             ("virtual_edges", -5, "virtual_edges takes whole numbers from 1, not -5"),
             ("virtual_edges", 0, "not 0"),
             ("virtual_edges", 1.5, "not 1.5"),

@@ -84,6 +84,7 @@ SIZES = {
     "one hop": {"max_shape": (8, 16, 11, 11), "num_classes": 10, "hid": 16, "virtual_edges": 1},
     "four classes": {"max_shape": (9, 9, 13, 13), "num_classes": 4, "hid": 8, "virtual_edges": 50},
     "precision": {"max_shape": (8, 8, 11, 11), "hid": 8, "precision_embedding": True},
+    "decoded by precision": {"max_shape": (8, 8, 11, 11), "hid": 8, "precision_decoder": True},
 }
 
 
@@ -92,10 +93,11 @@ def test_forward_and_gradients_of_a_batch(size: str) -> None:
     """Several networks at once: values and every weight's gradient equal autograd one by one."""
     torch.manual_seed(0)
     ghn = GHN(**SIZES[size]).double()
-    if ghn.precision is not None:
-        nn.init.normal_(ghn.precision.weight)
+    for table in (ghn.precision, ghn.precision_decoder):
+        if table is not None:
+            nn.init.normal_(table.weight)
     graphs = [make() for make in GRAPHS.values() if make is not GRAPHS["squeeze and excitation"]]
-    bits = [(4, 8), (2, 2), (32, 32), (8, 3), (5, 6)] if ghn.precision is not None else None
+    bits = [(4, 8), (2, 2), (32, 32), (8, 3), (5, 6)] if ghn.reads_precision else None
     weights = {k: w.detach().clone().requires_grad_() for k, w in ghn.state_dict().items()}
     actual = ghn(graphs, bits)
     expected = [
@@ -153,15 +155,18 @@ def test_graph_of_the_input_alone(tiny_ghn: GHN) -> None:
     assert tiny_ghn([graph]) == [{}]
 
 
-def test_precision_embedding_starts_at_zero_and_then_matters() -> None:
+@pytest.mark.parametrize("part", ["precision_embedding", "precision_decoder"])
+def test_what_tells_the_precision_starts_at_zero_and_then_matters(part: str) -> None:
     torch.manual_seed(0)
-    ghn = GHN(max_shape=(8, 8, 3, 3), hid=8, precision_embedding=True).eval()
+    ghn = GHN(max_shape=(8, 8, 3, 3), hid=8).derived(**{part: True}).eval()
     graph = capture(four_classes()).arch_graph
     with torch.no_grad():
         (as_float,) = ghn([graph])
         (as_int4,) = ghn([graph], [(4, 8)])
         assert all(torch.equal(as_float[k], as_int4[k]) for k in as_float)
-        nn.init.normal_(ghn.precision.weight)
+        table = ghn.precision or ghn.precision_decoder
+        assert table is not None
+        nn.init.normal_(table.weight)
         (weight4,), (weight8,), (act4,) = (ghn([graph], [b]) for b in ((4, 8), (8, 8), (4, 4)))
     assert not torch.equal(weight4["0.weight"], weight8["0.weight"])
     assert not torch.equal(weight4["0.weight"], act4["0.weight"])

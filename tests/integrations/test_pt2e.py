@@ -261,6 +261,8 @@ def test_what_cannot_be_exported_is_refused() -> None:
         BackendError, match=r"weight of 'stem\.0' has a learned range.*of 'stem\.1'"
     ):
         make(small_network(), Quantizer(4, range="learned"))
+    with pytest.raises(BackendError, match="knows no channel_limit"):
+        make(small_network(), channel_limit=2.0)
     drops = nn.Sequential(
         nn.Conv2d(3, 8, 3), torchvision.ops.StochasticDepth(0.5, "row"), nn.ReLU()
     )

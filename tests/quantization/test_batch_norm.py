@@ -98,19 +98,19 @@ def test_float_weights_equal_torch_batch_norm(
     assert bn.num_batches_tracked == 3
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(("bits", "limit"), [(2, None), (4, None), (8, None), (32, 1.5)])
 @pytest.mark.parametrize("name", CONVS)
-def test_equals_the_formula_in_train(name: str, bits: int) -> None:
+def test_equals_the_formula_in_train(name: str, bits: int, limit: float | None) -> None:
     x, conv, bn = make(name)
     x, conv, bn = x.double(), conv.double(), bn.double()
 
     def naive(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
-        return naive_conv_batch_norm(x, conv, bn, Quantizer(bits), "running")
+        return naive_conv_batch_norm(x, conv, bn, Quantizer(bits), "running", limit)
 
     theirs = run(naive, x, *copy.deepcopy((conv, bn)))
     # torch's fake quantization of the formula computes in float32
-    ours = run(quantized(bits), x, *copy.deepcopy((conv, bn)))
-    general = run(quantized(bits, straight_through=False), x, conv, bn)
+    ours = run(quantized(bits, limit=limit), x, *copy.deepcopy((conv, bn)))
+    general = run(quantized(bits, limit=limit, straight_through=False), x, conv, bn)
     for fast, slow, formula in zip(ours[:2], general[:2], theirs[:2], strict=True):
         as_lists = [list(v) if isinstance(v, list) else [v] for v in (fast, slow, formula)]
         assert_all_close(as_lists[0], as_lists[1], 1e-9)
@@ -131,6 +131,25 @@ def test_equals_the_formula_in_eval(name: str, bits: int) -> None:
     expected = conv._conv_forward(x, folded, bn.bias + factor * (bias - bn.running_mean))
     assert_all_close([quantized(bits)(x, conv, bn)], [expected], 1e-5)
     assert all(torch.equal(before[k], v) for k, v in bn.state_dict().items())
+
+
+def test_a_limit_reduces_gamma_of_the_channels_above_it() -> None:
+    bn = nn.BatchNorm2d(4, eps=0.0).eval()
+    conv = nn.Conv2d(4, 4, 1, groups=4, bias=False)
+    bn.num_batches_tracked += 1
+    with torch.no_grad():
+        conv.weight.fill_(1.0)
+        bn.weight.copy_(torch.tensor([1.0, -2.0, 12.0, 0.0]))  # the lower median is 1
+        folded: list[Tensor] = []
+        conv_batch_norm(
+            torch.ones(1, 4, 1, 1), conv, bn, lambda w: folded.append(w) or w, "running", limit=1.5
+        )
+        assert folded[0].flatten().tolist() == [1.0, -1.5, 1.5, 0.0]
+        bn.weight[:2] = 0.0  # with a median of zero there is nothing to compare with
+        conv_batch_norm(
+            torch.ones(1, 4, 1, 1), conv, bn, lambda w: folded.append(w) or w, "running", limit=1.5
+        )
+        assert folded[1].flatten().tolist() == [0.0, 0.0, 12.0, 0.0]
 
 
 def test_batch_mode_uses_and_keeps_no_statistics_in_eval() -> None:

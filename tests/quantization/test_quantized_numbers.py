@@ -118,12 +118,13 @@ def teacher_forced(
     return seen
 
 
+@pytest.mark.parametrize(("bits", "limit"), [(8, None), (32, 1.2)])
 @backends
-def test_gradients_equal_the_naive_simulation(backend: str) -> None:
+def test_gradients_equal_the_naive_simulation(backend: str, bits: int, limit: float | None) -> None:
     network = small_network(dropout=0.0).double()
     torch.manual_seed(4)
     x = images(16).double()
-    scheme = QuantScheme(8, 8, act_range="batch")
+    scheme = QuantScheme(bits, 8, act_range="batch", channel_limit=limit)
     naive = NaiveSimulation(copy.deepcopy(network), scheme)
     qmodel = ghnq_quant.quantize(network, scheme=scheme, backend=backend)
     weights = torch.randn(16, 10, dtype=torch.float64)

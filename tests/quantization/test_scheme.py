@@ -48,6 +48,12 @@ def test_no_mode(name: str, value: Any) -> None:
         QuantScheme(4, 4, **{name: value})
 
 
+@pytest.mark.parametrize("limit", [0.5, float("nan"), float("inf"), "2"])
+def test_no_limit(limit: Any) -> None:
+    with pytest.raises(SchemeError, match=r"channel_limit=.*a number from 1"):
+        QuantScheme(4, 4, channel_limit=limit)
+
+
 def test_errors_are_the_packages_own() -> None:
     assert issubclass(SchemeError, GhnqError)
     assert issubclass(SchemeError, ValueError)

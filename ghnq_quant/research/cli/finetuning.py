@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from ghnq_quant.research.cli.options import Data, DataName, Download
+from ghnq_quant.research.cli.options import ChannelLimit, Data, DataName, Download
 
 
 def finetune(
@@ -34,11 +34,23 @@ def finetune(
         str,
         typer.Option(
             metavar="float|W|W/A,…",
-            help="Precision of the networks; if several, one is drawn for each meta-batch.",
+            help="Precision of the networks; if several, one is drawn at random.",
         ),
     ] = "float",
+    bits_per: Annotated[
+        Literal["meta-batch", "network"], typer.Option(help="What a precision is drawn for.")
+    ] = "meta-batch",
+    channel_limit: ChannelLimit = None,
+    range_gradient: Annotated[
+        bool,
+        typer.Option("--range-gradient", help="Pass each range's gradient to what sets the range."),
+    ] = False,
     precision_embedding: Annotated[
-        bool, typer.Option("--precision-embedding", help="Tell the hypernetwork the precision.")
+        bool,
+        typer.Option("--precision-embedding", help="Tell the hypernetwork the precision as input."),
+    ] = False,
+    precision_decoder: Annotated[
+        bool, typer.Option("--precision-decoder", help="Tell it before it decodes parameters.")
     ] = False,
     new_batch_norms: Annotated[
         bool,
@@ -76,6 +88,10 @@ def finetune(
     ] = None,
     average: Annotated[
         float | None, typer.Option(help="Decay of the weights' exponential average; 0 for none.")
+    ] = None,
+    network_clip: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Largest norm of a network's gradient of its parameters."),
     ] = None,
     inner_steps: Annotated[
         int, typer.Option(min=0, help="SGD steps that each network takes in the objective.")
@@ -123,10 +139,15 @@ def finetune(
         "schedule": schedule,
         "decay_at": decay_at,
         "average": average,
+        "network_clip": network_clip,
     }
     settings = RECIPES[recipe](
         bits=parse_bits(bits),
+        bits_per=bits_per,
+        channel_limit=channel_limit,
+        range_gradient=range_gradient,
         precision_embedding=precision_embedding,
+        precision_decoder=precision_decoder,
         new_batch_norms=new_batch_norms,
         inner_steps=inner_steps,
         inner_lr=inner_lr,

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from ghnq_quant.cli_options import DEFAULT_CHECKPOINT, Backend, Bits
-from ghnq_quant.research.cli.options import Data, DataName, Download, GhnName, Workers
+from ghnq_quant.research.cli.options import ChannelLimit, Data, DataName, Download, GhnName, Workers
 
 
 def evaluate(
@@ -38,6 +38,7 @@ def evaluate(
     precision: Annotated[
         str, typer.Option(help="Precisions to measure, float first.")
     ] = "float,W8/A8,W4/A8,W4/A4,W2/A2",
+    channel_limit: ChannelLimit = None,
     num_nets: Annotated[
         int | None, typer.Option(help="First networks of each split [all].")
     ] = None,
@@ -63,6 +64,7 @@ def evaluate(
         adapt_stem=adapt_stem,
         trained=trained,
         precision=precision.split(","),
+        channel_limit=channel_limit,
         num_nets=num_nets,
         num_images=num_images,
         data_name=data_name,

@@ -6,6 +6,12 @@ from typing import Annotated
 
 import typer
 
+ChannelLimit = Annotated[
+    float | None,
+    typer.Option(
+        min=1.0, help="Largest folded range of a channel in quantized networks, in medians [none]."
+    ),
+]
 Data = Annotated[
     str,
     typer.Option(

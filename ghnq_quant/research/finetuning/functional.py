@@ -7,7 +7,7 @@ train mode.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import torch
@@ -20,7 +20,9 @@ from ghnq_quant.capture.quant_plan import find_places
 from ghnq_quant.quantization import fake_quantize
 from ghnq_quant.quantization.batch_norm import conv_batch_statistics_norm, fast_layout
 from ghnq_quant.quantization.convolution import Geometry
+from ghnq_quant.quantization.folding import Folding
 from ghnq_quant.quantization.quantizer import FLOAT_BITS
+from ghnq_quant.quantization.range_gradient import fake_quantize_with_range_gradient
 from ghnq_quant.quantization.scheme import FLOAT
 from ghnq_quant.research.finetuning.small_maps import convolve
 from ghnq_quant.research.networks.network import join, make_layer
@@ -40,6 +42,9 @@ class FunctionalNetwork:
         program: its instructions.
         bits: (weight, activation) precision; unless it is float, the network is the reference
             simulation, with batch norm folded on every batch.
+        channel_limit: see :class:`ghnq_quant.QuantScheme`.
+        range_gradient: pass the gradient of each range on to the elements that set it, see
+            :mod:`ghnq_quant.quantization.range_gradient`.
 
     Example:
         >>> from ghnq_quant import GHN
@@ -50,10 +55,21 @@ class FunctionalNetwork:
         torch.Size([2, 10])
     """
 
-    def __init__(self, program: Program, bits: tuple[int, int] = FLOAT) -> None:
+    def __init__(
+        self,
+        program: Program,
+        bits: tuple[int, int] = FLOAT,
+        channel_limit: float | None = None,
+        range_gradient: bool = False,
+    ) -> None:
         self._instructions = program.instructions
         self._last_reads = program.last_reads()
         self._weight_bits, self._act_bits = bits
+        self._folding = Folding(limit=channel_limit)
+        self._range_gradient = range_gradient
+        self._quantize: Callable[[Tensor, int], Tensor] = (
+            fake_quantize_with_range_gradient if range_gradient else fake_quantize
+        )
         #: layers without parameters, by position
         self._layers = {
             position: _layer(
@@ -92,7 +108,7 @@ class FunctionalNetwork:
             elif instruction.kind is not Kind.INPUT:
                 x = self._run(position, instruction, terms, parameters)
             if position in self._quantized:
-                x = fake_quantize(x, self._act_bits)
+                x = self._quantize(x, self._act_bits)
             values.append(x)
             for i in self._last_reads[position]:
                 values[i] = None
@@ -108,7 +124,7 @@ class FunctionalNetwork:
             gamma, beta = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
             return torch.batch_norm(x, gamma, beta, None, None, True, 0.0, _EPS, True)
         if kind is Kind.LINEAR:
-            weight = fake_quantize(parameters[f"{name}.weight"], self._weight_bits)
+            weight = self._quantize(parameters[f"{name}.weight"], self._weight_bits)
             return F.linear(x, weight, parameters[f"{name}.bias"])
         if position in self._layers:
             result: Tensor = self._layers[position](x)
@@ -124,7 +140,7 @@ class FunctionalNetwork:
         if position not in self._folded:
             if self._weight_bits == self._act_bits == FLOAT_BITS:
                 return convolve(x, weight, bias, geometry)
-            return F.conv2d(x, fake_quantize(weight, self._weight_bits), bias, *geometry)
+            return F.conv2d(x, self._quantize(weight, self._weight_bits), bias, *geometry)
         norm = self._instructions[self._folded[position]].name
         y, _, _ = conv_batch_statistics_norm(
             fast_layout(x, weight),
@@ -134,7 +150,9 @@ class FunctionalNetwork:
             parameters[f"{norm}.bias"],
             _EPS,
             geometry,
-            lambda folded: fake_quantize(folded, self._weight_bits),
+            lambda folded: self._quantize(folded, self._weight_bits),
+            straight_through=not self._range_gradient,
+            folding=self._folding,
         )
         return y
 

@@ -150,7 +150,13 @@ class _Training:
         self.optimizer = _optimizer(self.ghn, settings, start)
         classes = self.ghn.num_classes
         self.networks = TrainingNetworks(
-            classes, settings.architectures, settings.seed, group.rank, group.size
+            classes,
+            settings.architectures,
+            settings.seed,
+            settings.channel_limit,
+            settings.range_gradient,
+            group.rank,
+            group.size,
         )
         self.val_items: list[SampledNetwork] = []  # only in the process that validates
         if group.is_main:
@@ -201,13 +207,13 @@ class _Training:
         items = self._items(step, settings.max_macs_at(fraction), size)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = settings.lr_at(step, fraction)
-        bits = settings.bits[precision_index(len(settings.bits), step, settings.seed)]
+        bits = [self._bits(step, place) for place in range(len(items))]
         self.optimizer.zero_grad(set_to_none=False)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             result = backward_meta_batch(
                 self.ghn,
                 [item.graph for item in items],
-                [self.networks.runner(item, bits) for item in items],
+                [self.networks.runner(*drawn) for drawn in zip(items, bits, strict=True)],
                 bits,
                 [self._batches(item, place, step, size) for place, item in enumerate(items)],
                 network_clip=settings.network_clip,
@@ -231,12 +237,20 @@ class _Training:
             any_size=size < min(self.train.images.shape[2:]),
         )
 
+    def _number(self, step: int, place: int) -> int:
+        """How many networks all processes have drawn before the one at a place of a step."""
+        return (step * self.group.size + self.group.rank) * self.settings.meta_batch_size + place
+
+    def _bits(self, step: int, place: int) -> tuple[int, int]:
+        settings = self.settings
+        drawn = step if settings.bits_per == "meta-batch" else self._number(step, place)
+        return settings.bits[precision_index(len(settings.bits), drawn, settings.seed)]
+
     def _batches(
         self, item: SampledNetwork, place: int, step: int, size: int
     ) -> list[tuple[Tensor, Tensor]]:
         """A network's own images of the meta-batch: one batch, and one more per inner step."""
-        settings, count = self.settings, self.settings.meta_batch_size
-        network = (step * self.group.size + self.group.rank) * count + place
+        settings, network = self.settings, self._number(step, place)
         draw = balanced_batch if settings.balanced else training_batch
         augment = Augmentation(settings.crop)
         batches = []
@@ -304,7 +318,12 @@ class _Training:
         if self.group.is_main:
             settings = self.settings
             top1 = validate(
-                self.averaged, self.val_items, self.val, settings.bits, settings.val_images
+                self.averaged,
+                self.val_items,
+                self.val,
+                settings.bits,
+                settings.val_images,
+                settings.channel_limit,
             )
             if top1 > self.counters.best_top1:
                 self.folder.save_checkpoint(self._described(top1), "best")
@@ -347,6 +366,7 @@ def _hypernetworks(start: TrainingState, settings: FinetuneSettings) -> tuple[GH
     """The trained hypernetwork and its average, with the parts that the settings ask for."""
     ghn = start.ghn.derived(
         precision_embedding=settings.precision_embedding or start.ghn.precision is not None,
+        precision_decoder=settings.precision_decoder or start.ghn.precision_decoder is not None,
         new_batch_norms=settings.new_batch_norms or start.ghn.new_batch_norms,
     )
     averaged = copy.deepcopy(ghn).requires_grad_(False)

@@ -22,6 +22,8 @@ class TrainingNetworks:
             step. The size of the whole split means no fixed ones: each comes once per epoch,
             and nothing is kept.
         seed: random seed.
+        channel_limit, range_gradient: of quantized networks, see
+            :class:`ghnq_quant.research.finetuning.functional.FunctionalNetwork`.
         rank, processes: which of a run's processes draws. Fixed architectures are divided among the
             processes, so that each one's graph and kernels are kept only once.
 
@@ -33,10 +35,18 @@ class TrainingNetworks:
     """
 
     def __init__(
-        self, num_classes: int, architectures: int, seed: int, rank: int = 0, processes: int = 1
+        self,
+        num_classes: int,
+        architectures: int,
+        seed: int,
+        channel_limit: float | None = None,
+        range_gradient: bool = False,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         self._split = ConvNets250K("train", num_classes=num_classes)
         self._architectures, self._seed = architectures, seed
+        self._channel_limit, self._range_gradient = channel_limit, range_gradient
         self._rank, self._processes = rank, processes
         self._kept: dict[tuple[int | None, bool], list[SampledNetwork]] = {}
         self._are_fixed = architectures < len(self._split)
@@ -72,7 +82,7 @@ class TrainingNetworks:
 
     def runner(self, item: SampledNetwork, bits: Precision) -> FunctionalNetwork:
         """The network as a function of its parameters; cached if networks come again."""
-        return FunctionalNetwork(item.program, bits)
+        return FunctionalNetwork(item.program, bits, self._channel_limit, self._range_gradient)
 
     def fixed(self, max_macs: int | None, any_size: bool) -> list[SampledNetwork]:
         """The fixed architectures of all processes, sorted by size."""
@@ -111,6 +121,6 @@ def _order(count: int, epoch: int, seed: int) -> np.ndarray:
     return generator(seed, Stream.NETWORKS, epoch).permutation(count)
 
 
-def precision_index(count: int, step: int, seed: int) -> int:
-    """Which of ``count`` precisions a step uses, at random."""
-    return int(generator(seed, Stream.PRECISION, step).integers(count))
+def precision_index(count: int, place: int, seed: int) -> int:
+    """Which of ``count`` precisions a step, or a network of a run, uses, at random."""
+    return int(generator(seed, Stream.PRECISION, place).integers(count))

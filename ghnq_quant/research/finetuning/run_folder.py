@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from ghnq_quant.errors import CheckpointError, GhnqError
 from ghnq_quant.files import replacing, replacing_files
 from ghnq_quant.ghn import GHN
+from ghnq_quant.research.finetuning.settings import ADDED_SETTINGS
 from ghnq_quant.research.finetuning.state import STATE_FILE, TrainingState, read_run_state
 from ghnq_quant.research.runs.history import HISTORY_FILE, truncate_history
 from ghnq_quant.research.runs.identity import check_same_run
@@ -84,7 +85,7 @@ class RunFolder:
             CheckpointError: it is damaged, or belongs to a run with other settings.
         """
         state, metadata = read_run_state(self.state_file)
-        saved = json.loads(metadata["settings"])
+        saved = {**ADDED_SETTINGS, **json.loads(metadata["settings"])}
         # settings that no longer exist or no longer matter are left out
         saved = {k: v for k, v in saved.items() if k in settings}
         check_same_run(saved, settings, self.state_file, CheckpointError)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ghnq_quant.errors import GhnqError
+from ghnq_quant.quantization.folding import check_channel_limit
 from ghnq_quant.quantization.scheme import FLOAT, as_pair, parse_precision
 
 #: (value, up to which fraction of the run), in ascending order, up to the whole run.
@@ -16,6 +17,12 @@ Phases = tuple[tuple[Any, float], ...]
 #: All of the split ``train``: no fixed ones, each drawn once per epoch.
 ALL_ARCHITECTURES = 250_000
 _LENGTHS = ("steps", "epochs", "minutes")
+#: Settings that runs of earlier versions do not name, as those versions ran.
+ADDED_SETTINGS: dict[str, Any] = {
+    "bits_per": "meta-batch",
+    "range_gradient": False,
+    "precision_decoder": False,
+}
 #: Multiply-accumulates of the smallest limit; one network in eight is below it.
 _LEAST_MACS = 1_000_000
 
@@ -27,7 +34,12 @@ class FinetuneSettings:
     Attributes:
         steps, epochs, minutes: length of the run, exactly one of them; an epoch is one pass over the
             training images.
-        bits: precisions as (weight, activation) pairs, one of which is drawn for each meta-batch.
+        bits: precisions as (weight, activation) pairs, one of which is drawn at random.
+        bits_per: draw one for each ``"meta-batch"``, or for each ``"network"`` of it, so that a step
+            sees several.
+        channel_limit: of the quantized networks, in training and validation; see
+            :class:`ghnq_quant.QuantScheme`.
+        range_gradient: pass the gradient of each quantizer's range on to the elements that set it.
         meta_batch_size: networks per step and process.
         image_batch_size: images per network and step.
         balanced: draw the images of a batch with equally many of each class, with replacement,
@@ -59,7 +71,8 @@ class FinetuneSettings:
             to first order, so it learns parameters to train from. (First-order MAML, Finn et al.
             2017, uses only the last.)
         inner_lr: learning rate of these steps.
-        precision_embedding: tell the hypernetwork the precision.
+        precision_embedding: tell the hypernetwork the precision, as part of the node features.
+        precision_decoder: tell it before it decodes, where each precision has its own affine map.
         new_batch_norms: train for networks with new batch norms, as ``init_quantized`` makes them,
             instead of predicting these too.
         seed: for the order of networks and images.
@@ -71,6 +84,9 @@ class FinetuneSettings:
     epochs: float | None = None
     minutes: float | None = None
     bits: tuple[tuple[int, int], ...] = (FLOAT,)
+    bits_per: Literal["meta-batch", "network"] = "meta-batch"
+    channel_limit: float | None = None
+    range_gradient: bool = False
     meta_batch_size: int = 4
     image_batch_size: int = 130
     balanced: bool = True
@@ -93,6 +109,7 @@ class FinetuneSettings:
     inner_steps: int = 0
     inner_lr: float = 0.05
     precision_embedding: bool = False
+    precision_decoder: bool = False
     new_batch_norms: bool = False
     seed: int = 0
     log_every: int = 10
@@ -119,6 +136,7 @@ class FinetuneSettings:
                 raise GhnqError(f"{name}={getattr(self, name)} must be a multiple of log_every")
         for bits in self.bits:
             as_pair(bits)
+        check_channel_limit(self.channel_limit)
         for name, example in (("image_sizes", "16@0.5,32"), ("max_macs", "6M@0.5,10M")):
             ends = [end for _, end in getattr(self, name)]
             if not self.bits or not ends or ends != sorted(ends) or ends[-1] != 1.0:

@@ -37,7 +37,7 @@ def backward_meta_batch(
     predict: Predict,
     graphs: Sequence[ArchGraph],
     networks: Sequence[Network],
-    bits: tuple[int, int],
+    bits: Sequence[tuple[int, int]],
     batches: Sequence[Sequence[Batch]],
     *,
     network_clip: float = 10.0,
@@ -57,12 +57,12 @@ def backward_meta_batch(
         predict: the hypernetwork.
         graphs: M graphs.
         networks: their M networks, each a function of its parameters and of images.
-        bits: (weight, activation) precision of the networks.
+        bits: (weight, activation) precision of each network.
         batches: for each network, one or more batches of images (N, C, H, W) and labels (N,).
         network_clip: largest norm of a network's gradient.
         inner_lr: learning rate of the steps between a network's batches.
     """
-    predicted = predict(list(graphs), [bits] * len(graphs))
+    predicted = predict(list(graphs), list(bits))
     runs = map_in_flight(
         lambda item: _network_gradient(*item, network_clip, inner_lr),
         list(zip(networks, predicted, batches, strict=True)),

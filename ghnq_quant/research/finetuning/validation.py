@@ -25,6 +25,7 @@ def validate(
     images: Images,
     precisions: Sequence[tuple[int, int]],
     limit: int,
+    channel_limit: float | None = None,
 ) -> float:
     """Mean top-1 accuracy in [0, 1] over networks and precisions, with statistics of batches of 64.
 
@@ -34,6 +35,7 @@ def validate(
         images: validation images; the first ``limit`` are used, in order.
         precisions: (weight, activation) bits.
         limit: number of images to use.
+        channel_limit: of quantized networks, see :class:`ghnq_quant.QuantScheme`.
     """
     images = images.select(torch.arange(min(limit, len(images))))
     batches = list(
@@ -45,7 +47,7 @@ def validate(
             with torch.no_grad():
                 (parameters,) = ghn([item.graph], [bits])
                 parameters = {k: p.to(images.labels.device) for k, p in parameters.items()}
-                network = FunctionalNetwork(item.program, bits)
+                network = FunctionalNetwork(item.program, bits, channel_limit)
                 for x, y in batches:
                     correct += int((network(parameters, x).argmax(1) == y).sum())
     return correct / (len(networks) * len(precisions) * len(images))

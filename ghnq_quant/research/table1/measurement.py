@@ -48,6 +48,7 @@ def measure_network(
     group: str,
     index: int,
     num_images: int | None = None,
+    channel_limit: float | None = None,
     trained: Mapping[str, Tensor] | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> NetworkResult:
@@ -55,8 +56,8 @@ def measure_network(
 
     Batches of 64 images in a fixed mixed order; batch norm uses the statistics of the batch and is
     folded for each batch; activations are quantized over the range of each tensor. Every batch runs
-    at every precision. A hypernetwork with a precision embedding predicts parameters for each
-    precision; the float network with these parameters then runs too, as the reference for the error.
+    at every precision. A hypernetwork that is told the precision predicts parameters for
+    each; the float network with these parameters then runs too, as the reference for the error.
 
     Args:
         model: the network; it is not changed. Its parameters may be uninitialized.
@@ -67,6 +68,7 @@ def measure_network(
         index: its number in the group; also the seed of the initialization that predicted parameters
             are compared with.
         num_images: number of images, from the first; None for all.
+        channel_limit: of the quantized networks, see :class:`ghnq_quant.QuantScheme`.
         trained: a ``state_dict`` whose distributions are described beside the predicted ones.
         on_batch: called after each batch.
 
@@ -77,7 +79,7 @@ def measure_network(
     captured = capture(model.to(images.labels.device))
     count = num_evaluated(len(images), num_images)
     first, _ = next(evaluation_batches(images, BATCH_SIZE, limit=count))
-    predicted = predicted_variants(captured, ghn, precisions, first)
+    predicted = predicted_variants(captured, ghn, precisions, first, channel_limit)
     layers = _describe_layers(captured, predicted, trained, index, first)
     tallies = {p: Tally(p, v.folded_weights) for v in predicted for p in v.precisions}
     for x, y in evaluation_batches(images, BATCH_SIZE, limit=count):

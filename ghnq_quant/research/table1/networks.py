@@ -96,6 +96,7 @@ class Evaluator:
             group=group,
             index=index,
             num_images=self.settings.num_images,
+            channel_limit=self.settings.channel_limit,
             trained=self.trained,
             on_batch=on_batch,
         )

@@ -59,6 +59,7 @@ def evaluate(
     adapt_stem: bool = False,
     trained: str | Path | None = None,
     precision: Sequence[str] = PAPER_PRECISIONS,
+    channel_limit: float | None = None,
     num_nets: int | None = None,
     num_images: int | None = None,
     data_name: str | None = None,
@@ -85,6 +86,7 @@ def evaluate(
         trained: a trained ``state_dict`` of ``model``, whose weights' distributions are put beside
             the predicted ones.
         precision: for example ``W4/A8``; float is always measured.
+        channel_limit: of quantized networks, see :class:`ghnq_quant.QuantScheme`.
         num_nets: number of networks per split, from the first; None for all.
         num_images: number of test images, from the first in their fixed mixed order; None for all.
         data_name: the data set's name in the results, if it has a better one than its file's.
@@ -115,6 +117,7 @@ def evaluate(
         adapt_stem=adapt_stem,
         trained=None if trained is None else str(trained),
         precisions=parse_precisions(precision),
+        channel_limit=channel_limit,
         num_nets=num_nets,
         num_images=num_images,
     )
@@ -228,7 +231,7 @@ def _facts(evaluator: Evaluator, image_set: ImageSet) -> dict[str, Any]:
         "ghn": {
             "name": settings.ghn,
             "sha256": checksum(tensor for _, tensor in sorted(ghn.state_dict().items())),
-            "precision_embedding": ghn.precision is not None,
+            "precision_embedding": ghn.reads_precision,
             "provenance": ghn.provenance,
         },
         "design_space_schema": SCHEMA,

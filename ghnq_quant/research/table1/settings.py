@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn.checkpoints import DEFAULT_CHECKPOINT
+from ghnq_quant.quantization.folding import check_channel_limit
 from ghnq_quant.quantization.scheme import FLOAT, Precision, parse_precision, precision_name
 from ghnq_quant.research.runs.command import Option, command_line, each
 from ghnq_quant.research.runs.seeds import EVALUATION_SEED
@@ -45,6 +46,7 @@ class EvaluationSettings:
         adapt_stem: whether to adapt the named models to the images' size.
         trained: a trained ``state_dict`` of the one named model, for comparing distributions.
         precisions: (weight, activation) bits, float first.
+        channel_limit: of quantized networks, see :class:`ghnq_quant.QuantScheme`.
         num_nets: number of networks per split, from the first; None for all.
         num_images: number of test images, from the first in their fixed mixed order; None for all.
 
@@ -62,6 +64,7 @@ class EvaluationSettings:
     precisions: Annotated[tuple[Precision, ...], Option("--precision", each(precision_name))] = (
         parse_precisions(PAPER_PRECISIONS)
     )
+    channel_limit: float | None = None
     num_nets: int | None = None
     num_images: int | None = None
 
@@ -76,6 +79,7 @@ class EvaluationSettings:
             raise GhnqError("--adapt-stem is for models of --model; splits are made for 32×32")
         if len(set(self.groups)) < len(self.groups):
             raise GhnqError(f"one is named twice: {', '.join(self.groups)}")
+        check_channel_limit(self.channel_limit)
         if self.precisions[:1] != (FLOAT,):
             raise GhnqError("the first precision must be float: the others are compared with it")
         if self.num_nets is not None and self.num_nets < 1:

@@ -13,7 +13,7 @@ from ghnq_quant.errors import GhnqError
 from ghnq_quant.ghn import GHN
 from ghnq_quant.prediction import predict_captured, warn_of_kept
 from ghnq_quant.quantization import QuantScheme, emit, load_backend
-from ghnq_quant.quantization.batch_norm import folded_weight
+from ghnq_quant.quantization.folding import folded_weight
 from ghnq_quant.quantization.scheme import FLOAT, Precision
 
 
@@ -39,27 +39,33 @@ class Variants:
 
 
 def predicted_variants(
-    captured: Capture, ghn: GHN, precisions: Sequence[Precision], batch: Tensor
+    captured: Capture,
+    ghn: GHN,
+    precisions: Sequence[Precision],
+    batch: Tensor,
+    channel_limit: float | None = None,
 ) -> list[Variants]:
     """The network with the parameters that ``ghn`` predicts.
 
     Args:
         captured: the network; it is not changed.
-        ghn: with a precision embedding it predicts other parameters for each precision.
+        ghn: it may predict other parameters for each precision.
         precisions: (weight, activation) bits.
         batch: (N, C, H, W), whose statistics are folded into the weights.
+        channel_limit: of the quantized networks.
 
     Returns:
         one for all precisions, or one for each if the parameters differ.
     """
-    groups = [tuple(precisions)] if ghn.precision is None else [(p,) for p in precisions]
+    groups = [(p,) for p in precisions] if ghn.reads_precision else [tuple(precisions)]
     result = []
     for group in groups:
         (values,) = predict_captured([captured], ghn, group[0])
         warn_of_kept(captured, values)
         old = captured.root.parameters()
         replaced = {id(p): v for p, v in zip(old, values, strict=True) if v is not None}
-        result.append(_variants(_with_parameters(captured, replaced), batch, group))
+        copied = _with_parameters(captured, replaced)
+        result.append(_variants(copied, batch, group, channel_limit))
     return result
 
 
@@ -110,13 +116,18 @@ def _with_parameters(captured: Capture, replaced: Mapping[int, Tensor]) -> Captu
     return copied
 
 
-def _variants(captured: Capture, batch: Tensor, precisions: Sequence[Precision] = ()) -> Variants:
+def _variants(
+    captured: Capture,
+    batch: Tensor,
+    precisions: Sequence[Precision] = (),
+    channel_limit: float | None = None,
+) -> Variants:
     shared = {id(p): p for p in captured.root.parameters()}
     backend = load_backend("reference")
     quantized: dict[Precision, nn.Module] = {
         precision: emit(
             captured.copied(shared),
-            QuantScheme(*precision, act_range="batch", bn="batch"),
+            QuantScheme(*precision, act_range="batch", bn="batch", channel_limit=channel_limit),
             backend,
         )
         for precision in precisions
@@ -126,12 +137,16 @@ def _variants(captured: Capture, batch: Tensor, precisions: Sequence[Precision] 
     units = captured.quant_plan.units
     weights: dict[str, Tensor] = {u.name: modules[u.name].get_parameter("weight") for u in units}
     float_model = fx.GraphModule(captured.root, captured.graph)
-    folded = _folded_weights(captured, float_model, weights, batch)
+    folded = _folded_weights(captured, float_model, weights, batch, channel_limit)
     return Variants(tuple(precisions), float_model, quantized, weights, folded)
 
 
 def _folded_weights(
-    captured: Capture, float_model: nn.Module, weights: Mapping[str, Tensor], batch: Tensor
+    captured: Capture,
+    float_model: nn.Module,
+    weights: Mapping[str, Tensor],
+    batch: Tensor,
+    channel_limit: float | None,
 ) -> dict[str, Tensor]:
     norms = {
         unit.name: captured.modules[unit.batch_norm]
@@ -152,7 +167,7 @@ def _folded_weights(
     folded = dict(weights)
     for name, norm in norms.items():
         assert isinstance(norm, nn.BatchNorm2d)
-        folded[name] = folded_weight(weights[name], norm, variances[name])
+        folded[name] = folded_weight(weights[name], norm, variances[name], channel_limit)
     return folded
 
 

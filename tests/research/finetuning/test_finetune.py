@@ -29,6 +29,20 @@ def test_a_run_whose_steps_all_fail_stops_with_a_message(digits: ImageSet, tmp_p
         )
 
 
+def test_a_run_trains_what_tells_the_precision(digits: ImageSet, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=2, warmup=0, bits=((32, 32), (4, 4)), bits_per="network")
+    start = GHN.from_pretrained("ghnq-cifar10")
+    finetune(start, digits, replace(settings, precision_decoder=True), tmp_path / "first")
+    state = starting_point(str(tmp_path / "first"), 10)
+    assert state.ghn.precision_decoder is not None
+    assert state.ghn.precision_decoder.weight.count_nonzero() > 0
+    # a run that continues it keeps the part, and its optimizer's moments
+    finetune(state, digits, settings, tmp_path / "second")
+    ended = starting_point(str(tmp_path / "second"), 10)
+    assert ended.ghn.precision_decoder is not None
+    assert ended.moments.keys() == state.moments.keys()
+
+
 def test_an_added_precision_embedding_changes_nothing_until_it_is_trained() -> None:
     graph = ConvNets250K("train")[0].graph
     ghn = GHN.from_pretrained("ghnq-cifar10")

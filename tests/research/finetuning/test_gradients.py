@@ -17,31 +17,34 @@ from ghnq_quant.research.finetuning.step import Network, backward_meta_batch
 from ghnq_quant.research.networks import ConvNets250K, SampledNetwork
 
 
-def simulated(item: SampledNetwork, bits: tuple[int, int]) -> nn.Module:
+def simulated(item: SampledNetwork, bits: tuple[int, int], limit: float | None = None) -> nn.Module:
     """The network as modules, in train mode with the ranges of the batch."""
     network = item.build(initialize=False).train()
     if bits == (32, 32):
         return network
-    scheme = QuantScheme(*bits, act_range="batch", bn="batch")
+    scheme = QuantScheme(*bits, act_range="batch", bn="batch", channel_limit=limit)
     return emit(capture(network), scheme, load_backend("reference"))
 
 
 @pytest.mark.parametrize("split", ["train", "mobile", "bn_free"])
-@pytest.mark.parametrize("bits", [(32, 32), (4, 4), (2, 8), (8, 32), (32, 8)])
+@pytest.mark.parametrize(
+    ("bits", "limit"),
+    [((32, 32), None), ((4, 4), None), ((2, 8), 2.0), ((8, 32), None), ((32, 8), None)],
+)
 def test_a_functional_network_computes_what_its_modules_do(
-    split: str, bits: tuple[int, int]
+    split: str, bits: tuple[int, int], limit: float | None
 ) -> None:
     ghn = GHN.from_pretrained("ghnq-cifar10-qat")
     x = torch.randn(4, 3, 32, 32)
     for index in range(4 if bits in ((32, 32), (4, 4)) else 2):
         item = ConvNets250K(split)[index]
         (predicted,) = ghn([item.graph])
-        network = simulated(item, bits)
+        network = simulated(item, bits, limit)
         if bits == (32, 32):  # small maps sum in another order, so compare in float64
             predicted = {name: p.double() for name, p in predicted.items()}
             network, x = network.double(), x.double()
         parameters = {name: p.detach().requires_grad_() for name, p in predicted.items()}
-        logits = FunctionalNetwork(item.program, bits)(parameters, x)
+        logits = FunctionalNetwork(item.program, bits, limit)(parameters, x)
         expected = functional_call(network, parameters, (x,))
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-11 * (bits == (32, 32)))
         values = list(parameters.values())
@@ -49,6 +52,21 @@ def test_a_functional_network_computes_what_its_modules_do(
         expected_gradients = torch.autograd.grad(expected.square().sum(), values)
         for gradient, wanted in zip(gradients, expected_gradients, strict=True):
             torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5 * wanted.norm())
+
+
+def test_a_range_s_gradient_reaches_what_sets_it() -> None:
+    item = ConvNets250K("mobile")[2]
+    (predicted,) = GHN.from_pretrained("ghnq-cifar10-qat")([item.graph])
+    parameters = {name: p.detach().requires_grad_() for name, p in predicted.items()}
+    x, values = torch.randn(4, 3, 32, 32), list(parameters.values())
+    results = []
+    for passed in (False, True):
+        logits = FunctionalNetwork(item.program, (4, 4), 2.0, passed)(parameters, x)
+        results.append((logits, torch.autograd.grad(logits.square().sum(), values)))
+    (plain, straight), (same, aware) = results
+    torch.testing.assert_close(same, plain, rtol=0, atol=0)
+    assert all(g.isfinite().all() for g in aware)
+    assert sum(not torch.equal(a, b) for a, b in zip(straight, aware, strict=True)) > 10
 
 
 def gradients(ghn: GHN) -> dict[str, torch.Tensor]:
@@ -66,7 +84,9 @@ def test_two_stage_backward_is_the_gradient_of_the_mean_loss(
     x, y = training_batch(digits.train, 0, 8, seed=0)
     ghn = GHN.from_pretrained("ghnq-cifar10-qat").derived(new_batch_norms=new_norms)
     networks = [FunctionalNetwork(item.program, bits) for item in items]
-    result = backward_meta_batch(ghn, [i.graph for i in items], networks, bits, [[(x, y)]] * 3)
+    result = backward_meta_batch(
+        ghn, [i.graph for i in items], networks, [bits] * 3, [[(x, y)]] * 3
+    )
     two_stage = gradients(ghn)
 
     ghn.zero_grad()
@@ -96,7 +116,7 @@ def test_inner_steps_add_the_gradients_along_the_way(digits: ImageSet) -> None:
     ghn = GHN.from_pretrained("ghnq-cifar10")
     network = FunctionalNetwork(item.program)
     inner_lr = 0.05
-    backward_meta_batch(ghn, [item.graph], [network], (32, 32), [batches], inner_lr=inner_lr)
+    backward_meta_batch(ghn, [item.graph], [network], [(32, 32)], [batches], inner_lr=inner_lr)
     result = gradients(ghn)
 
     ghn.zero_grad()
@@ -134,7 +154,7 @@ def test_a_network_that_runs_out_of_memory_costs_its_own_gradient_alone(digits: 
     alone = gradients(ghn)
     ghn.zero_grad()
     networks: list[Network] = [network, failing(torch.OutOfMemoryError("no memory left"))]
-    result = backward_meta_batch(ghn, [item.graph] * 2, networks, (32, 32), [[(x, y)]] * 2)
+    result = backward_meta_batch(ghn, [item.graph] * 2, networks, [(32, 32)] * 2, [[(x, y)]] * 2)
     assert result.failed == 1
     assert len(result.losses) == 1
     for name, gradient in gradients(ghn).items():
@@ -149,6 +169,6 @@ def test_another_error_is_not_swallowed(digits: ImageSet) -> None:
             GHN.from_pretrained("ghnq-cifar10-qat"),
             [item.graph],
             [failing(RuntimeError("a mistake"))],
-            (32, 32),
+            [(32, 32)],
             [[(x, y)]],
         )

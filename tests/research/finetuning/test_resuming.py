@@ -23,7 +23,14 @@ from ghnq_quant.research.finetuning.settings import ALL_ARCHITECTURES
 
 def test_two_processes_get_the_gradient_of_one_with_twice_the_meta_batch(tmp_path: Path) -> None:
     one = replace(
-        SETTINGS, steps=1, meta_batch_size=4, architectures=ALL_ARCHITECTURES, clip=1e9, average=0.0
+        SETTINGS,
+        steps=1,
+        bits=((32, 32), (8, 32)),
+        bits_per="network",
+        meta_batch_size=4,
+        architectures=ALL_ARCHITECTURES,
+        clip=1e9,
+        average=0.0,
     )
     two = replace(one, meta_batch_size=2)
     for folder, settings, processes in (("one", one, 1), ("two", two, 2)):

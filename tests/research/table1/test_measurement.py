@@ -18,24 +18,41 @@ FLOAT = (32, 32)
 PRECISIONS = (FLOAT, (8, 8), (4, 8), (2, 2))
 
 
-def naive(ghn: GHN, precision: tuple[int, int], images: Images, count: int) -> torch.Tensor:
+def naive(
+    ghn: GHN,
+    precision: tuple[int, int],
+    images: Images,
+    count: int,
+    limit: float | None = None,
+) -> torch.Tensor:
     """Logits at one precision, from a new model and a separate pass, with nothing shared."""
     model = Net()
     model.load_state_dict(predict_parameters(model, ghn, bits=precision), strict=False)
     if precision != FLOAT:
-        scheme = QuantScheme(*precision, act_range="batch", bn="batch")
+        scheme = QuantScheme(*precision, act_range="batch", bn="batch", channel_limit=limit)
         model = quantize(model, scheme=scheme, backend="reference")
     model.train()  # every batch norm, folded or not, with the statistics of the batch
     with torch.no_grad():
         return torch.cat([model(x) for x, _ in evaluation_batches(images, 64, limit=count)])
 
 
-@pytest.mark.parametrize("ghn_name", ["tiny_ghn", "embedded_ghn"])
-def test_all_precisions_in_one_pass_equal_naive_passes(ghn_name, images, request):
+@pytest.mark.parametrize(
+    ("ghn_name", "limit"), [("tiny_ghn", None), ("embedded_ghn", None), ("tiny_ghn", 1.5)]
+)
+def test_all_precisions_in_one_pass_equal_naive_passes(ghn_name, limit, images, request):
     ghn, count = request.getfixturevalue(ghn_name), 200
     labels = torch.cat([y for _, y in evaluation_batches(images, 64, limit=count)])
-    result = measure_network(Net(), ghn, images, PRECISIONS, group="net", index=0, num_images=count)
-    reference = {p: naive(ghn, p, images, count) for p in PRECISIONS}
+    result = measure_network(
+        Net(),
+        ghn,
+        images,
+        PRECISIONS,
+        group="net",
+        index=0,
+        num_images=count,
+        channel_limit=limit,
+    )
+    reference = {p: naive(ghn, p, images, count, limit) for p in PRECISIONS}
     for precision, name in zip(PRECISIONS, result.precisions, strict=True):
         measured, logits = result.precisions[name], reference[precision]
         top1 = (logits.argmax(1) == labels).double().mean().item() * 100
