@@ -36,6 +36,7 @@ class Method:
     Attributes:
         norms: whether batch norms' statistics are estimated anew too; else they stay the trained ones.
         search: whether ranges of weights and activations are those of least squared error.
+        trained: its title after training; not trained if empty.
     """
 
     title: str
@@ -44,7 +45,11 @@ class Method:
     biases: bool = False
     stem: bool = False
     search: bool = False
-    steps: tuple[int, ...] = (0,)
+    trained: str = ""
+
+    def titles(self) -> dict[int, str]:
+        """By the number of training steps."""
+        return {0: self.title} | ({QAT_STEPS: self.trained} if self.trained else {})
 
     def quantized(self, model: nn.Module, bits: int, batches: list[Tensor]) -> QuantModel:
         """A quantized copy of a trained float network, in eval."""
@@ -64,18 +69,24 @@ class Method:
         ghnq_quant.calibrate(qmodel, batches, ranges=search, batch_norms=self.norms)
 
 
-_BOTH = (0, QAT_STEPS)
+_TRAINED = f"{QAT_STEPS} steps behind"
 _ALL = {"norms": True, "equalize": True, "biases": True, "stem": True}
 METHODS = {
     "ranges": Method("activation ranges"),
-    "norms": Method("… and batch norms, as `calibrate`", norms=True, steps=_BOTH),
+    "norms": Method(
+        "… and batch norms, as `calibrate`", norms=True, trained=f"{_TRAINED} `calibrate`"
+    ),
     "equalize": Method("ranges and `equalize`", equalize=True),
     "biases": Method("ranges and `correct_biases`", biases=True),
     "stem": Method("ranges and `stem_bits=8`", stem=True),
     "together": Method("ranges and these three", equalize=True, biases=True, stem=True),
-    "all": Method("`calibrate` and these three", **_ALL, steps=_BOTH),
+    "all": Method(
+        "`calibrate` and these three", **_ALL, trained=f"{_TRAINED} `calibrate` and these three"
+    ),
     "mse": Method('`calibrate(ranges="mse")`, weights too', norms=True, search=True),
-    "all-mse": Method("… and these three", **_ALL, search=True, steps=_BOTH),
+    "all-mse": Method(
+        "… and these three", **_ALL, search=True, trained="… with searched ranges, frozen"
+    ),
 }
 
 
@@ -101,7 +112,7 @@ def measure(task: Task) -> None:
         for steps, seed, bits, method in itertools.product(
             (0, QAT_STEPS), range(SEEDS), BITS, METHODS
         )
-        if steps in METHODS[method].steps
+        if steps in METHODS[method].titles()
     ]
     header = {"batches": BATCHES, "learning_rate": LEARNING_RATE, "float": task.float_result}
     task.measure(header, cases, top1)
@@ -111,11 +122,11 @@ def table(networks: list[Measured]) -> str:
     """Mean and standard deviation over the seeds."""
     lines = [["top-1, %", *(f"{n.title}, {bits} bits" for n in networks for bits in BITS)]]
     for steps, (method, chosen) in itertools.product((0, QAT_STEPS), METHODS.items()):
-        if steps in chosen.steps:
+        if title := chosen.titles().get(steps):
             cells = [
                 n.cell(bits=bits, method=method, steps=steps) for n in networks for bits in BITS
             ]
-            lines.append([f"{chosen.title}, then {steps} steps" if steps else chosen.title, *cells])
+            lines.append([title, *cells])
     return markdown(lines)
 
 
