@@ -63,10 +63,7 @@ def factor_and_shift(
     constants are ignored, the factor of channels that do not vary is zero."""
     if folding.ignore_constants:
         variance = ignoring_constants(mean, variance)
-    factor, caps = _factor(variance, gamma, eps), None
-    if folding.limit is not None:
-        caps = channel_caps(weight, factor, folding.limit)
-        factor = factor * caps
+    factor, caps = _factor(weight, variance, gamma, eps, folding.limit)
     return factor, -mean * factor if beta is None else torch.addcmul(beta, -mean, factor), caps
 
 
@@ -82,15 +79,20 @@ def folded_weight(
     weight: Tensor, bn: nn.BatchNorm2d, variance: Tensor, limit: float | None = None
 ) -> Tensor:
     """``weight`` (C_out, …) with ``bn`` folded in, given the variance (C_out,) of its channels."""
-    factor = _factor(variance, bn.weight, bn.eps)
-    if limit is not None:
-        factor = factor * channel_caps(weight, factor, limit)
-    return scaled(weight, factor)
+    return scaled(weight, _factor(weight, variance, bn.weight, bn.eps, limit)[0])
 
 
-def _factor(variance: Tensor, gamma: Tensor | None, eps: float) -> Tensor:
+def _factor(
+    weight: Tensor, variance: Tensor, gamma: Tensor | None, eps: float, limit: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """γ / sqrt(σ² + ε) of each channel within the limit, and what that multiplied it by."""
     factor = (variance + eps).rsqrt()
-    return factor if gamma is None else factor * gamma
+    if gamma is not None:
+        factor = factor * gamma
+    if limit is None:
+        return factor, None
+    caps = channel_caps(weight, factor, limit)
+    return factor * caps, caps
 
 
 def scaled(weight: Tensor, factor: Tensor) -> Tensor:
