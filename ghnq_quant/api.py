@@ -295,6 +295,8 @@ def _scheme(
         return scheme
     if scheme is not None:
         raise SchemeError(f"scheme={scheme!r}: expected a QuantScheme, such as QuantScheme(4, 8)")
+    if isinstance(bits, QuantScheme):
+        raise SchemeError("bits is a QuantScheme: pass it by name, scheme=…")
     weights, activations = as_quantizers(bits)
     if act_bits is not None:
         activations = replace(activations, bits=check_bits(act_bits, "act_bits"))

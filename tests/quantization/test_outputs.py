@@ -10,7 +10,7 @@ import torch
 from backends import backends
 from torch import Tensor, nn
 
-from ghnq_quant import DataError, SchemeError, calibrate, quantize
+from ghnq_quant import DataError, QuantScheme, SchemeError, calibrate, quantize
 
 
 class Net(nn.Module):
@@ -99,5 +99,7 @@ def test_other_misuse_gets_words() -> None:
     model = small()
     with pytest.raises(SchemeError, match="expected a QuantScheme"):
         quantize(model, scheme="4", backend="reference")
+    with pytest.raises(SchemeError, match="pass it by name, scheme="):
+        quantize(model, QuantScheme(4, 4), backend="reference")  # type: ignore[arg-type]
     with pytest.raises(AttributeError, match="none of its other attributes"):
         quantize(model, backend="reference").features  # noqa: B018
