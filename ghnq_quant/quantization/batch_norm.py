@@ -27,6 +27,7 @@ from ghnq_quant.quantization.folding import (
     scaled,
 )
 from ghnq_quant.quantization.integer_bias import RoundBias, RoundsBias, rounding_of, unrounded
+from ghnq_quant.quantization.memory_layout import fast_layout, in_layout_of
 from ghnq_quant.quantization.processes import in_processes, shared_statistics
 from ghnq_quant.quantization.scheme import BatchNormMode
 from ghnq_quant.quantization.tracing import traced_with_statistics
@@ -147,20 +148,6 @@ def _folded(
     if conv.bias is not None:
         shift = torch.addcmul(shift, conv.bias, factor)
     return scaled(conv.weight, factor), shift
-
-
-def fast_layout(x: Tensor, weight: Tensor) -> Tensor:
-    """On CPU, ``x`` in the memory layout in which its convolution and batch norm are fastest.
-
-    Convolutions, and channel statistics even more, are faster in channels-last. But oneDNN then
-    converts the weight on each call, which costs more than it gains if the weight is large.
-    """
-    if x.device.type != "cpu" or torch.compiler.is_exporting():
-        return x
-    channels_last = x.numel() >= 2 * weight.numel()
-    return x.contiguous(
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format
-    )
 
 
 def _update_running_statistics(
@@ -349,7 +336,7 @@ class _ConvBatchNorm(torch.autograd.Function):
         of_x, of_weight, of_bias, of_gamma, of_beta, *_ = ctx.needs_input_grad
         if grad is None:
             return (None,) * 10
-        grad = _like(grad, z)
+        grad = in_layout_of(z, grad)
         of_norm = [True, of_gamma, of_beta]
         through_norm, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
             grad, z, gamma, None, None, mean, inverse_std, True, ctx.eps, of_norm
@@ -364,10 +351,3 @@ class _ConvBatchNorm(torch.autograd.Function):
             grad_x = convolve.grad_input(terms if error is None else [*terms, (grad, error)])
         grad_bias = torch.zeros_like(bias) if of_bias else None
         return grad_x, grad_weight, grad_bias, grad_gamma, grad_beta, *(None,) * 5
-
-
-def _like(grad: Tensor, z: Tensor) -> Tensor:
-    channels_last = z.is_contiguous(memory_format=torch.channels_last)
-    return grad.contiguous(
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format
-    )

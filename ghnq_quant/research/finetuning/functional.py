@@ -18,9 +18,10 @@ from ghnq_quant.capture import Kind
 from ghnq_quant.capture.operations import WEIGHTED
 from ghnq_quant.capture.quant_plan import find_places
 from ghnq_quant.quantization import fake_quantize
-from ghnq_quant.quantization.batch_norm import conv_batch_statistics_norm, fast_layout
+from ghnq_quant.quantization.batch_norm import conv_batch_statistics_norm
 from ghnq_quant.quantization.convolution import Geometry
 from ghnq_quant.quantization.folding import Folding
+from ghnq_quant.quantization.memory_layout import fast_layout
 from ghnq_quant.quantization.quantizer import FLOAT_BITS
 from ghnq_quant.quantization.range_gradient import fake_quantize_with_range_gradient
 from ghnq_quant.quantization.scheme import FLOAT
