@@ -1,6 +1,6 @@
 """Put evaluations of several checkpoints beside the paper's Table 1, in Markdown.
 
-python docs/examples/beside_the_paper.py docs/results/table1-float docs/results/table1-qat
+python docs/examples/beside_the_paper.py docs/results/table1-float docs/results/table1-first-qat
 """
 
 from __future__ import annotations
