@@ -88,7 +88,7 @@ def test_shipped_checkpoint_says_how_it_was_made(name: str) -> None:
     assert ghn.provenance is not None
     assert ghn.provenance["name"] == name
     assert {"dataset", "settings", "training", "parent"} <= ghn.provenance.keys()
-    assert (ghn.precision is not None) == (name == "ghnq-cifar10-qat")
+    assert (ghn.precision_decoder is not None) == (name == "ghnq-cifar10-qat")
     card = Path(ghnq_quant.__file__).parent / "checkpoints" / name / "README.md"
     assert ghn.provenance["training"] in card.read_text("utf-8")
 
@@ -140,9 +140,9 @@ def test_precision_and_new_batch_norms_round_trip(tmp_path: Path) -> None:
 def test_how_kernels_are_cut(ghn: GHN, tmp_path: Path) -> None:
     """As in GHN-2 if the checkpoint comes from one, or is older than the setting."""
     assert GHN.from_ppuda(public(tmp_path / "ghn2.pt", ghn)).decoder.kernel_cut == "corner"
-    for name in ("ghn2-cifar10-bootstrap", "ghnq-cifar10-qat"):
-        assert GHN.from_pretrained(name).decoder.kernel_cut == "corner"
-    assert GHN.from_pretrained("ghnq-cifar10").decoder.kernel_cut == "centre"
+    assert GHN.from_pretrained("ghn2-cifar10-bootstrap").decoder.kernel_cut == "corner"
+    for name in ("ghnq-cifar10", "ghnq-cifar10-qat"):
+        assert GHN.from_pretrained(name).decoder.kernel_cut == "centre"
     for cut in ("centre", "corner"):
         ghn.derived(kernel_cut=cut).save_pretrained(tmp_path / cut)
         assert GHN.from_pretrained(tmp_path / cut).decoder.kernel_cut == cut

@@ -27,6 +27,7 @@ def test_two_processes_get_the_gradient_of_one_with_twice_the_meta_batch(tmp_pat
         steps=1,
         bits=((32, 32), (8, 32)),
         bits_per="network",
+        precision_embedding=True,
         meta_batch_size=4,
         architectures=ALL_ARCHITECTURES,
         clip=1e9,
@@ -35,7 +36,7 @@ def test_two_processes_get_the_gradient_of_one_with_twice_the_meta_batch(tmp_pat
     two = replace(one, meta_batch_size=2)
     for folder, settings, processes in (("one", one, 1), ("two", two, 2)):
         train_from_names(
-            "ghnq-cifar10-qat", "digits", settings, tmp_path / folder, processes=processes
+            "ghn2-cifar10-bootstrap", "digits", settings, tmp_path / folder, processes=processes
         )
     a, b = (load_file(tmp_path / f / "state.safetensors") for f in ("one", "two"))
     moments = [k for k in a if k.endswith(".exp_avg")]  # a tenth of the gradient after one step
