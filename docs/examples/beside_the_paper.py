@@ -36,20 +36,24 @@ PAPER_SPLITS = ("test", "deep", "wide", "bn_free")
 
 
 def cell(of_split: dict[str, Any] | None, precision: str, metric: str) -> str:
-    """Empty for a split that was not evaluated."""
-    return "" if of_split is None else accuracy_cell(Summary(**of_split[precision][metric]))
+    """Empty for what was not evaluated."""
+    if of_split is None or precision not in of_split:
+        return ""
+    return accuracy_cell(Summary(**of_split[precision][metric]))
 
 
 def table(evaluations: list[dict[str, Any]], metric: str) -> str:
     lines = [["precision", "checkpoint", *TABLE_SPLITS]]
-    for precision, of_paper in PAPER[metric].items():
-        paper = dict(zip(PAPER_SPLITS, of_paper, strict=True))
-        lines.append([precision, "paper", *(paper.get(split, "") for split in TABLE_SPLITS)])
+    of_paper = PAPER[metric]
+    measured = [p for e in evaluations for split in e["summary"].values() for p in split]
+    for precision in dict.fromkeys([*of_paper, *measured]):
+        paper = dict(zip(PAPER_SPLITS, of_paper.get(precision, ("",) * 4), strict=True))
+        rows = {"paper": [paper.get(split, "") for split in TABLE_SPLITS]}
         for evaluation in evaluations:
-            cells = [
-                cell(evaluation["summary"].get(split), precision, metric) for split in TABLE_SPLITS
-            ]
-            lines.append(["", f"`{evaluation['ghn']['name']}`", *cells])
+            summary, name = evaluation["summary"], f"`{evaluation['ghn']['name']}`"
+            rows[name] = [cell(summary.get(split), precision, metric) for split in TABLE_SPLITS]
+        told = [[name, *cells] for name, cells in rows.items() if any(cells)]
+        lines += [[precision if row is told[0] else "", *row] for row in told]
     return markdown(lines, 2)
 
 
