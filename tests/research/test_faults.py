@@ -47,7 +47,7 @@ COMMANDS = {
     "evaluate": Command(
         ("evaluate", "--data", DIGITS, "--split", "mobile", "--num-nets", "4", "--num-images",
          "64", "--precision", "W4/A4"),
-        ("networks.jsonl", "results.json", "table.md", "table.csv"),
+        ("networks.jsonl", "results.json", "table.md", "table.csv", "networks.csv"),
     ),
     "compare-init": Command(
         ("compare-init", "resnet8", "--data", DIGITS, "--steps", "1,2", "--seeds", "1",

@@ -77,7 +77,8 @@ def evaluate(
 
     Args:
         data: see :func:`ghnq_quant.research.data.load_images`; its test part is used.
-        output: folder for ``results.json``, ``table.md``, ``table.csv`` and ``networks.jsonl``.
+        output: folder for ``results.json``, ``table.md``, ``table.csv``, ``networks.csv`` and
+            ``networks.jsonl``.
         ghn: a hypernetwork, or the folder or name of its checkpoint.
         split: splits of ConvNets-250K, by default those of Table 1 and ``mobile``.
         model: instead of splits, one or several names of torchvision and timm models, prefixed with

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from rich.markup import escape
 from ghnq_quant.files import replacing
 from ghnq_quant.research.runs.tables import markdown, mean_cell
 from ghnq_quant.research.table1.evaluation import Evaluation
-from ghnq_quant.research.table1.results import LayerResult
+from ghnq_quant.research.table1.results import LayerResult, PrecisionResult
 from ghnq_quant.research.table1.settings import TABLE_SPLITS
 from ghnq_quant.research.table1.summary import METRICS, Summary
 
@@ -46,8 +47,12 @@ MISMATCH_TITLE = (
 
 
 def write_tables(evaluation: Evaluation, folder: str | Path) -> None:
-    """Write ``table.md`` and ``table.csv``."""
-    tables = {"table.md": markdown_page(evaluation), "table.csv": csv_table(evaluation)}
+    """Write ``table.md``, ``table.csv`` and ``networks.csv``."""
+    tables = {
+        "table.md": markdown_page(evaluation),
+        "table.csv": csv_table(evaluation),
+        "networks.csv": csv_of_networks(evaluation),
+    }
     for name, text in tables.items():
         with replacing(Path(folder) / name) as temporary:
             temporary.write_text(text, "utf-8")
@@ -237,4 +242,24 @@ def csv_table(evaluation: Evaluation) -> str:
                 if s.mean is not None:
                     numbers = (s.count, s.mean, s.standard_error, s.maximum)
                     writer.writerow([group, precision, metric, *numbers])
+    return text.getvalue()
+
+
+def csv_of_networks(evaluation: Evaluation) -> str:
+    """One line for each network and precision; errors that are None stay empty.
+
+    Example:
+        >>> print(csv_of_networks(Evaluation({}, ())).strip())
+        split,index,parameters,precision,top1,top5,nonfinite_images,weight_mse,weight_snr_db,output_mse,output_snr_db
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    numbers = [field.name for field in fields(PrecisionResult)]
+    writer.writerow(["split", "index", "parameters", "precision", *numbers])
+    for group in ordered_groups(evaluation.groups):
+        for network in evaluation.networks_of(group):
+            place = (group, network.index, network.parameters)
+            for precision, result in network.precisions.items():
+                cells = ["" if v is None else f"{v:.5g}" for v in astuple(result)]
+                writer.writerow([*place, precision, *cells])
     return text.getvalue()

@@ -87,6 +87,17 @@ def test_the_files_of_a_run_agree(setting, tmp_path):
         row = next(r for r in page.splitlines() if r.startswith(f"| {title} |"))
         assert row.split("|")[2].strip() == cell
     assert Evaluation.load(tmp_path).networks == evaluation.networks
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "networks.csv").read_text())))
+    assert [(r["split"], r["index"], r["precision"]) for r in rows] == [
+        (n["group"], str(n["index"]), p) for n in content["networks"] for p in n["precisions"]
+    ]
+    for row, result in zip(
+        rows, (r for n in content["networks"] for r in n["precisions"].values()), strict=True
+    ):
+        for name, value in result.items():
+            assert (
+                row[name] == "" if value is None else float(row[name]) == pytest.approx(value, 1e-4)
+            )
 
 
 def test_a_killed_run_goes_on_to_the_same_results(setting, tmp_path, monkeypatch):
