@@ -28,7 +28,7 @@ from ghnq_quant.research.finetuning.progress import TrainingProgress
 from ghnq_quant.research.finetuning.run_folder import Counters, RunFolder
 from ghnq_quant.research.finetuning.settings import FinetuneSettings
 from ghnq_quant.research.finetuning.state import TrainingState
-from ghnq_quant.research.finetuning.step import StepResult, backward_meta_batch
+from ghnq_quant.research.finetuning.step import StepResult, backward_meta_batch, summary
 from ghnq_quant.research.finetuning.validation import validate, validation_networks
 from ghnq_quant.research.networks import SCHEMA, SIDE, SampledNetwork
 from ghnq_quant.research.runs.history import append_history
@@ -296,11 +296,12 @@ class _Training:
             val_top1 = self._validate()
             if val_top1 > before:
                 counters.best_top1, counters.best_step = val_top1, counters.step
+        loss, top1 = summary(self.since) or (None, None)
         row: dict[str, float | int | None] = {
             "step": counters.step,
             "seconds": counters.seconds,
-            "loss": _mean([loss for result in self.since for loss in result.losses]),
-            "top1": _mean([top1 for result in self.since for top1 in result.top1]),
+            "loss": loss,
+            "top1": top1,
             "lr": settings.lr_at(counters.step, fraction),
             "grad_norm": self.grad_norm,
             "failed": sum(result.failed for result in self.since),
@@ -386,7 +387,3 @@ def _optimizer(ghn: GHN, settings: FinetuneSettings, start: TrainingState) -> to
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": start.moments, "param_groups": groups})
     return optimizer
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ghnq_quant.research.finetuning.run_folder import Counters
-from ghnq_quant.research.finetuning.step import StepResult
+from ghnq_quant.research.finetuning.step import StepResult, summary
 from ghnq_quant.research.runs.progress import Progress, rate
 
 
@@ -51,14 +51,12 @@ class TrainingProgress:
 
     def update(self, counters: Counters, since: Sequence[StepResult]) -> None:
         """Call after each step, with the results since the last logged line."""
-        losses = [loss for result in since for loss in result.losses]
-        top1 = [value for result in since for value in result.top1]
         parts = [
             rate(counters.step - self.first_step, counters.seconds - self.first_second, "step")
         ]
-        if losses:
-            parts.append(f"loss {sum(losses) / len(losses):.3f}")
-            parts.append(f"top-1 {sum(top1) / len(top1):.1%}")
+        if found := summary(since):
+            loss, top1 = found
+            parts += [f"loss {loss:.3f}", f"top-1 {top1:.1%}"]
         if counters.skipped_steps or counters.failed_networks:
             parts.append(f"skipped {counters.skipped_steps}, failed {counters.failed_networks}")
         done = (

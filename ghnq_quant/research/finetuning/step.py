@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean, median
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,21 @@ class StepResult:
     losses: tuple[float, ...]
     top1: tuple[float, ...]
     failed: int
+
+
+def summary(results: Sequence[StepResult]) -> tuple[float, float] | None:
+    """Median loss and mean accuracy over the networks of several steps; None if all have failed.
+
+    A median, because one network at 2 bits can have a loss a thousand times that of the others.
+
+    Example:
+        >>> summary([StepResult((1.0, 5000.0), (0.5, 0.25), 0), StepResult((2.0,), (0.75,), 1)])
+        (2.0, 0.5)
+    """
+    losses = [loss for result in results for loss in result.losses]
+    if not losses:
+        return None
+    return median(losses), fmean(top1 for result in results for top1 in result.top1)
 
 
 def backward_meta_batch(
