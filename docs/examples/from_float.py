@@ -21,7 +21,7 @@ import ghnq_quant
 from ghnq_quant import Quantizer
 from ghnq_quant.quantization import QuantModel
 from ghnq_quant.research.runs.tables import markdown
-from ghnq_quant.research.starts.training import SGD, optimize, training_batches
+from ghnq_quant.research.starts.training import SGD, Batch, optimize, training_batches
 
 BITS = (8, 4, 3)
 SEEDS = 3
@@ -68,24 +68,41 @@ class Method:
         search = "mse" if self.search else None
         ghnq_quant.calibrate(qmodel, batches, ranges=search, batch_norms=self.norms)
 
+    def train(self, qmodel: QuantModel, batch: Batch, steps: int, batches: list[Tensor]) -> None:
+        """With searched ranges as they are, or with new ones that are calibrated at the end."""
+        if self.search:
+            ghnq_quant.freeze_ranges(qmodel)
+        optimize(qmodel, batch, range(steps), LEARNING_RATE, SGD)
+        if not self.search:
+            self.calibrate(qmodel, batches)
+        if self.biases:
+            ghnq_quant.correct_biases(qmodel, batches)
+
 
 _TRAINED = f"{QAT_STEPS} steps behind"
 _ALL = {"norms": True, "equalize": True, "biases": True, "stem": True}
 METHODS = {
     "ranges": Method("activation ranges"),
     "norms": Method(
-        "… and batch norms, as `calibrate`", norms=True, trained=f"{_TRAINED} `calibrate`"
+        "… and batch norms, as `calibrate`",
+        norms=True,
+        trained=f"{_TRAINED} `calibrate`, then again",
     ),
     "equalize": Method("ranges and `equalize`", equalize=True),
     "biases": Method("ranges and `correct_biases`", biases=True),
     "stem": Method("ranges and `stem_bits=8`", stem=True),
     "together": Method("ranges and these three", equalize=True, biases=True, stem=True),
     "all": Method(
-        "`calibrate` and these three", **_ALL, trained=f"{_TRAINED} `calibrate` and these three"
+        "`calibrate` and these three",
+        **_ALL,
+        trained=f"{_TRAINED} `calibrate` and these three, then `calibrate` and `correct_biases`",
     ),
     "mse": Method('`calibrate(ranges="mse")`, weights too', norms=True, search=True),
     "all-mse": Method(
-        "… and these three", **_ALL, search=True, trained="… with searched ranges, frozen"
+        "… and these three",
+        **_ALL,
+        search=True,
+        trained="… with searched ranges, frozen, then `correct_biases`",
     ),
 }
 
@@ -101,10 +118,7 @@ def measure(task: Task) -> None:
         batches = [batch(number)[0] for number in range(BATCHES)]
         qmodel = chosen.quantized(model, bits, batches)
         if steps:
-            if chosen.search:  # or they would be minima and maxima while training
-                ghnq_quant.freeze_ranges(qmodel)
-            optimize(qmodel, batch, range(steps), LEARNING_RATE, SGD)
-            chosen.calibrate(ghnq_quant.unfreeze_ranges(qmodel), batches)
+            chosen.train(qmodel, batch, steps, batches)
         return accuracy(qmodel, task.data.test)
 
     cases = [

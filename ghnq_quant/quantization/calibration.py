@@ -43,7 +43,9 @@ def calibrate(
     Activation ranges follow their quantizers' ``range`` (``"ema"``: the moving average of the
     batches' ranges; a learned one begins with that of least squared error). Ranges of weights are
     searched with the new statistics folded in. Learned ranges that training has moved stay, unless
-    ``ranges`` is given.
+    ``ranges`` is given. What :func:`~ghnq_quant.freeze_batch_norms` and
+    :func:`~ghnq_quant.freeze_ranges` have frozen stays too, and so do searched ranges of weights
+    while ranges are frozen.
     Other parameters, and the modes of all modules, do not change. A warning says if the calibrated
     model hardly tells the first batch's images apart. On a terminal a progress bar appears after
     two seconds.
@@ -70,8 +72,8 @@ def calibrate(
     Raises:
         DataError: there is no batch, or one is empty or not a tensor; with a search, activations
             that are not finite; a batch norm without running statistics to keep.
-        SchemeError: an invalid search or percentile, or ``ranges`` for a model that quantizes over
-            the range of each batch.
+        SchemeError: an invalid search or percentile, or ``ranges`` for a model whose ranges are frozen
+            or that quantizes over the range of each batch.
 
     Example:
         >>> import ghnq_quant, torch
@@ -82,6 +84,11 @@ def calibrate(
     check_one_of(ranges, (None, *get_args(Search)), "ranges")
     if isinstance(percentile, bool) or not 50 < percentile <= 100:
         raise SchemeError(f"percentile={percentile!r}: expected a number above 50, up to 100")
+    if ranges is not None and qmodel.ranges_frozen:
+        raise SchemeError(
+            f"ranges={ranges!r}: the ranges are frozen: call ghnq_quant.unfreeze_ranges(model) first, "
+            "or leave ranges= out to keep them"
+        )
     found = _running_ranges(qmodel)
     if ranges is not None and not found and len(getattr(qmodel, QUANTIZERS)):
         raise SchemeError(
@@ -99,13 +106,16 @@ def calibrate(
     if ranges is not None:
         for learned in qmodel.learned_ranges().values():
             learned.reset()
-    with statistics_of_batches(qmodel, batch_norms=batch_norms), torch.no_grad():
-        getattr(qmodel, QUANTIZERS).train()
-        with _ranges_of_batches(found, ranges, percentile):
+    kept = qmodel.ranges_frozen
+    norms = batch_norms and not qmodel.batch_norms_frozen
+    with statistics_of_batches(qmodel, batch_norms=norms, weight_ranges=not kept), torch.no_grad():
+        getattr(qmodel, QUANTIZERS).train(not kept)
+        with _ranges_of_batches({} if kept else found, ranges, percentile):
             qmodel(images)
             for batch in iterator:
                 qmodel(batch)
-    begin_weight_ranges(qmodel)
+    if not kept:
+        begin_weight_ranges(qmodel)
     qmodel.refresh()
     warn_of_equal_outputs(qmodel, images)
     return qmodel
@@ -197,9 +207,11 @@ def begin_weight_ranges(qmodel: QuantModel) -> None:
 
 
 @contextmanager
-def statistics_of_batches(model: nn.Module, *, batch_norms: bool = True) -> Iterator[None]:
+def statistics_of_batches(
+    model: nn.Module, *, batch_norms: bool = True, weight_ranges: bool = True
+) -> Iterator[None]:
     """Eval in which ``batch_norms`` normalize by each batch and average all batches' statistics from
-    scratch, and weights' ranges are searched again; on leaving, all modules return to their modes."""
+    scratch, and ``weight_ranges`` are searched again; on leaving, all modules return to their modes."""
     modes = {m: m.training for m in model.modules()}
     found = (m for m in modes if isinstance(m, nn.modules.batchnorm._BatchNorm))
     norms = list(found) if batch_norms else []
@@ -211,7 +223,7 @@ def statistics_of_batches(model: nn.Module, *, batch_norms: bool = True) -> Iter
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
         for module in modes:
-            if isinstance(module, HeldRange) and module.of_weight:
+            if weight_ranges and isinstance(module, HeldRange) and module.of_weight:
                 module.train()
                 if not module.is_trained():
                     module.reset()  # the first batch sets it

@@ -47,6 +47,10 @@ def ranges(qmodel: QuantModel) -> list[Tensor]:
     return [end for found in activation_ranges(qmodel).values() for end in found]
 
 
+def shares(qmodel: QuantModel) -> list[Tensor]:
+    return [v for k, v in qmodel.state_dict().items() if k.endswith("share")]
+
+
 def train(qmodel: nn.Module, steps: int = 2) -> None:
     optimizer = torch.optim.SGD(qmodel.parameters(), 0.1)
     for _ in range(steps):
@@ -141,6 +145,29 @@ def test_learned_ranges() -> None:
     assert equal(before, list(qmodel.range_parameters()))
     train(unfreeze_ranges(qmodel))
     assert not equal(before, list(qmodel.range_parameters()))
+
+
+@all_backends
+def test_calibration_keeps_what_is_frozen(backend: str) -> None:
+    """Searched ranges of weights too, which training has made the most of."""
+    by_search = Quantizer(3, range="mse")
+    network = small_network(4, dropout=0.0)
+    qmodel = ghnq_quant.quantize(network, (by_search, 3), backend=backend, example_input=images())
+    ghnq_quant.calibrate(qmodel, [images()], ranges="mse")
+    other = [3 * images().square()]
+
+    def kept(model: QuantModel) -> tuple[bool, bool, bool]:
+        """Whether calibration keeps running statistics, activation ranges and weights' shares."""
+        new = ghnq_quant.calibrate(copy.deepcopy(model), other)
+        parts = (norm_statistics, ranges, shares)
+        return tuple(equal(part(new), part(model)) for part in parts)  # type: ignore[return-value]
+
+    assert kept(qmodel) == (False, False, False)
+    assert kept(freeze_batch_norms(copy.deepcopy(qmodel))) == (True, False, True)
+    assert kept(freeze_ranges(qmodel)) == (False, True, True)
+    assert kept(freeze_batch_norms(qmodel)) == (True, True, True)
+    with pytest.raises(SchemeError, match="unfreeze_ranges"):
+        ghnq_quant.calibrate(qmodel, other, ranges="mse")
 
 
 def test_ranges_that_do_not_move() -> None:
