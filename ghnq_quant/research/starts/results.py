@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -92,9 +92,15 @@ class Curve:
         return None
 
 
-def best_lr(results: Iterable[TrialResult], lrs: Sequence[float]) -> float:
-    """The learning rate with the highest accuracy; the lowest of equal ones."""
-    return max(results, key=lambda r: (r.accuracy, -lrs.index(r.trial.lr))).trial.lr
+def best_lr(results: Iterable[TrialResult]) -> float:
+    """The learning rate with the highest accuracy; of equal ones that with the lowest training loss.
+
+    With few held-out images accuracies are often equal. The lowest rate would then be a bad choice
+    for trainings that are shorter than those it was chosen by.
+    """
+    return max(
+        results, key=lambda r: (r.accuracy, -(math.inf if r.loss is None else r.loss))
+    ).trial.lr
 
 
 def curve(results: Mapping[Trial, TrialResult], arch: str, bits: Precision, start: str) -> Curve:

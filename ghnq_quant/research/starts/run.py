@@ -204,7 +204,7 @@ def measured_trials(
         lr = lrs[0]
         if len(lrs) > 1:
             choices = [Trial(*case, settings.lr_steps, lr, CHOICE_SEED) for lr in lrs]
-            lr = best_lr([finished[choice] for choice in choices], lrs)
+            lr = best_lr([finished[choice] for choice in choices])
         trials += [
             Trial(*case, steps, lr, seed)
             for steps, seed in product(settings.steps, range(settings.seeds))

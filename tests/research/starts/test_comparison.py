@@ -106,11 +106,13 @@ def test_ratios_are_of_the_steps_to_what_pytorchs_start_has_after_each_training(
     assert rows == [["a", "W4/A4", "GHN-Q", "0.00", "≤ 0.50", "0.39", "> 1"]]
 
 
-def test_learning_rate_is_the_most_accurate_and_of_equal_ones_the_lowest() -> None:
+def test_learning_rate_is_the_most_accurate_and_of_equal_ones_that_of_the_lowest_loss() -> None:
+    losses = {0.03: 0.4, 0.1: None, 0.3: 0.2, 1: 0.1}
     results = [
-        result("ghnq", 8, accuracy, lr=lr) for lr, accuracy in ((0.3, 50), (0.1, 50), (1, 9))
+        replace(result("ghnq", 8, 9 if lr == 1 else 50, lr=lr), loss=loss)
+        for lr, loss in losses.items()
     ]
-    assert best_lr(results, (0.1, 0.3, 1)) == 0.1
+    assert best_lr(results) == 0.3
 
 
 def test_all_starts_get_the_same_trainings() -> None:
