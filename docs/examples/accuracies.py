@@ -99,14 +99,20 @@ class Measured:
         return f"{statistics.mean(values):.1f}{spread}"
 
 
-def main(measure: Callable[[Task], None], table: Callable[[list[Measured]], str]) -> None:
-    """Measure what is missing of the networks and print the table of all that is there."""
+def options() -> argparse.ArgumentParser:
+    """Those of every script that measures what is missing and prints a table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("network", nargs="*", help="all that were trained, if none is named")
     parser.add_argument("--data", help="CIFAR-10")
-    parser.add_argument("--networks", type=Path, help="of docs/examples/float_networks.py")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="measure nothing")
+    return parser
+
+
+def main(measure: Callable[[Task], None], table: Callable[[list[Measured]], str]) -> None:
+    """Measure what is missing of the networks and print the table of all that is there."""
+    parser = options()
+    parser.add_argument("network", nargs="*", help="all that were trained, if none is named")
+    parser.add_argument("--networks", type=Path, help="of docs/examples/float_networks.py")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if not args.table:

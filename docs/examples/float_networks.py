@@ -41,10 +41,14 @@ def float_network(folder: Path, name: str) -> nn.Module:
     return model
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, images: Images) -> float:
-    """Top-1, %."""
-    model.eval()
+    """Top-1, %, in eval."""
+    return accuracy_as_it_is(model.eval(), images)
+
+
+@torch.no_grad()
+def accuracy_as_it_is(model: nn.Module, images: Images) -> float:
+    """Top-1, %, in the mode of ``model``."""
     right = sum(int((model(x).argmax(1) == y).sum()) for x, y in evaluation_batches(images))
     return 100 * right / len(images)
 

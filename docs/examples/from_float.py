@@ -70,7 +70,7 @@ class Method:
 
     def train(self, qmodel: QuantModel, batch: Batch, steps: int, batches: list[Tensor]) -> None:
         """With searched ranges as they are, or with new ones that are calibrated at the end."""
-        if self.search:
+        if self.search:  # or they would be minima and maxima while training
             ghnq_quant.freeze_ranges(qmodel)
         optimize(qmodel, batch, range(steps), LEARNING_RATE, SGD)
         if not self.search:

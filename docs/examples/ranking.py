@@ -11,29 +11,29 @@ is missing; with --table it prints the tables of what is there.
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
-from float_networks import accuracy
+from accuracies import options
+from float_networks import accuracy, accuracy_as_it_is
 from scipy.stats import bootstrap, kendalltau
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
 import ghnq_quant
-from ghnq_quant.research.data import Images, ImageSet, evaluation_batches, load_images
+from ghnq_quant.research.data import ImageSet, evaluation_batches, load_images
 from ghnq_quant.research.networks import ConvNets250K, SampledNetwork
 from ghnq_quant.research.runs.journal import Journal, read_journal
 from ghnq_quant.research.runs.tables import markdown
 from ghnq_quant.research.starts.training import SGD, optimize, seeded, training_batches
+from ghnq_quant.research.table1.summary import summarize
 
-MAX_MACS, STEPS, RATE, SEED = 15_000_000, 2000, 0.1, 0
+NETWORKS, MAX_MACS = 20, 15_000_000
+STEPS, RATE, SEED = 2000, 0.1, 0
 #: Layers' harm is measured at these bits, on so many training images.
 BITS, IMAGES = (2, 3, 4), 512
 
@@ -62,9 +62,9 @@ class Result:
         return cls(**content)
 
 
-def small_networks(count: int) -> list[SampledNetwork]:
+def small_networks() -> list[SampledNetwork]:
     small = (n for n in ConvNets250K("test") if n.program.macs <= MAX_MACS)
-    return list(islice(small, count))
+    return list(islice(small, NETWORKS))
 
 
 def measure(item: SampledNetwork, data: ImageSet) -> Result:
@@ -83,7 +83,8 @@ def measure(item: SampledNetwork, data: ImageSet) -> Result:
         item.index,
         item.program.num_parameters,
         item.program.macs,
-        round(accuracy_on_batches(predicted, data.test), 2),
+        # with the statistics of each batch, as the paper measures it
+        round(accuracy_as_it_is(predicted.train(), data.test), 2),
         round(accuracy(trained, data.test), 2),
         {
             source: {str(b): round(tau(harms[source][b], harms["trained"][b]), 4) for b in BITS}
@@ -96,14 +97,6 @@ def measure(item: SampledNetwork, data: ImageSet) -> Result:
 def harm_of_layers(model: nn.Module, batches: list[torch.Tensor]) -> dict[int, list[float]]:
     layers = ghnq_quant.sensitivity(model, batches, bits=BITS).layers
     return {b: [layer.harm[b] for layer in layers] for b in BITS}
-
-
-@torch.no_grad()
-def accuracy_on_batches(model: nn.Module, images: Images) -> float:
-    """Top-1, %, with the statistics of each batch, as the paper measures it."""
-    model.train()
-    batches = evaluation_batches(images)
-    return 100 * sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(images)
 
 
 def tau(a: Sequence[float], b: Sequence[float]) -> float:
@@ -129,34 +122,27 @@ def table(results: Sequence[Result]) -> str:
     for source in ("initial", "predicted"):
         cells = []
         for bits in BITS:
-            values = [r.layers[source][str(bits)] for r in results]
-            error = statistics.stdev(values) / len(values) ** 0.5
-            cells.append(f"{statistics.mean(values):.2f} ± {error:.2f}")
+            found = summarize(r.layers[source][str(bits)] for r in results)
+            cells.append(f"{found.mean:.2f} ± {found.standard_error:.2f}")
         layers.append([f"{source} parameters", *cells])
     spread = f"{min(trained):.1f} to {max(trained):.1f}"
     return f"Trained: {spread} %.\n\n{markdown(networks)}\n\n{markdown(layers)}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", help="CIFAR-10")
-    parser.add_argument("--networks", type=int, default=20)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--table", action="store_true", help="measure nothing")
-    args = parser.parse_args()
+    args = options().parse_args()
     torch.set_num_threads(1)
     if not args.table:
         data = load_images(args.data)
         header = {"steps": STEPS, "rate": RATE, "max_macs": MAX_MACS, "images": IMAGES}
         journal = Journal(args.output, header, Result)
         finished = journal.resume()
-        for item in small_networks(args.networks):
+        for item in small_networks():
             if item.index not in finished:
                 result = measure(item, data)
                 journal.append(result)
                 print(result, flush=True)
-    results = read_journal(args.output, Result).values()
-    print(table([r for r in results if isinstance(r, Result)]))
+    print(table(list(read_journal(args.output, Result).values())))
 
 
 if __name__ == "__main__":

@@ -232,17 +232,17 @@ def _median_cell(layers: Iterable[LayerResult], depthwise: bool, metric: str, so
 
 def csv_table(evaluation: Evaluation) -> str:
     """One line for each split, precision and metric, with all digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["split", "precision", "metric", "n", "mean", "standard_error", "max"])
+    lines: list[Sequence[object]] = [
+        ("split", "precision", "metric", "n", "mean", "standard_error", "max")
+    ]
     for group, by_precision in evaluation.summaries().items():
         for precision, by_metric in by_precision.items():
             for metric in METRICS:
                 s = by_metric[metric]
                 if s.mean is not None:
                     numbers = (s.count, s.mean, s.standard_error, s.maximum)
-                    writer.writerow([group, precision, metric, *numbers])
-    return text.getvalue()
+                    lines.append((group, precision, metric, *numbers))
+    return _csv(lines)
 
 
 def csv_of_networks(evaluation: Evaluation) -> str:
@@ -252,14 +252,18 @@ def csv_of_networks(evaluation: Evaluation) -> str:
         >>> print(csv_of_networks(Evaluation({}, ())).strip())
         split,index,parameters,precision,top1,top5,nonfinite_images,weight_mse,weight_snr_db,output_mse,output_snr_db
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     numbers = [field.name for field in fields(PrecisionResult)]
-    writer.writerow(["split", "index", "parameters", "precision", *numbers])
+    lines: list[Sequence[object]] = [("split", "index", "parameters", "precision", *numbers)]
     for group in ordered_groups(evaluation.groups):
         for network in evaluation.networks_of(group):
             place = (group, network.index, network.parameters)
             for precision, result in network.precisions.items():
                 cells = ["" if v is None else f"{v:.5g}" for v in astuple(result)]
-                writer.writerow([*place, precision, *cells])
+                lines.append((*place, precision, *cells))
+    return _csv(lines)
+
+
+def _csv(lines: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
